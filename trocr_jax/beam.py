@@ -1,0 +1,163 @@
+"""Beam search, step for step as transformers' `generate` does it (checked against 4.57 and 5.23, token for token).
+
+Letters: B images, K beams, C = 2K candidates a step, P places for tokens, V vocabulary, S image tokens, E their width.
+
+Each step extends the K running beams of an image by every token, takes the C best (2K, so that K still run when K end), moves
+those among the first K that ended into the K best ended ones, and keeps the K best that still run.
+An ended sequence scores sum of log-probabilities / length ** length_penalty, its end token counted, the start token not.
+Images end on their own: what happens to an image after it is done does not change its result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from .decoder import KVCache, StepLayers
+from .layers import Array
+from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_visits
+from .model import TrOCR
+
+NEVER = -1.0e9  # the score of what is not there; transformers' value, kept because sums with it decide ties
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Beams:
+    """Sequences of an image, the best first.
+
+    Attributes:
+        tokens: [B,n,P+1] int32, the start token first.
+        logprobs: [B,n,P] float32, of each token.
+        scores: [B,n] float32, sums of log-probabilities while running, with the length penalty once ended.
+        ended: [B,n] bool
+    """
+
+    tokens: Array
+    logprobs: Array
+    scores: Array
+    ended: Array
+
+    def pick(self, indices: Array) -> Beams:
+        """The sequences at indices [B,m]."""
+        return jax.tree.map(lambda x: jax.vmap(lambda row, i: row[i])(x, indices), self)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BeamState:
+    """The carry of beam search.
+
+    Attributes:
+        running: the K beams that are extended.
+        best: the K best ended sequences so far.
+        improvable: [B] bool, whether a running beam may still beat the worst of `best`.
+        done: [B] bool
+        position: [] int32, tokens produced so far.
+        cache: self-attention of the running beams, rows B*K.
+    """
+
+    running: Beams
+    best: Beams
+    improvable: Array
+    done: Array
+    position: Array
+    cache: KVCache
+
+
+def beam_search(model: TrOCR, memory: Array, config: GenerateConfig, mask: Array) -> Generation:
+    """memory [B,S,E], mask [B] (False: a row that only fills the batch) -> Generation with R sequences an image."""
+    state = _start(model, memory.shape[0], config, ~mask)
+    layers = model.decoder.step_layers()
+    state = run(lambda s: _step(model, memory, config, layers, s), state, lambda s: ~jnp.all(s.done))
+    best, T, R = state.best, config.max_new_tokens, config.num_return_sequences
+    return finalize(best.tokens[:, :R, 1 : T + 1], best.logprobs[:, :R, :T], best.scores[:, :R], model.config)
+
+
+def _start(model: TrOCR, images: int, config: GenerateConfig, done: Array) -> BeamState:
+    K, P, ids = config.num_beams, whole_visits(config.max_new_tokens), model.config
+    tokens = jnp.full((images, K, P + 1), ids.pad_token_id, jnp.int32).at[..., 0].set(ids.decoder_start_token_id)
+    nothing = Beams(tokens, jnp.zeros((images, K, P)), jnp.full((images, K), NEVER), jnp.zeros((images, K), bool))
+    # only the first beam counts at first, or all K would hold the same sequence
+    running = Beams(tokens, nothing.logprobs, nothing.scores.at[:, 0].set(0.0), nothing.ended)
+    cache = model.decoder.init_cache(images * K, P)
+    return BeamState(running, nothing, jnp.ones(images, bool), done, jnp.int32(0), cache)
+
+
+def _step(model: TrOCR, memory: Array, config: GenerateConfig, layers: StepLayers, state: BeamState) -> BeamState:
+    logprobs, cache = _next_logprobs(model, memory, config, layers, state)
+    candidates, parents = _extend(state.running, logprobs, state.position, config, model.config.eos_token_id)
+    best = _merge(state, candidates, config)
+    still = candidates.scores + jnp.where(candidates.ended, NEVER, 0.0)
+    scores, kept = jax.lax.top_k(still, config.num_beams)
+    running = candidates.pick(kept)
+    running = Beams(running.tokens, running.logprobs, scores, running.ended)
+    position = state.position + 1
+    improvable = state.improvable & _improvable(running.scores[:, 0], best, position, config)
+    full = best.ended.all(axis=1) & jnp.bool_(config.early_stopping is True)
+    done = state.done | ~improvable | full | (position >= config.max_new_tokens)
+    return _freeze(state, BeamState(running, best, improvable, done, position, cache.rows(_rows(parents, kept))))
+
+
+def _freeze(old: BeamState, new: BeamState) -> BeamState:
+    """The new state; images that were done keep their sequences (a visit may run past the end)."""
+    best = jax.tree.map(lambda o, n: jnp.where(old.done.reshape(-1, *[1] * (n.ndim - 1)), o, n), old.best, new.best)
+    return BeamState(new.running, best, new.improvable, new.done, new.position, new.cache)
+
+
+def _next_logprobs(
+    model: TrOCR, memory: Array, config: GenerateConfig, layers: StepLayers, state: BeamState
+) -> tuple[Array, KVCache]:
+    """Processed log-probabilities [B,K,V] of the next token of every running beam."""
+    B, K, P1 = state.running.tokens.shape
+    tokens = state.running.tokens.reshape(B * K, P1)
+    current = jax.lax.dynamic_index_in_dim(tokens, state.position, axis=1, keepdims=False)
+    hidden, cache = model.decoder.step(current, memory, state.cache, state.position, layers)
+    logprobs = jax.nn.log_softmax(model.decoder.logits(hidden).astype(jnp.float32), axis=-1)
+    return process(logprobs, tokens, state.position, config, model.config).reshape(B, K, -1), cache
+
+
+def _extend(running: Beams, logprobs: Array, position: Array, config: GenerateConfig, eos: int) -> tuple[Beams, Array]:
+    """The C best one-token extensions of the running beams, and which beam [B,C] each came from."""
+    B, K, V = logprobs.shape
+    C = 2 * K
+    # the best C of each beam, then of those: the same candidates in the same order as of all K * V, in a fraction of the sorting
+    scores, tokens = jax.lax.top_k(logprobs + running.scores[..., None], min(C, V))
+    scores, flat = jax.lax.top_k(scores.reshape(B, -1), C)
+    parents = flat // tokens.shape[-1]
+    token = jnp.take_along_axis(tokens.reshape(B, -1), flat, axis=1).astype(jnp.int32)
+    chosen = jnp.take_along_axis(logprobs.reshape(B, K * V), parents * V + token, axis=1)
+    picked = running.pick(parents)
+    ended = (token == eos) | (position + 1 >= config.max_new_tokens)
+    return Beams(put(picked.tokens, token, position + 1), put(picked.logprobs, chosen, position), scores, ended), parents
+
+
+def _merge(state: BeamState, candidates: Beams, config: GenerateConfig) -> Beams:
+    """The K best ended sequences, old and new. Candidates beyond the first K only keep the search running."""
+    K = config.num_beams
+    ended = candidates.ended & (jnp.arange(candidates.ended.shape[1]) < K)
+    closed = ~state.improvable[:, None]
+    if config.early_stopping is True:
+        closed |= state.best.ended.all(axis=1, keepdims=True)
+    length = (state.position + 1).astype(jnp.float32)
+    scores = candidates.scores / length**config.length_penalty
+    scores = scores + jnp.where(closed, NEVER, 0.0) + jnp.where(ended, 0.0, NEVER)
+    new = Beams(candidates.tokens, candidates.logprobs, scores, ended)
+    merged = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), state.best, new)
+    return merged.pick(jax.lax.top_k(merged.scores, K)[1])
+
+
+def _improvable(best_running: Array, best: Beams, position: Array, config: GenerateConfig) -> Array:
+    """[B] whether the best running beam, at its most hopeful length, beats the worst ended sequence."""
+    longest = config.early_stopping == "never" and config.length_penalty > 0.0
+    length = jnp.float32(config.max_new_tokens) if longest else position.astype(jnp.float32)
+    worst = jnp.where(best.ended, best.scores.min(axis=1, keepdims=True), NEVER)
+    return jnp.any((best_running / length**config.length_penalty)[:, None] > worst, axis=1)
+
+
+def _rows(parents: Array, kept: Array) -> Array:
+    """Cache rows [B*K] of the beams that go on: kept [B,K] points into candidates whose beam was parents [B,C]."""
+    B, K = kept.shape
+    return (jnp.take_along_axis(parents, kept, axis=1) + jnp.arange(B)[:, None] * K).reshape(-1)

@@ -1,0 +1,101 @@
+"""`trocr-jax VERB ...`: one line a verb here, the verbs where they belong; only the one asked for is imported.
+
+Results go to stdout, progress and remarks to stderr. Exit codes: 0 fine, 1 ran but something failed, 2 wrong use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+VERBS = {
+    "read": ("trocr_jax.read_command", "read the text of line images"),
+    "convert": ("trocr_jax.convert.cli", "convert weights: hub, fairseq, BEiT + RoBERTa, Orbax"),
+    "train": ("trocr_jax.train.cli", "fine-tune or train a model"),
+    "eval": ("trocr_jax.train.evaluate", "measure a model: CER, WER, accuracy, calibration"),
+    "serve": ("trocr_jax.serve.cli", "an OpenAI-compatible server with a web page"),
+    "bench": ("trocr_jax.serve.bench", "measure speed beside other implementations"),
+    "doctor": ("trocr_jax.doctor", "check this machine and a checkpoint"),
+}
+
+
+class UsageError(Exception):
+    """A wrong call: the message is for the person who typed it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage(), file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(package_version())
+        return 0
+    if arguments[0] not in VERBS:
+        return complain(f"no such command: {arguments[0]!r}. Commands: {', '.join(VERBS)}", 2)
+    return _run(arguments[0], arguments[1:])
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    """Parses a verb's flags into its Config and calls its run(config)."""
+    import tyro
+
+    try:
+        app = importlib.import_module(VERBS[verb][0])
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("trocr_jax"):
+            raise
+        return complain(f"{verb} needs the Python package {error.name!r}: pip install 'trocr-jax[{_extra(verb)}]'", 1)
+    prog = f"trocr-jax {verb}"
+    try:
+        if hasattr(app, "parse"):  # presets and files have a say before the flags
+            config = app.parse(arguments, prog)
+        else:
+            config = tyro.cli(app.Config, prog=prog, args=arguments, description=app.__doc__)
+        return app.run(config)
+    except UsageError as error:
+        return complain(str(error), 2)
+    except BrokenPipeError:  # the reader of our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
+        return 1
+    except (ValueError, OSError) as error:
+        return complain(str(error), 1)
+    except KeyboardInterrupt:
+        return complain("interrupted", 130)
+
+
+def complain(message: str, code: int) -> int:
+    """One line on stderr; returns the exit code."""
+    print(f"trocr-jax: {message}", file=sys.stderr)
+    return code
+
+
+def usage() -> str:
+    """What `trocr-jax --help` prints."""
+    rows = "\n".join(f"  {verb:<9}{text}" for verb, (_, text) in VERBS.items())
+    return (
+        "usage: trocr-jax COMMAND ...\n\nTrOCR in JAX: reads single lines of text.\n\n"
+        f"{rows}\n\n'trocr-jax COMMAND --help' tells its options."
+    )
+
+
+def package_version() -> str:
+    """The installed version, or "unknown" in a bare checkout."""
+    try:
+        return version("trocr-jax")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _extra(verb: str) -> str:
+    return {"train": "train", "eval": "train"}.get(verb, "test")
+
+
+if __name__ == "__main__":
+    from trocr_jax import cli  # not this second copy of itself: its UsageError would be another class than the verbs raise
+
+    raise SystemExit(cli.main())

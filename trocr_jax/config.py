@@ -1,0 +1,286 @@
+"""Model configurations: frozen dataclasses that map to and from the hub's `config.json`, and the public checkpoints by name.
+
+A field of `config.json` that this package does not know and that is switched on is refused by name: it may change the maths,
+and a model that computes something else than its checkpoint is worse than no model.
+Facts about the checkpoints: the hub's configs (Li et al., TrOCR, AAAI 2023).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+Size = tuple[int, int]
+
+ENCODER_ACTIVATIONS = ("gelu", "relu", "gelu_new", "silu")
+
+
+class ConfigError(ValueError):
+    """A `config.json` that this package cannot follow exactly; the message names the field."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """ViT or DeiT image encoder. Sizes are (height, width) in pixels."""
+
+    model_type: Literal["vit", "deit"] = "vit"
+    image_size: Size = (384, 384)
+    patch_size: Size = (16, 16)
+    num_channels: int = 3
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_size: int = 3072
+    activation: str = "gelu"
+    qkv_bias: bool = False
+    layer_norm_eps: float = 1e-12
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for image, patch in zip(self.image_size, self.patch_size, strict=True):
+            _require(
+                patch > 0 and image % patch == 0, f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
+            )
+        _require(self.hidden_size % self.num_heads == 0, "encoder.hidden_size is no multiple of encoder.num_attention_heads")
+        _require(self.activation in ENCODER_ACTIVATIONS, f"encoder.hidden_act {self.activation!r} is not supported")
+
+    @property
+    def grid(self) -> Size:
+        """Patches down and across."""
+        return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
+
+    @property
+    def num_special_tokens(self) -> int:
+        """Class token, and DeiT's distillation token."""
+        return 2 if self.model_type == "deit" else 1
+
+    @property
+    def num_tokens(self) -> int:
+        """S, the number of image tokens that the decoder attends to."""
+        return self.grid[0] * self.grid[1] + self.num_special_tokens
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """TrOCR text decoder: post-LN transformer with cross-attention, in three families (see the README's table)."""
+
+    vocab_size: int = 50265
+    hidden_size: int = 1024
+    num_layers: int = 12
+    num_heads: int = 16
+    mlp_size: int = 4096
+    activation: str = "gelu"
+    max_positions: int = 512
+    learned_positions: bool = True
+    layernorm_embedding: bool = True
+    scale_embedding: bool = False
+    tie_word_embeddings: bool = True
+    cross_attention_size: int | None = None
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.hidden_size % self.num_heads == 0, "decoder.d_model is no multiple of decoder.decoder_attention_heads")
+        _require(self.activation in ENCODER_ACTIVATIONS, f"decoder.activation_function {self.activation!r} is not supported")
+
+
+@dataclass(frozen=True)
+class TrOCRConfig:
+    """Encoder, decoder and the token ids that start, end and pad a line."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    decoder_start_token_id: int = 2
+    bos_token_id: int = 0
+    pad_token_id: int = 1
+    eos_token_id: int = 2
+
+    def __post_init__(self) -> None:
+        width = self.decoder.cross_attention_size
+        _require(
+            width in (None, self.encoder.hidden_size),
+            f"decoder.cross_attention_hidden_size {width} must be the encoder's hidden_size {self.encoder.hidden_size} or null",
+        )
+        ids = (self.decoder_start_token_id, self.bos_token_id, self.pad_token_id, self.eos_token_id)
+        _require(
+            all(0 <= i < self.decoder.vocab_size for i in ids),
+            f"special token ids {ids} exceed the vocabulary of {self.decoder.vocab_size}",
+        )
+
+    @property
+    def has_projection(self) -> bool:
+        """Whether `enc_to_dec_proj` stands between encoder and decoder (never in Microsoft's checkpoints)."""
+        return self.encoder.hidden_size != self.decoder.hidden_size and self.decoder.cross_attention_size is None
+
+    @property
+    def memory_size(self) -> int:
+        """Width of the vectors that cross-attention reads."""
+        return self.decoder.hidden_size if self.has_projection else self.encoder.hidden_size
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any]) -> TrOCRConfig:
+        """From the content of a hub `config.json` of a vision-encoder-decoder model.
+
+        Raises:
+            ConfigError: not such a model, or a field is set that this package does not know.
+        """
+        kind = config.get("model_type")
+        _require(kind == "vision-encoder-decoder", f"model_type is {kind!r}, expected 'vision-encoder-decoder'")
+        encoder, decoder = _section(config, "encoder"), _section(config, "decoder")
+        ids = {name: _first(config.get(name), decoder.get(name), default) for name, default in _TOKEN_IDS.items()}
+        return cls(encoder=_encoder_from_hf(encoder), decoder=_decoder_from_hf(decoder), **ids)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `config.json` that `VisionEncoderDecoderModel.from_pretrained` reads."""
+        ids = {name: getattr(self, name) for name in _TOKEN_IDS}
+        decoder = {hf: getattr(self.decoder, ours) for hf, ours in _DECODER_FIELDS.items()}
+        return {
+            "architectures": ["VisionEncoderDecoderModel"],
+            "model_type": "vision-encoder-decoder",
+            "is_encoder_decoder": True,
+            "tie_word_embeddings": False,
+            **ids,
+            "encoder": _encoder_to_hf(self.encoder),
+            "decoder": {
+                "model_type": "trocr",
+                "is_decoder": True,
+                "add_cross_attention": True,
+                "use_cache": True,
+                **decoder,
+                **ids,
+            },
+        }
+
+
+_TOKEN_IDS = {"decoder_start_token_id": 2, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+_ENCODER_FIELDS = {
+    "num_channels": "num_channels",
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "mlp_size",
+    "hidden_act": "activation",
+    "qkv_bias": "qkv_bias",
+    "layer_norm_eps": "layer_norm_eps",
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+}
+_DECODER_FIELDS = {
+    "vocab_size": "vocab_size",
+    "d_model": "hidden_size",
+    "decoder_layers": "num_layers",
+    "decoder_attention_heads": "num_heads",
+    "decoder_ffn_dim": "mlp_size",
+    "activation_function": "activation",
+    "max_position_embeddings": "max_positions",
+    "use_learned_position_embeddings": "learned_positions",
+    "layernorm_embedding": "layernorm_embedding",
+    "scale_embedding": "scale_embedding",
+    "tie_word_embeddings": "tie_word_embeddings",
+    "cross_attention_hidden_size": "cross_attention_size",
+    "dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout",
+}
+
+# Bookkeeping, generation defaults of transformers 4 and initialisation scales: none changes the forward pass.
+_NEUTRAL = frozenset(
+    "_name_or_path _attn_implementation_autoset architectures bos_token_id classifier_dropout decoder_layerdrop "
+    "decoder_start_token_id diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size encoder_stride "
+    "eos_token_id id2label init_std initializer_range is_encoder_decoder label2id length_penalty max_length min_length "
+    "no_repeat_ngram_size num_beam_groups num_beams num_return_sequences pad_token_id pooler_act pooler_output_size "
+    "problem_type repetition_penalty return_dict task_specific_params temperature tokenizer_class top_k top_p torch_dtype "
+    "transformers_version typical_p use_bfloat16 use_cache output_attentions output_hidden_states output_scores".split()
+)
+_DECODER_NEUTRAL = _NEUTRAL | {"is_decoder", "add_cross_attention", "model_type", "encoder_hidden_size"}
+_ENCODER_NEUTRAL = _NEUTRAL | {"model_type", "image_size", "patch_size", "tie_word_embeddings"}
+
+
+def _encoder_from_hf(section: dict[str, Any]) -> EncoderConfig:
+    kind: Any = section.get("model_type")
+    _require(kind in ("vit", "deit"), f"encoder.model_type is {kind!r}, expected 'vit' or 'deit'")
+    _refuse_unknown(section, "encoder", _ENCODER_FIELDS.keys() | _ENCODER_NEUTRAL)
+    known = {"activation": "gelu", "qkv_bias": True, **_pick(section, _ENCODER_FIELDS)}
+    sizes = {name: _pair(section.get(name, default)) for name, default in (("image_size", 224), ("patch_size", 16))}
+    return EncoderConfig(model_type=kind, **sizes, **known)
+
+
+def _encoder_to_hf(encoder: EncoderConfig) -> dict[str, Any]:
+    sizes = {name: _unpair(getattr(encoder, name)) for name in ("image_size", "patch_size")}
+    return {"model_type": encoder.model_type, **sizes, **{hf: getattr(encoder, ours) for hf, ours in _ENCODER_FIELDS.items()}}
+
+
+def _decoder_from_hf(section: dict[str, Any]) -> DecoderConfig:
+    kind = section.get("model_type")
+    _require(kind in ("trocr", "trocr_decoder"), f"decoder.model_type is {kind!r}, expected 'trocr'")
+    _refuse_unknown(section, "decoder", _DECODER_FIELDS.keys() | _DECODER_NEUTRAL)
+    known = _pick(section, _DECODER_FIELDS)
+    # stage-1 files still carry the key from before its renaming, beside a null under the new name; null means d_model there
+    known["cross_attention_size"] = _first(section.get("cross_attention_hidden_size"), section.get("encoder_hidden_size"), None)
+    return DecoderConfig(**known)
+
+
+def _refuse_unknown(section: dict[str, Any], name: str, known: set[str] | frozenset[str]) -> None:
+    unknown = [f"{name}.{key} = {value!r}" for key, value in section.items() if key not in known and value]
+    _require(not unknown, "unknown fields that may change the maths: " + ", ".join(unknown))
+
+
+def _pick(section: dict[str, Any], fields: dict[str, str]) -> dict[str, Any]:
+    return {ours: section[hf] for hf, ours in fields.items() if section.get(hf) is not None}
+
+
+def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    section = config.get(name)
+    _require(isinstance(section, dict), f"config.json has no {name!r} section")
+    return section  # pyright: ignore[reportReturnType]
+
+
+def _pair(size: int | list[int] | tuple[int, ...]) -> Size:
+    if isinstance(size, int):
+        return size, size
+    _require(len(size) == 2, f"a size must be one number or [height, width], not {size}")
+    return int(size[0]), int(size[1])
+
+
+def _unpair(size: Size) -> int | list[int]:
+    return size[0] if size[0] == size[1] else list(size)
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _presets() -> dict[str, TrOCRConfig]:
+    base, large = EncoderConfig(), EncoderConfig(hidden_size=1024, num_layers=24, num_heads=16, mlp_size=4096)
+    small = EncoderConfig("deit", hidden_size=384, num_heads=6, mlp_size=1536, qkv_bias=True)
+    family_a = DecoderConfig()
+    family_b = DecoderConfig(
+        activation="relu", max_positions=1024, learned_positions=False, layernorm_embedding=False, scale_embedding=True,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    family_c = DecoderConfig(
+        vocab_size=64044, hidden_size=256, num_layers=6, num_heads=8, mlp_size=1024, activation="relu", scale_embedding=True,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    rows = {
+        "small-stage1": (small, family_c), "small-handwritten": (small, family_c), "small-printed": (small, family_c),
+        "base-stage1": (base, family_b), "base-handwritten": (base, family_a), "base-printed": (base, family_a),
+        "base-str": (base, family_a),
+        "large-stage1": (large, family_b), "large-handwritten": (large, family_a), "large-printed": (large, family_b),
+        "large-str": (large, family_a),
+    }  # fmt: skip
+    return {
+        f"microsoft/trocr-{name}": TrOCRConfig(encoder, replace(decoder, cross_attention_size=encoder.hidden_size))
+        for name, (encoder, decoder) in rows.items()
+    }
+
+
+PRESETS: dict[str, TrOCRConfig] = _presets()
+"""The eleven public checkpoints by their hub names. base-str and large-str are inferred from file sizes and sibling models."""

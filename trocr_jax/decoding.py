@@ -1,0 +1,65 @@
+"""From pictures to token ids: each way of decoding is one compiled program, `generate`.
+
+Letters: B images, S image tokens, E their width, R returned sequences an image, T new tokens.
+
+Shapes are static, and a row's tokens do not depend on its neighbours: the same image gives the same tokens alone, in any
+batch, in any order, with any padding. `sampling` holds greedy decoding and sampling, `beam` beam search, `loop` what they share.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .beam import beam_search
+from .layers import Array
+from .loop import GenerateConfig, Generation
+from .model import TrOCR, normalize
+from .sampling import sample
+
+__all__ = ["GenerateConfig", "Generation", "generate", "precision", "read_pixels"]
+
+
+@partial(jax.jit, static_argnames=("config",))
+def generate(
+    model: TrOCR, memory: Array, config: GenerateConfig, seeds: Array | None = None, mask: Array | None = None
+) -> Generation:
+    """Decodes image tokens.
+
+    Args:
+        memory: `model.encode(pixels)`, [B,S,E].
+        config: static; another one compiles another program.
+        seeds: [B] uint32, one an image, for sampling: a row's draw depends on its own seed alone.
+        mask: [B] bool, False for rows that only fill the batch up; they end at once.
+
+    Raises:
+        ValueError: sampling without seeds, or more tokens than the checkpoint has positions.
+    """
+    if config.do_sample and seeds is None:
+        raise ValueError("sampling needs seeds, one an image")
+    if config.max_new_tokens > (limit := model.config.decoder.max_positions):
+        raise ValueError(f"max_new_tokens is {config.max_new_tokens}, but this checkpoint has {limit} decoder positions")
+    mask = jnp.ones(memory.shape[0], bool) if mask is None else mask
+    with precision(model.dtype):
+        if config.num_beams > 1:
+            return beam_search(model, memory, config, mask)
+        return sample(model, memory, config, seeds, mask)
+
+
+@partial(jax.jit, static_argnames=("config", "mean", "std"))
+def read_pixels(
+    model: TrOCR, images: Array, config: GenerateConfig, mean: tuple[float, ...], std: tuple[float, ...],
+    seeds: Array | None = None, mask: Array | None = None,
+) -> Generation:  # fmt: skip
+    """uint8 images [B,height,width,C] -> Generation: normalise, encode and decode in one program."""
+    with precision(model.dtype):
+        memory = model.encode(normalize(images, mean, std))
+    return generate(model, memory, config, seeds, mask)
+
+
+def precision(dtype: Any) -> Any:
+    """float32 means float32: TPUs and GPUs multiply it in fewer bits unless told otherwise."""
+    return jax.default_matmul_precision("highest" if dtype == jnp.float32 else "default")

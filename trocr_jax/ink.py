@@ -1,0 +1,101 @@
+"""Two cheap looks at an RGB image before a model reads it: is there ink at all, and is there more than one line of it?
+
+A line model answers every image with fluent text, so a blank image and a whole paragraph give text that nobody wrote.
+Both answers are careful: doubt means "there is ink" and "it is one line", so that a warning is worth reading. Neither
+asks what colour the paper is: they hold for dark on light, light on dark, coloured, noisy and unevenly lit images.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+_ROWS = 256  # images are averaged down to fewer than twice as many rows
+
+
+def is_blank(image: Image.Image) -> bool:
+    """Whether no part of an RGB image shows anything like writing: solid, shaded, ruled or pure noise.
+
+    Neighbouring pixels of a stroke agree, those of noise do not. Looks for strokes at full and, since noise averages
+    away and strokes do not, at half size.
+    """
+    plane = _plane(image)
+    height, width = (side // 2 for side in plane.shape)
+    half = plane[: 2 * height, : 2 * width].reshape(height, 2, width, 2).mean((1, 3))
+    return not (_has_strokes(plane) or _has_strokes(half))
+
+
+def looks_like_several_lines(image: Image.Image) -> bool:
+    """Whether an RGB image shows two or more lines of writing, level or tilted by up to 5 degrees.
+
+    Counts changes of brightness along each row, which rules, frames and shadows hardly have, after undoing the tilt
+    that makes that profile most uneven. Lines are runs of rows with many changes, alike in height, with an almost empty
+    gap between them.
+    """
+    if image.height < 16 or image.width > 40 * image.height:  # each of two lines would be 80 times as long as high
+        return False
+    rows, columns = _changes(_plane(image))
+    if not rows.size or is_blank(image):  # the few chance changes of noise clump into anything
+        return False
+    slopes = np.tan(np.radians(np.arange(-5.0, 5.5, 0.5)))
+    profiles = [_profile(rows + np.rint(slope * columns).astype(np.int64)) for slope in slopes]
+    return _lines(max(profiles, key=lambda profile: float(np.square(profile).sum()))) > 1
+
+
+def _plane(image: Image.Image) -> np.ndarray:
+    """RGB image to float32 [height, width]: its most varied channel, averaged to fewer than 2 * _ROWS rows."""
+    factor = max(image.height // _ROWS, 1)
+    planes = [np.asarray(channel, np.float32) for channel in (image.reduce(factor) if factor > 1 else image).split()]
+    return max(planes, key=lambda plane: float(plane.var()))
+
+
+def _has_strokes(plane: np.ndarray) -> bool:
+    """Whether some tile of about 32 x 32 pixels of [H, W] has neighbours that agree by more than faintly and by chance.
+
+    What is left of a pixel after its row's and its column's mean is free of shading and of straight rules; agreement is
+    the mean product of neighbours.
+    """
+    if min(plane.shape) < 4:
+        return False
+    tiles = _tiles(plane, 32)
+    tiles = tiles - tiles.mean(-1, keepdims=True) - tiles.mean(-2, keepdims=True) + tiles.mean((-1, -2), keepdims=True)
+    pixels = tiles.shape[-1] * tiles.shape[-2]
+    variance = np.einsum("tij,tij->t", tiles, tiles) / pixels
+    across = np.einsum("tij,tij->t", tiles[..., 1:], tiles[..., :-1]) / pixels
+    down = np.einsum("tij,tij->t", tiles[..., 1:, :], tiles[..., :-1, :]) / pixels
+    agreement = (across + down) / 2
+    faint = 1.5**2  # squared grey levels: contrast 20 in thin strokes passes, what JPEG does to shading does not
+    chance = 4.0 * variance / np.sqrt(2 * pixels)
+    return bool(((agreement > faint) & (agreement > chance)).any())
+
+
+def _tiles(plane: np.ndarray, side: int) -> np.ndarray:
+    """[H, W] to [tiles, h, w] with h, w of at least `side` where there are as many, less a rest at the far edges."""
+    down, across = max(plane.shape[0] // side, 1), max(plane.shape[1] // side, 1)
+    h, w = plane.shape[0] // down, plane.shape[1] // across
+    return plane[: down * h, : across * w].reshape(down, h, across, w).swapaxes(1, 2).reshape(-1, h, w)
+
+
+def _changes(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns where brightness changes along a row by more than noise and part of the strongest change."""
+    steps = np.abs(plane[:, 2:] - plane[:, :-2])
+    noise, strongest = np.percentile(steps, (50, 99)) if steps.size else (0.0, 0.0)
+    rows, columns = np.nonzero(steps > max(16.0, 4.0 * noise, 0.3 * strongest))
+    return rows, columns
+
+
+def _profile(rows: np.ndarray) -> np.ndarray:
+    """Row numbers of changes to their count in each row, smoothed over three rows."""
+    return np.convolve(np.bincount(rows - rows.min()), np.ones(3) / 3)
+
+
+def _lines(profile: np.ndarray) -> int:
+    """How many runs of rows look like lines of writing."""
+    full = float(np.percentile(profile[profile > 0], 90))
+    edges = np.diff(np.concatenate([[0], profile > 0.35 * full, [0]]))
+    starts, ends = np.nonzero(edges == 1)[0], np.nonzero(edges == -1)[0]
+    tallest = int((ends - starts).max())
+    kept = [(start, end) for start, end in zip(starts, ends, strict=True) if end - start >= max(4, 0.5 * tallest)]
+    gaps = [profile[end:start] for (_, end), (start, _) in zip(kept, kept[1:], strict=False)]
+    clear = [0.3 * tallest <= len(gap) <= 2 * tallest and gap.min() < 0.12 * full for gap in gaps]
+    return 1 + clear.count(True)

@@ -1,0 +1,154 @@
+"""What encoder and decoder share: linear maps, attention, the MLP, dropout, and running a stack of layers.
+
+Letters: B batch, T query length, S key length, L layers, D width, N heads, H head dim, F mlp width.
+Arrays are [B, T, N, H]; layer parameters are stacked on a leading axis L, so that a stack is one pytree of few leaves.
+
+Modules are NNX modules used as immutable pytrees: they hold parameters and static settings, never a random key, and are
+called inside plain jax transforms. The compute dtype is the dtype of the parameters; softmax and LayerNorm statistics are
+float32 whatever it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Array = jax.Array
+Dtype = Any
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # the checkpoints' GELU is the exact one; tanh differs by up to 5e-4
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+def linear(d_in: int, d_out: int, *, bias: bool = True, std: float = 0.02, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """Linear map with kernel [d_in, d_out], normal(std) as the checkpoints were initialised."""
+    init = nnx.initializers.normal(std)
+    return nnx.Linear(d_in, d_out, use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=dtype, rngs=rngs)
+
+
+def layer_norm(size: int, eps: float, *, dtype: Dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with the variance computed about the mean: E[x^2] - E[x]^2 loses the digits that parity needs."""
+    return nnx.LayerNorm(size, epsilon=eps, use_fast_variance=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Inverted dropout; the identity without a key (inference) or at rate 0."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
+
+
+def split(key: Array | None, n: int) -> list[Array] | list[None]:
+    """n keys, or n times None when there is no key."""
+    return [None] * n if key is None else list(jax.random.split(key, n))
+
+
+class Attention(nnx.Module):
+    """Multi-head attention over projections of queries [B,T,D] and memory [B,S,E] (Vaswani et al., 2017)."""
+
+    def __init__(
+        self, size: int, num_heads: int, *, memory_size: int | None = None, qkv_bias: bool = True, dropout: float = 0.0,
+        dtype: Dtype, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        memory_size = size if memory_size is None else memory_size
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query = linear(size, size, bias=qkv_bias, dtype=dtype, rngs=rngs)
+        self.key = linear(memory_size, size, bias=qkv_bias, dtype=dtype, rngs=rngs)
+        self.value = linear(memory_size, size, bias=qkv_bias, dtype=dtype, rngs=rngs)
+        self.out = linear(size, size, dtype=dtype, rngs=rngs)
+
+    def heads(self, x: Array) -> Array:
+        """[..., D] -> [..., N, H]"""
+        return x.reshape(*x.shape[:-1], self.num_heads, -1)
+
+    def __call__(self, x: Array, memory: Array | None = None, *, causal: bool = False, key: Array | None = None) -> Array:
+        """x [B,T,D] attends to memory [B,S,E] (to itself without one) -> [B,T,D]."""
+        memory = x if memory is None else memory
+        q, k, v = self.heads(self.query(x)), self.heads(self.key(memory)), self.heads(self.value(memory))
+        return self.out(attend(q, k, v, causal=causal, dropout_rate=self.dropout, key=key).reshape(x.shape))
+
+
+def attend(q: Array, k: Array, v: Array, *, causal: bool = False, dropout_rate: float = 0.0, key: Array | None = None) -> Array:
+    """Scaled dot-product attention, q [B,T,N,H] over k, v [B,S,N,H] -> [B,T,N,H]; weights dropped out when there is a key."""
+    plain = not causal and (key is None or dropout_rate == 0.0)
+    if plain and q.shape[1] * k.shape[1] >= SCORES_TO_SPLIT:
+        return jax.lax.platform_dependent(q, k, v, cpu=_attend_head_by_head, default=_attend_at_once)
+    return _attend_at_once(q, k, v, causal, dropout_rate, key)
+
+
+SCORES_TO_SPLIT = 1 << 16
+"""T x S from which a CPU takes the heads one by one: the scores of one head stay in its cache, those of all do not."""
+
+
+def _attend_at_once(
+    q: Array, k: Array, v: Array, causal: bool = False, dropout_rate: float = 0.0, key: Array | None = None
+) -> Array:
+    scores = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=softmax_dtype(q)) * q.shape[-1] ** -0.5
+    if causal:
+        scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, -jnp.inf)
+    weights = dropout(jax.nn.softmax(scores, axis=-1).astype(q.dtype), dropout_rate, key)
+    return jnp.einsum("bnts,bsnh->btnh", weights, v)
+
+
+def _attend_head_by_head(q: Array, k: Array, v: Array) -> Array:
+    """The same, with the sum of the weights divided out behind the product, where it costs T x H instead of T x S."""
+    B, T, N, H = q.shape
+
+    def one(qkv: tuple[Array, Array, Array]) -> Array:
+        query, keys, values = qkv
+        scores = jnp.matmul(query * jnp.asarray(H**-0.5, q.dtype), keys.T, preferred_element_type=softmax_dtype(q))
+        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+        total = weights.sum(axis=-1, keepdims=True)
+        return (jnp.matmul(weights.astype(q.dtype), values, preferred_element_type=softmax_dtype(q)) / total).astype(q.dtype)
+
+    heads = tuple(x.transpose(0, 2, 1, 3).reshape(B * N, -1, H) for x in (q, k, v))
+    return jax.lax.map(one, heads).reshape(B, N, T, H).transpose(0, 2, 1, 3)
+
+
+def softmax_dtype(x: Array) -> Dtype:
+    """float32 for anything narrower: half-precision scores lose the small weights."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+class Mlp(nnx.Module):
+    """Two linear maps with an activation between: [.., D] -> [.., F] -> [.., D]."""
+
+    def __init__(self, size: int, hidden: int, activation: str, *, dropout: float = 0.0, dtype: Dtype, rngs: nnx.Rngs):
+        self.activation, self.dropout = activation, dropout
+        self.fc1 = linear(size, hidden, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, size, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, *, key: Array | None = None) -> Array:
+        return self.fc2(dropout(ACTIVATIONS[self.activation](self.fc1(x)), self.dropout, key))
+
+
+def stack(make: Callable[[nnx.Rngs], Any], count: int, rngs: nnx.Rngs) -> Any:
+    """`count` modules as one, every parameter with a leading axis L."""
+    return jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))
+
+
+def scan_layers(
+    layers: Any, x: Array, apply: Callable[[Any, Array, Array | None], Array], *, key: Array | None = None, remat: bool = False
+) -> tuple[Array, Array]:
+    """Runs stacked layers in order: apply(layer, x, key) -> x. Returns the last x and all of them, [L, ...].
+
+    The outputs of the single layers cost nothing when the caller drops them. `remat` keeps only the layers' inputs for the
+    backward pass and computes the rest again.
+    """
+    keys = None if key is None else jax.random.split(key, jax.tree.leaves(layers)[0].shape[0])
+    body = jax.checkpoint(apply) if remat else apply
+
+    def step(carry: Array, xs: tuple[Any, Array | None]) -> tuple[Array, Array]:
+        y = body(xs[0], carry, xs[1])
+        return y, y
+
+    return jax.lax.scan(step, x, (layers, keys))

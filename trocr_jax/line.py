@@ -1,0 +1,84 @@
+"""What reading an image gives: the text, how sure the model is of it, and everything a caller may want to check."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+REPETITION = re.compile(r"(.{2,}?)\1{3,}$|(\S)\2{11,}$|(\b\w+\b)(?:\W+\3\b){3,}$")
+"""A line that ends in the same piece four times, one sign a dozen times, or one word four times: how a lost decoder babbles."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of the vocabulary: its id, the text it adds, and its log-probability."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Word:
+    """A run of characters without spaces, text[start:end] of the line, and the probability of all its tokens."""
+
+    text: str
+    start: int
+    end: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """The text of one image.
+
+    Attributes:
+        text: what was read; empty where there was an error or no ink.
+        confidence: the model's probability of exactly this text and its end, the product over all tokens, 0 to 1.
+        tokens: as generated, the end token included.
+        words: with their confidences.
+        finish_reason: "stop", or "length" when the token budget cut the line.
+        flags: "no_text" (a blank image), "repetition", "several_lines" (TrOCR reads one line).
+        error: why the image could not be read, else None.
+        alternatives: the next best readings, where `num_return_sequences` asked for more than one.
+    """
+
+    text: str = ""
+    confidence: float = 0.0
+    tokens: tuple[Token, ...] = ()
+    words: tuple[Word, ...] = ()
+    finish_reason: Literal["stop", "length"] = "stop"
+    flags: tuple[str, ...] = ()
+    error: str | None = None
+    alternatives: tuple[Line, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON would have it."""
+        return asdict(self)
+
+
+def line_from_tokens(
+    text: str, ids: list[int], logprobs: list[float], spans: list[tuple[int, int]], finished: bool, flags: tuple[str, ...] = ()
+) -> Line:
+    """A Line from token ids, their log-probabilities and the span of characters that each gave to the text."""
+    tokens = tuple(Token(i, text[a:b], p) for i, (a, b), p in zip(ids, spans, logprobs, strict=True))
+    return Line(
+        text=text,
+        confidence=_probability(logprobs),
+        tokens=tokens,
+        words=tuple(_word(match, spans, logprobs) for match in re.finditer(r"\S+", text)),
+        finish_reason="stop" if finished else "length",
+        flags=flags + (("repetition",) if REPETITION.search(text) else ()),
+    )
+
+
+def _word(match: re.Match[str], spans: list[tuple[int, int]], logprobs: list[float]) -> Word:
+    start, end = match.span()
+    own = [p for (a, b), p in zip(spans, logprobs, strict=True) if a < end and b > start]
+    return Word(match[0], start, end, _probability(own))
+
+
+def _probability(logprobs: list[float]) -> float:
+    return min(1.0, math.exp(math.fsum(logprobs)))

@@ -1,0 +1,147 @@
+"""What every way of decoding shares: its options, its result, and the compiled loop.
+
+Letters: B images, R returned sequences an image, T new tokens, P places (T rounded up to whole visits), V vocabulary.
+
+The loop is a `while_loop` whose body scans STEPS_PER_VISIT steps: the exit test is made once a visit, and the loop ends when
+every row has ended. Buffers of tokens hold the start token at place 0, so that place t + 1 is the t-th new token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from . import logits as processors
+from .config import TrOCRConfig
+from .layers import Array
+
+S = TypeVar("S")
+
+STEPS_PER_VISIT = 4
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """How to decode. The defaults are greedy decoding; names and meanings are those of transformers' `generate`.
+
+    Attributes:
+        max_new_tokens: T, the end token counted and the start token not.
+        min_new_tokens: no end token before so many.
+        num_beams: 1 is greedy or sampling, more is beam search.
+        num_return_sequences: R, at most num_beams; without beams, so many samples.
+        do_sample: draw the next token; needs seeds.
+        temperature, top_k, top_p: shape the distribution that is drawn from; top_k 0 and top_p 1 leave it.
+        length_penalty: beam scores are sum of log-probabilities / length ** length_penalty.
+        early_stopping: beam search ends an image when K sequences have ended (True), when no better one is likely (False),
+            or when none is possible ("never").
+        no_repeat_ngram_size: forbid repeating n-grams of this size; 0 is off. It also forbids "000" at 2: rarely wise for OCR.
+    """
+
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    num_return_sequences: int = 1
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    no_repeat_ngram_size: int = 0
+
+    def __post_init__(self) -> None:
+        checks = {
+            "max_new_tokens must be at least 1": self.max_new_tokens >= 1,
+            "min_new_tokens must lie between 0 and max_new_tokens": 0 <= self.min_new_tokens <= self.max_new_tokens,
+            "num_beams must be at least 1": self.num_beams >= 1,
+            "temperature must be above 0": self.temperature > 0,
+            "top_k must be 0 (off) or more": self.top_k >= 0,
+            "top_p must lie in (0, 1]": 0 < self.top_p <= 1,
+            "no_repeat_ngram_size must be 0 (off) or more": self.no_repeat_ngram_size >= 0,
+            "early_stopping must be True, False or 'never'": self.early_stopping in (True, False, "never"),
+            "beam search does not sample: set num_beams or do_sample": not (self.do_sample and self.num_beams > 1),
+            "num_return_sequences must lie between 1 and num_beams, unless do_sample": self.num_return_sequences
+            in (range(1, 1 + self.num_beams) if not self.do_sample else range(1, 1 << 16)),
+        }
+        for message, holds in checks.items():
+            if not holds:
+                raise ValueError(message)
+
+    @classmethod
+    def from_hf(cls, settings: dict[str, Any], max_new_tokens: int) -> GenerateConfig:
+        """From a checkpoint's `generation_config.json`; `max_new_tokens` holds where that gives no length.
+
+        transformers' own default of 20 tokens is not taken over: it cuts ordinary lines.
+        """
+        fields = ("num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size", "min_new_tokens")
+        known = {name: settings[name] for name in fields if settings.get(name) is not None}
+        longest = settings.get("max_new_tokens") or (settings.get("max_length") or 0) - 1
+        return cls(max_new_tokens=min(longest, max_new_tokens) if longest > 0 else max_new_tokens, **known)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Generation:
+    """What `generate` returns, the best sequence of an image first.
+
+    Attributes:
+        tokens: [B,R,T] int32 without the start token; pad after the end.
+        logprobs: [B,R,T] float32, the model's log-probability of each token (before temperature, top-k, top-p); 0 after the end.
+        lengths: [B,R] int32, tokens up to and with the end token.
+        scores: [B,R] float32, the beam score, or the sum of the log-probabilities without beams.
+        finished: [B,R] bool, ended with the end token and not by length.
+    """
+
+    tokens: Array
+    logprobs: Array
+    lengths: Array
+    scores: Array
+    finished: Array
+
+
+def finalize(tokens: Array, logprobs: Array, scores: Array, ids: TrOCRConfig) -> Generation:
+    """Lengths and ends of finished buffers [B,R,T]: what follows the end token becomes padding."""
+    T = tokens.shape[-1]
+    ends = tokens == ids.eos_token_id
+    finished = ends.any(-1)
+    lengths = jnp.where(finished, jnp.argmax(ends, axis=-1) + 1, T).astype(jnp.int32)
+    real = jnp.arange(T) < lengths[..., None]
+    return Generation(jnp.where(real, tokens, ids.pad_token_id), jnp.where(real, logprobs, 0.0), lengths, scores, finished)
+
+
+def process(scores: Array, tokens: Array, produced: Array, config: GenerateConfig, ids: TrOCRConfig) -> Array:
+    """Rules that forbid tokens, on scores [B,V] of rows whose tokens [B,P+1] begin with the start token."""
+    if config.no_repeat_ngram_size:
+        scores = processors.forbid_repeated_ngrams(scores, tokens, produced + 1, config.no_repeat_ngram_size)
+    if config.min_new_tokens:
+        scores = processors.forbid_end_before(scores, produced, config.min_new_tokens, ids.eos_token_id)
+    return scores
+
+
+def put(buffer: Array, column: Array, place: Array) -> Array:
+    """buffer [..., P] with column [...] written at the last axis' place."""
+    return jax.lax.dynamic_update_index_in_dim(buffer, column, place, axis=buffer.ndim - 1)
+
+
+def whole_visits(tokens: int) -> int:
+    """P: places for so many tokens, rounded up to whole visits, so that no step writes past the buffers."""
+    return math.ceil(tokens / STEPS_PER_VISIT) * STEPS_PER_VISIT
+
+
+def bucket(count: int) -> int:
+    """The batch that so many images are filled up to: 1, 2, 4, 8, ..."""
+    return 1 << (count - 1).bit_length()
+
+
+def run(step: Callable[[S], S], state: S, going: Callable[[S], Array]) -> S:
+    """Visits of STEPS_PER_VISIT steps while `going`."""
+
+    def visit(state: S) -> S:
+        return jax.lax.scan(lambda state, _: (step(state), None), state, length=STEPS_PER_VISIT)[0]
+
+    return jax.lax.while_loop(going, visit, state)

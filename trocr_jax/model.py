@@ -1,0 +1,104 @@
+"""TrOCR: an image encoder and a text decoder (Li et al., AAAI 2023, arXiv 2109.10282).
+
+Letters: B batch, S image tokens, E width of the image tokens, T target length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from . import pretrained, weights
+from .config import TrOCRConfig
+from .decoder import Decoder
+from .encoder import Encoder
+from .layers import Array, Dtype, linear, split
+
+
+class TrOCR(nnx.Module):
+    """The whole model. A pytree of parameters: pass it through `jax.jit`, `jax.grad`, `jax.pmap` as an argument."""
+
+    def __init__(self, config: TrOCRConfig, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = Encoder(config.encoder, dtype=dtype, rngs=rngs)
+        if config.has_projection:
+            self.enc_to_dec_proj = linear(config.encoder.hidden_size, config.decoder.hidden_size, dtype=dtype, rngs=rngs)
+        self.decoder = Decoder(config.decoder, config.memory_size, pad_token_id=config.pad_token_id, dtype=dtype, rngs=rngs)
+
+    @classmethod
+    def abstract(cls, config: TrOCRConfig, dtype: Dtype = jnp.float32) -> TrOCR:
+        """The model with shapes instead of numbers: nothing is computed and no memory taken."""
+        return jax.eval_shape(lambda: cls(config, dtype=dtype, rngs=nnx.Rngs(0)))
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path | None = None, *, dtype: Dtype | None = None, put: weights.Put | None = None
+    ) -> TrOCR:
+        """A checkpoint by hub name, directory or fairseq file; without a name the model in the package.
+
+        Args:
+            dtype: of parameters and computation; by default the one the weights are stored in.
+            put: (parameter name, host array) -> device array; by default the whole array on the default device.
+
+        Raises:
+            ValueError: not found, damaged, unsupported or not fitting its config (FilesError, ConfigError, WeightsError, ...).
+        """
+        checkpoint = pretrained.open_checkpoint(name)
+        return weights.load(cls.abstract(checkpoint.config, dtype or checkpoint.dtype), checkpoint.tensors, put)
+
+    @property
+    def dtype(self) -> Dtype:
+        """The dtype of the parameters, in which everything but softmax and LayerNorm statistics is computed."""
+        return self.decoder.embed_tokens.embedding.dtype
+
+    def encode(self, pixels: Array, *, key: Array | None = None, remat: bool = False) -> Array:
+        """Normalised pixels [B,height,width,C] -> the vectors that the decoder reads, [B,S,E]."""
+        memory = self.encoder(pixels.astype(self.dtype), key=key, remat=remat)
+        return self.enc_to_dec_proj(memory) if self.config.has_projection else memory
+
+    def __call__(self, pixels: Array, ids: Array, *, key: Array | None = None, remat: bool = False) -> Array:
+        """Teacher forcing.
+
+        Args:
+            pixels: normalised, [B,height,width,C].
+            ids: decoder input [B,T], the start token first (`shift_right` of the labels).
+            key: turns dropout on.
+            remat: trade compute for memory in the backward pass.
+
+        Returns:
+            Logits [B,T,V] in the model's dtype.
+        """
+        encoder_key, decoder_key = split(key, 2)
+        memory = self.encode(pixels, key=encoder_key, remat=remat)
+        return self.decoder.logits(self.decoder(ids, memory, key=decoder_key, remat=remat))
+
+
+def shift_right(labels: Array, config: TrOCRConfig) -> Array:
+    """Labels [B,T] (padded) -> decoder input [B,T]: the start token, then the labels but the last."""
+    start = jnp.full_like(labels[:, :1], config.decoder_start_token_id)
+    return jnp.concatenate([start, labels[:, :-1]], axis=1)
+
+
+def cross_entropy(logits: Array, labels: Array, pad_token_id: int, *, label_smoothing: float = 0.0) -> tuple[Array, Array]:
+    """Sum of the cross-entropy over real tokens and their number, so that shards and micro-batches add up exactly.
+
+    Args:
+        logits: [B,T,V] for the labels at the same positions (no further shift).
+        labels: [B,T]; pad positions do not count.
+        label_smoothing: share of the target mass spread evenly over the vocabulary.
+    """
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    loss = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
+    if label_smoothing:
+        loss = (1.0 - label_smoothing) * loss - label_smoothing * log_probs.mean(axis=-1)
+    real = (labels != pad_token_id).astype(jnp.float32)
+    return jnp.sum(loss * real), jnp.sum(real)
+
+
+def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
+    """uint8 images [B,height,width,C] -> float32 pixels, (x / 255 - mean) / std; on the device, a quarter of the transfer."""
+    scaled = images.astype(jnp.float32) * jnp.float32(1 / 255)
+    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)

@@ -1,0 +1,98 @@
+"""Reads the text of line images: files, folders and globs, in order, one result an image.
+
+An image that cannot be read is reported and does not stop the others; the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from .cli import UsageError
+from .line import Line
+
+PROGRESS_FROM = 20
+
+
+@dataclass(frozen=True)
+class Config:
+    paths: tyro.conf.Positional[tuple[str, ...]]
+    """Images, folders or globs."""
+    format: Literal["text", "tsv", "json"] = "text"
+    """text: a line an image; tsv: path<TAB>text; json: an object a line with confidence, words, tokens, flags."""
+    model: str | None = None
+    """Hub name or directory. By default the model in the package, which needs no network."""
+    beams: Annotated[int | None, tyro.conf.arg(aliases=("-k",))] = None
+    """Beams of the search; 1 is greedy. By default as the checkpoint says."""
+    batch_size: int | None = None
+    """Images a step. By default 8 on CPU, 128 on TPU and GPU."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """By default float32 on CPU, bfloat16 on TPU and GPU."""
+    max_tokens: int | None = None
+    """Most new tokens a line, the start token not counted. By default as the checkpoint says, else 128."""
+
+
+def run(config: Config) -> int:
+    """Reads and prints; 1 where an image failed."""
+    from . import images
+
+    if not config.paths:
+        raise UsageError("name at least one image, folder or glob; 'trocr-jax read --help' tells more")
+    options = {"num_beams": config.beams, "max_new_tokens": config.max_tokens}
+    options = {name: value for name, value in options.items() if value is not None}
+    if any(value < 1 for value in (*options.values(), config.batch_size or 1)):
+        raise UsageError("--beams, --batch-size and --max-tokens must be at least 1")
+    paths, failed = [], False
+    for argument in config.paths:
+        try:
+            paths += images.find_images([argument])
+        except images.ImageError as error:
+            failed = True
+            print(f"trocr-jax: {error}", file=sys.stderr)
+    return max(int(failed), _read(paths, config, options) if paths else 1)
+
+
+def _read(paths: list[Path], config: Config, options: dict[str, Any]) -> int:
+    from .reader import Reader, cache_compilations
+
+    cache_compilations()
+    reader = Reader.from_pretrained(config.model, dtype=config.dtype)
+    _introduce(reader)
+    failures = 0
+    for path, line in _with_progress(paths, reader.stream(paths, batch_size=config.batch_size, **options)):
+        print(render(path, line, config.format), flush=True)
+        if line.error:
+            failures += 1
+            print(f"trocr-jax: {path}: {line.error}", file=sys.stderr)
+    if failures:
+        print(f"trocr-jax: {failures} of {len(paths)} images could not be read", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def render(path: Path, line: Line, form: str) -> str:
+    """One line of output."""
+    if form == "json":
+        return json.dumps({"path": str(path), **line.to_dict()}, ensure_ascii=False)
+    text = re.sub(r"[\t\r\n\v\f\x1c-\x1e\x85\u2028\u2029]", " ", line.text)  # a result is one line, whatever the model wrote
+    return f"{path}\t{text}" if form == "tsv" else text
+
+
+def _introduce(reader: Any) -> None:
+    import jax
+
+    devices = jax.devices()
+    print(f"{reader.name} on {len(devices)} x {devices[0].device_kind}, {reader.model.dtype.name}", file=sys.stderr)
+
+
+def _with_progress(paths: list[Path], lines: Iterator[Line]) -> Iterator[tuple[Path, Line]]:
+    from tqdm import tqdm
+
+    hidden = len(paths) < PROGRESS_FROM or not sys.stderr.isatty()
+    return iter(tqdm(zip(paths, lines, strict=True), total=len(paths), unit="line", disable=hidden, file=sys.stderr))

@@ -1,0 +1,212 @@
+"""Images in, lines of text out: the whole of TrOCR behind one call.
+
+An image's path: `images` and `ink` (any input -> RGB -> uint8 pixels) -> `decoding` (pixels -> tokens, one compiled program) ->
+`tokens` and `line` (tokens -> text with confidences).
+
+Images are decoded by threads ahead of the device, put together in batches of a few fixed sizes (so that few programs are
+compiled) and read while the next batch is prepared. Results come in the order of the images.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import files, images, ink
+from .decoding import GenerateConfig, Generation, read_pixels
+from .line import Line, line_from_tokens
+from .loop import bucket
+from .model import TrOCR
+from .tokens import Tokenizer
+
+NO_TEXT = "no_text"
+SURE = 0.5
+"""The confidence from which a text is believed although its image looks blank."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image ready for the device, or why it is not."""
+
+    pixels: np.ndarray | None
+    flags: tuple[str, ...] = ()
+    error: str | None = None
+
+
+class Reader:
+    """Reads line images with one model.
+
+    Args:
+        model: with parameters on the device.
+        tokenizer, processor: of the same checkpoint.
+        defaults: how to decode where `read` is not told otherwise.
+        name: what to call the model in messages.
+    """
+
+    def __init__(
+        self, model: TrOCR, tokenizer: Tokenizer, processor: images.ImageProcessor, defaults: GenerateConfig, name: str = "model"
+    ):
+        self.model, self.tokenizer, self.processor, self.defaults, self.name = model, tokenizer, processor, defaults, name
+        if tokenizer.size > model.config.decoder.vocab_size:
+            raise ValueError(
+                f"{name}: the tokenizer has {tokenizer.size} tokens, the model's vocabulary {model.config.decoder.vocab_size}: "
+                "they do not belong together"
+            )
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path | None = None, *, dtype: Any = None) -> Reader:
+        """A checkpoint by hub name or directory, or without a name the model in the package, which needs no network.
+
+        Args:
+            dtype: "float32" or "bfloat16"; by default float32 on CPU, bfloat16 on TPU and GPU.
+
+        Raises:
+            ValueError: no such checkpoint, or a damaged or unsupported one; the message says which file and why.
+        """
+        directory = files.resolve(name)
+        model = TrOCR.from_pretrained(directory, dtype=jnp.dtype(dtype or default_dtype()))
+        processor = images.ImageProcessor.from_hf(files.read_preprocessor(directory), model.config.encoder.image_size)
+        defaults = default_generation(directory, model)
+        return cls(model, Tokenizer.from_directory(directory), processor, defaults, str(name or "tiny-print"))
+
+    def read(self, source: Any, *, batch_size: int | None = None, seed: int = 0, **options: Any) -> Any:
+        """Reads one image, or many.
+
+        Args:
+            source: an image (path, bytes, PIL image, array), or a list, tuple or iterator of images.
+            batch_size: images a step of the device; by default 8 on CPU, 128 elsewhere.
+            seed: of the draws, where `do_sample`; image i draws from (seed, i), whatever it is batched with.
+            options: fields of GenerateConfig (num_beams, max_new_tokens, ...).
+
+        Returns:
+            A Line for one image, a list of Lines in order for many. An unreadable image gives a Line with `error` set.
+        """
+        many = isinstance(source, list | tuple | Iterator)
+        lines = list(self.stream(source if many else [source], batch_size=batch_size, seed=seed, **options))
+        return lines if many else lines[0]
+
+    def stream(self, sources: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, **options: Any) -> Iterator[Line]:
+        """As `read` for many images, one Line at a time as they are done; reads ahead of the caller by two batches."""
+        config = replace(self.defaults, **options)
+        size = batch_size or default_batch_size()
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            pending: deque[tuple[list[Prepared], Generation | None]] = deque()
+            batches = _batches(_prepared(pool, self.prepare, sources, 2 * size), size)
+            for start, batch in zip(itertools.count(0, size), batches, strict=False):
+                pending.append((batch, self._submit(batch, config, seed, start)))
+                if len(pending) > 1:
+                    yield from self._lines(*pending.popleft())
+            for batch, result in pending:
+                yield from self._lines(batch, result)
+
+    def prepare(self, source: Any, max_pixels: int = images.MAX_PIXELS) -> Prepared:
+        """Any image -> uint8 pixels [height,width,3] and what can be said of it without the model. Runs in a thread."""
+        try:
+            image = images.load(source, max_pixels)
+        except images.ImageError as error:
+            return Prepared(None, error=str(error))
+        if ink.is_blank(image):
+            return Prepared(self.processor(image), (NO_TEXT,))
+        return Prepared(self.processor(image), ("several_lines",) if ink.looks_like_several_lines(image) else ())
+
+    def generate(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Generation:
+        """uint8 pixels [n,height,width,3] -> Generation of at least n rows: the batch is filled up to a bucket.
+
+        Dispatches and returns; the arrays of the result are waited for when they are used.
+        """
+        rows = bucket(len(pixels))
+        padded = np.zeros((rows, *pixels.shape[1:]), np.uint8)
+        padded[: len(pixels)] = pixels
+        draws = None
+        if config.do_sample:
+            draws = jnp.asarray(np.resize(np.arange(len(pixels)) if seeds is None else seeds, rows).astype(np.uint32))
+        mask = jnp.asarray(np.arange(rows) < len(pixels))
+        processor = self.processor
+        return read_pixels(self.model, jnp.asarray(padded), config, processor.mean, processor.std, draws, mask)
+
+    def line(self, tokens: np.ndarray, logprobs: np.ndarray, length: int, finished: bool, flags: tuple[str, ...] = ()) -> Line:
+        """One row of a Generation, tokens and logprobs [T] of which `length` count, as a Line.
+
+        An image that looked blank keeps its text only where the model is sure of it: pale print in noise looks blank too,
+        and on real blanks the model babbles.
+        """
+        ids = [int(token) for token in tokens[:length]]
+        line = line_from_tokens(
+            self.tokenizer.decode(ids), ids, [float(p) for p in logprobs[:length]], self.tokenizer.spans(ids), finished, flags
+        )
+        if NO_TEXT not in flags:
+            return line
+        sure = line.text and line.confidence >= SURE
+        return replace(line, flags=tuple(f for f in line.flags if f != NO_TEXT)) if sure else Line(flags=(NO_TEXT,))
+
+    def _submit(self, batch: list[Prepared], config: GenerateConfig, seed: int, start: int) -> Generation | None:
+        pixels = [item.pixels for item in batch if item.pixels is not None]
+        if not pixels:
+            return None
+        index = np.array([start + i for i, item in enumerate(batch) if item.pixels is not None], np.uint64)
+        return self.generate(np.stack(pixels), config, (index * 2654435761 + seed) % 2**32)  # Knuth's multiplicative hash
+
+    def _lines(self, batch: list[Prepared], result: Generation | None) -> Iterator[Line]:
+        rows = iter(()) if result is None else zip(*_host(result), strict=True)
+        for item in batch:
+            if item.pixels is None:
+                yield Line(error=item.error)
+                continue
+            sequences = zip(*next(rows), strict=True)
+            best, *others = (self.line(tokens, p, length, end, item.flags) for tokens, p, length, end in sequences)
+            yield replace(best, alternatives=tuple(others)) if others else best
+
+
+def _host(result: Generation) -> tuple[np.ndarray, ...]:
+    return jax.device_get((result.tokens, result.logprobs, result.lengths, result.finished))
+
+
+def _prepared(pool: ThreadPoolExecutor, prepare: Any, sources: Iterable[Any], ahead: int) -> Iterator[Prepared]:
+    """prepare(source) of every source in order, `ahead` of them under way."""
+    waiting: deque[Future[Prepared]] = deque()
+    for source in sources:
+        waiting.append(pool.submit(prepare, source))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _batches(items: Iterator[Prepared], size: int) -> Iterator[list[Prepared]]:
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+def cache_compilations() -> None:
+    """Keeps compiled programs on disk, so that the next process starts at once. JAX's own setting or variable goes first."""
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
+        home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(home / "trocr-jax" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def default_dtype() -> str:
+    """float32 on CPU, where narrower is slower; bfloat16 on TPU and GPU."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def default_batch_size() -> int:
+    """Enough to keep the device busy without making a caller wait for it."""
+    return 8 if jax.default_backend() == "cpu" else 128
+
+
+def default_generation(directory: Path, model: TrOCR) -> GenerateConfig:
+    """The checkpoint's generation_config.json, where it says something; lines of up to 128 tokens where it does not."""
+    path = directory / "generation_config.json"
+    settings = files.read_json(path) if path.exists() else {}
+    return GenerateConfig.from_hf(settings, min(128, model.config.decoder.max_positions))

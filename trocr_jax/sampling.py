@@ -1,0 +1,95 @@
+"""Greedy decoding and sampling.
+
+Letters: B rows (images x samples), P places for tokens, S image tokens, E their width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from . import logits as processors
+from .config import TrOCRConfig
+from .decoder import KVCache
+from .layers import Array
+from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_visits
+from .model import TrOCR
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """The carry of greedy decoding and sampling.
+
+    Attributes:
+        tokens: [B,P+1] int32, the start token first.
+        logprobs: [B,P] float32
+        done: [B] bool
+        position: [] int32, tokens produced so far.
+        cache: self-attention of the tokens so far.
+    """
+
+    tokens: Array
+    logprobs: Array
+    done: Array
+    position: Array
+    cache: KVCache
+
+
+def sample(model: TrOCR, memory: Array, config: GenerateConfig, seeds: Array | None, mask: Array) -> Generation:
+    """memory [B,S,E], seeds [B] for sampling, mask [B] (False: a row that only fills the batch) -> Generation."""
+    R, ids = config.num_return_sequences, model.config
+    rows = memory.shape[0] * R
+    keys = None
+    if seeds is not None:
+        keys = jax.vmap(lambda s: jax.random.split(jax.random.key(s), R))(seeds).reshape(rows)
+    state = _start(model, rows, config.max_new_tokens, jnp.repeat(~mask, R))
+
+    layers = model.decoder.step_layers()
+
+    def step(state: State) -> State:
+        current = jax.lax.dynamic_index_in_dim(state.tokens, state.position, axis=1, keepdims=False)
+        hidden, cache = model.decoder.step(current, memory, state.cache, state.position, layers)
+        scores = model.decoder.logits(hidden).astype(jnp.float32)
+        token = choose(process(scores, state.tokens, state.position, config, ids), config, keys, state.position)
+        logprob = jnp.take_along_axis(jax.nn.log_softmax(scores, axis=-1), token[:, None], axis=1)[:, 0]
+        token = jnp.where(state.done, ids.pad_token_id, token)
+        done = state.done | (token == ids.eos_token_id) | (state.position + 1 >= config.max_new_tokens)
+        return State(
+            tokens=put(state.tokens, token, state.position + 1),
+            logprobs=put(state.logprobs, jnp.where(state.done, 0.0, logprob), state.position),
+            done=done, position=state.position + 1, cache=cache,
+        )  # fmt: skip
+
+    return _result(run(step, state, lambda state: ~jnp.all(state.done)), memory.shape[0], config, ids)
+
+
+def _start(model: TrOCR, rows: int, max_new_tokens: int, done: Array) -> State:
+    places = whole_visits(max_new_tokens)
+    tokens = jnp.full((rows, places + 1), model.config.pad_token_id, jnp.int32)
+    return State(
+        tokens=tokens.at[:, 0].set(model.config.decoder_start_token_id),
+        logprobs=jnp.zeros((rows, places)), done=done, position=jnp.int32(0), cache=model.decoder.init_cache(rows, places),
+    )  # fmt: skip
+
+
+def _result(state: State, images: int, config: GenerateConfig, ids: TrOCRConfig) -> Generation:
+    T, R = config.max_new_tokens, config.num_return_sequences
+    tokens = state.tokens[:, 1 : T + 1].reshape(images, R, T)
+    logprobs = state.logprobs[:, :T].reshape(images, R, T)
+    return finalize(tokens, logprobs, logprobs.sum(-1), ids)
+
+
+def choose(scores: Array, config: GenerateConfig, keys: Array | None, position: Array) -> Array:
+    """Next token [B] int32 from scores [B,V]: the best one, or one drawn with keys [B]."""
+    if not config.do_sample or keys is None:
+        return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    scores = scores / config.temperature
+    if config.top_k:
+        scores = processors.keep_top_k(scores, config.top_k)
+    if config.top_p < 1.0:
+        scores = processors.keep_top_p(scores, config.top_p)
+    draw = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, position), row))
+    return draw(keys, scores).astype(jnp.int32)
