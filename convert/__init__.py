@@ -1,0 +1,1 @@
+"""Weight conversion: hub, fairseq and Orbax checkpoints in, hub and Orbax directories out; warm starts; verification."""

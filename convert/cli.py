@@ -1,0 +1,163 @@
+"""Converts weights between the hub's layout, the original fairseq checkpoints and this package's Orbax directories.
+
+SRC is a hub name, a model directory or a fairseq .pt file; DST a directory that does not exist yet. With --decoder it
+starts a new model instead: SRC is then an image encoder (ViT, DeiT or BEiT) and --decoder a RoBERTa.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from trocr_jax.cli import UsageError
+
+Size = tuple[int, int]
+BILINEAR, BICUBIC = 2, 3  # Pillow's numbers
+
+
+@dataclass(frozen=True)
+class Config:
+    src: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
+    """Hub name, model directory, or fairseq .pt file."""
+    dst: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
+    """Directory to make."""
+    to: Literal["hub", "jax"] = "hub"
+    """hub: model.safetensors, which transformers loads too; jax: Orbax with stacked layers."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """By default as SRC."""
+    verify: bool = False
+    """Compare DST with transformers on torch: every layer, logits, tokens. Without torch, compare the tensors with SRC's."""
+    tokenizer: str | None = None
+    """Hub name or directory whose tokenizer goes along, instead of SRC's; a fairseq file has none."""
+    config: Path | None = None
+    """A config.json, for fairseq files of sizes that were never released."""
+    decoder: str | None = None
+    """Warm start: hub name or directory of the RoBERTa whose last layers become the decoder."""
+    branch: Literal["roberta2", "roberta"] = "roberta2"
+    """Warm start: roberta2 keeps RoBERTa whole; roberta takes its embeddings and self-attention only, as large-printed."""
+    decoder_layers: int = 12
+    """Warm start: how many of RoBERTa's last layers."""
+    image_size: Size | None = None
+    """Warm start: height and width, positions are interpolated; by default the encoder's own."""
+    seed: int = 0
+    """Warm start: of what no checkpoint gives, above all the cross-attention."""
+
+
+def run(config: Config) -> int:
+    """Converts, and verifies if asked to; 1 if the verification fails.
+
+    Raises:
+        UsageError: DST is taken. ValueError: SRC cannot be read or is not supported.
+    """
+    from trocr_jax import files, pretrained
+
+    try:
+        files.check_free(config.dst.expanduser())
+    except files.FilesError as error:
+        raise UsageError(str(error)) from None
+    model, companions, source = _warm_start(config) if config.decoder else _convert(config)
+    pretrained.save(model, config.dst, companions, to="orbax" if config.to == "jax" else "hub")
+    size = sum(file.stat().st_size for file in config.dst.rglob("*") if file.is_file())
+    print(f"wrote {config.dst}: {model.dtype.name}, {size / 1e6:.1f} MB", file=sys.stderr)
+    return _verify(config.dst, source) if config.verify else 0
+
+
+def _verify(dst: Path, source: Any) -> int:
+    from . import verify
+
+    report = verify.verify(dst, source)
+    print(verify.table(report))
+    print(json.dumps(report.to_dict()))
+    return 0 if report.ok else 1
+
+
+def _convert(config: Config) -> tuple[Any, dict[str, bytes], Any]:
+    """The model, the files that go along with it, and the checkpoint that it came from."""
+    from trocr_jax import files, pretrained, weights
+    from trocr_jax.config import TrOCRConfig
+    from trocr_jax.model import TrOCR
+
+    given = TrOCRConfig.from_hf(files.read_json(config.config)) if config.config else None
+    source = pretrained.open_checkpoint(config.src, given)
+    companions = _complete(config, pretrained.companions(source.path) if source.path.is_dir() else {}, source.config)
+    model = weights.load(TrOCR.abstract(source.config, config.dtype or source.dtype), source.tensors)
+    return model, companions, source
+
+
+def _warm_start(config: Config) -> tuple[Any, dict[str, bytes], None]:
+    """The same for a model that is put together; there is no checkpoint to compare it with."""
+    from trocr_jax import files, pretrained
+
+    from .warm_start import warm_start
+
+    decoder = files.resolve(config.decoder)
+    tokenizer = {name: x for name, x in pretrained.companions(decoder).items() if name in files.TOKENIZER_FILES}
+    model, remarks = warm_start(
+        files.resolve(config.src), decoder, branch=config.branch, decoder_layers=config.decoder_layers,
+        image_size=config.image_size, seed=config.seed, dtype=config.dtype or "float32",
+    )  # fmt: skip
+    for remark in remarks:
+        print(remark, file=sys.stderr)
+    return model, _complete(config, tokenizer, model.config), None
+
+
+def _complete(config: Config, found: dict[str, bytes], model: Any) -> dict[str, bytes]:
+    """The files that go along: with --tokenizer's tokenizer, its class named as transformers needs it, and preprocessing."""
+    from trocr_jax import files, pretrained
+
+    if config.tokenizer is not None:
+        given = pretrained.companions(files.resolve(config.tokenizer))
+        found = {name: content for name, content in found.items() if name not in files.TOKENIZER_FILES}
+        found |= {name: content for name, content in given.items() if name in files.TOKENIZER_FILES}
+    if not found.keys() & set(files.PREPROCESSOR_FILES):
+        found |= preprocessor(model, resample=BICUBIC if Path(config.src).is_file() or config.decoder else None)
+        print("no preprocessor_config.json: wrote the one of the public checkpoints of this kind", file=sys.stderr)
+    if pretrained.lacking(found):
+        example = "small" if model.decoder.vocab_size == 64044 else "base"
+        print(f"no tokenizer: reading needs one, add --tokenizer microsoft/trocr-{example}-printed or another", file=sys.stderr)
+        return found
+    return found | _tokenizer_class(found)
+
+
+def _tokenizer_class(found: dict[str, bytes]) -> dict[str, bytes]:
+    """`tokenizer_config.json` with a class: without one transformers cannot tell which tokenizer this is."""
+    try:
+        settings = dict(json.loads(found.get("tokenizer_config.json", b"{}")))
+    except (TypeError, ValueError):
+        raise ValueError("tokenizer_config.json is not valid json") from None
+    kind = "XLMRobertaTokenizer" if "sentencepiece.bpe.model" in found else "RobertaTokenizer"
+    if "tokenizer_class" in settings:
+        return {}
+    return {"tokenizer_config.json": json.dumps({**settings, "tokenizer_class": kind}, indent=2).encode()}
+
+
+def preprocessor(config: Any, resample: int | None = None) -> dict[str, bytes]:
+    """A `preprocessor_config.json`: straight to the model's size, to -1..1.
+
+    The original code resizes bicubically; the hub's ViT checkpoints bilinearly, its DeiT checkpoints bicubically.
+    """
+    height, width = config.encoder.image_size
+    deit = config.encoder.model_type == "deit"
+    settings = {
+        "image_processor_type": "DeiTImageProcessor" if deit else "ViTImageProcessor",
+        "do_resize": True, "size": {"height": height, "width": width}, "do_center_crop": False,
+        "resample": resample or (BICUBIC if deit else BILINEAR), "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+    }  # fmt: skip
+    return {"preprocessor_config.json": (json.dumps(settings, indent=2) + "\n").encode()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m convert` in a checkout."""
+    config = tyro.cli(Config, prog="convert", args=arguments, description=__doc__)
+    try:
+        return run(config)
+    except (UsageError, ValueError, OSError) as error:
+        print(f"convert: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
