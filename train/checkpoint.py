@@ -1,0 +1,189 @@
+"""Checkpoints of a run: complete model directories with the rest of the training state beside the parameters.
+
+    checkpoints/00001000/   config.json, tokenizer, preprocessing: `Reader.from_pretrained` reads it
+        orbax/              parameters to read with (averaged, LoRA merged)
+        state/              step, seed, optimizer, and the parameters as trained where they are others
+        metrics.json        of the evaluation at this step
+        manifest.json       sha256 of every file: Orbax does not notice a flipped bit
+
+Orbax writes in the background, from every host, into a directory with another name; when all is there and listed, the first host
+gives it its own. A checkpoint that does not agree with its manifest is passed over for the one before it, aloud.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from trocr_jax import files
+
+from .parameters import Arrays, named, unnamed
+from .start import Start
+from .step import TrainState
+
+STATE, METRICS = "state", "metrics.json"
+
+
+class Checkpoints:
+    """The checkpoints in a folder that all hosts share.
+
+    Args:
+        folder: made if absent.
+        keep: newest checkpoints that stay, beside the one with the lowest score.
+        say: (kind, fields) of what happens; see `loop.Log`.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, say: Callable[..., None] = lambda *_, **__: None):
+        self.folder, self.keep, self.say = Path(folder).resolve(), max(keep, 1), say
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._writer: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        if jax.process_index() == 0:
+            for leftover in self.folder.glob(".*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        _barrier("checkpoints cleaned")
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, in order."""
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"{step:08d}"
+
+    def save(self, state: TrainState, parameters: Arrays, model: Start, metrics: dict[str, Any]) -> None:
+        """Starts to write a checkpoint and returns when the arrays are copied. Waits for the one before.
+
+        Args:
+            parameters: to read with: `step.inference(state)`.
+            model: whose config, tokenizer and preprocessing go with them.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        self.wait()
+        step = int(state.step)
+        if self.path(step).exists():
+            return
+        partial = self.folder / f".{step:08d}.partial"
+        if jax.process_index() == 0:
+            partial.mkdir()
+        _barrier(f"checkpoint {step} begun")
+        writing = [ocp.save_async(str(partial / files.ORBAX), parameters), ocp.save_async(str(partial / STATE), _rest(state))]
+        self._writer = threading.Thread(target=self._finish, args=(writing, partial, step, model, metrics))
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Until the checkpoint under way is on disk.
+
+        Raises:
+            FilesError: it could not be written.
+        """
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+            _barrier("checkpoint written")
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise files.FilesError(f"{self.folder}: a checkpoint cannot be written; is the disk full?") from failure
+
+    def _finish(self, writing: list[Any], partial: Path, step: int, model: Start, metrics: dict[str, Any]) -> None:
+        try:
+            for response in writing:
+                response.result()
+            if jax.process_index() == 0:
+                self._publish(partial, step, model, metrics)
+                self.say("saved", step=step)
+                self._remove_old()
+        except BaseException as error:  # told by the next wait(), in the thread that can do something about it
+            self._failure = error
+
+    def _publish(self, partial: Path, step: int, model: Start, metrics: dict[str, Any]) -> None:
+        with files.new_directory(self.path(step)) as folder:
+            for part in partial.iterdir():
+                part.rename(folder / part.name)
+            for file, content in model.companions.items():
+                (folder / file).write_bytes(content)
+            files.write_json(folder / "config.json", {**model.config.to_hf(), "dtype": "float32", "torch_dtype": "float32"})
+            files.write_json(folder / METRICS, {"step": step, **metrics})
+        partial.rmdir()
+
+    def _remove_old(self) -> None:
+        steps = self.steps()
+        for step in set(steps) - {*steps[-self.keep :], self.best()}:
+            doomed = self.path(step).rename(self.folder / f".{step:08d}.old")  # half of a checkpoint never has its name
+            shutil.rmtree(doomed)
+
+    def metrics(self, step: int) -> dict[str, Any]:
+        """Of the evaluation at a step; empty where there was none, or its file is damaged."""
+        try:
+            return files.read_json(self.path(step) / METRICS)
+        except files.FilesError:
+            return {}
+
+    def best(self) -> int | None:
+        """The step with the lowest `score`; where none has one, the newest."""
+        return min(self.steps(), key=lambda step: (self.metrics(step).get("score", float("inf")), -step), default=None)
+
+    def newest(self) -> int | None:
+        """The newest checkpoint that agrees with its manifest; None where there is none. Damaged ones are renamed, aloud.
+
+        Raises:
+            FilesError: there are checkpoints, but all of them are damaged.
+        """
+        steps = self.steps()
+        damaged = {}
+        for step in reversed(steps):
+            if problem := self._problem(step):
+                damaged[step] = problem
+        good = [step for step in steps if step not in damaged]
+        _barrier("checkpoints judged")
+        for step, problem in damaged.items():
+            self.say("damaged", step=step, problem=problem)
+            if jax.process_index() == 0:
+                self.path(step).rename(self.folder / f"damaged-{step:08d}-{time.time_ns()}")
+        if damaged and not good:
+            raise files.FilesError(f"{self.folder}: none of {len(steps)} checkpoints can be restored; remove it to start anew")
+        return good[-1] if good else None
+
+    def _problem(self, step: int) -> str:
+        path = self.path(step)
+        if not (path / files.MANIFEST).exists():
+            return f"{files.MANIFEST} is missing"
+        try:
+            files.check_manifest(path)
+        except (files.FilesError, OSError) as error:
+            return str(error)
+        return ""
+
+    def load(self, step: int, like: TrainState) -> TrainState:
+        """A state from one checkpoint, placed on devices as `like` is."""
+        from orbax.checkpoint import v1 as ocp
+
+        rest = _rest(like)
+        found = dict(ocp.load(str(self.path(step) / STATE), rest))
+        if not any(name.startswith("model.") for name in rest):
+            found |= {f"model.{name}": x for name, x in self.parameters(step, like.model).items()}
+        return unnamed(like, found)
+
+    def parameters(self, step: int, like: Arrays) -> Arrays:
+        """The parameters to read with, of one checkpoint."""
+        from orbax.checkpoint import v1 as ocp
+
+        return dict(ocp.load(str(self.path(step) / files.ORBAX), like))
+
+
+def _rest(state: TrainState) -> Arrays:
+    """What the parameters to read with do not tell."""
+    same = not state.lora and not state.ema
+    return {name: x for name, x in named(state).items() if not (same and name.startswith("model."))}
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

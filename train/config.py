@@ -1,0 +1,276 @@
+"""Everything that decides a training run, as frozen dataclasses, and the presets by name.
+
+The same command on the same machine gives the same run: nothing outside this configuration, the data and the code decides it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+FONTS = Path("~/.cache/trocr-jax/fonts")
+LINES = Path("~/.cache/trocr-jax/lines")
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """Lines that the program draws itself, kept on disk and used again.
+
+    Attributes:
+        fonts: folder of fonts to draw with.
+        held_out_fonts: folder of fonts that only evaluation draws with; empty evaluates with `fonts`.
+        seed: of the lines; the order in which they are used is the run's seed.
+        min_length, max_length: characters of a text.
+        max_squeeze: a line that is so many times wider than the model's image, scaled to its height, is drawn anew.
+        start: lines on disk before the first step.
+        fresh: new lines for every line that is used, until there are `lines`.
+        lines: how many at most; 12 KB each at 32 x 128 pixels.
+        workers: processes that draw.
+        cache: where the lines lie.
+    """
+
+    fonts: Path = FONTS / "training"
+    held_out_fonts: Path = FONTS / "held-out"
+    seed: int = 1
+    min_length: int = 1
+    max_length: int = 48
+    max_squeeze: float = 2.0
+    start: int = 8192
+    fresh: float = 0.25
+    lines: int = 500_000
+    workers: int = 1
+    cache: Path = LINES
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where lines come from. A source is a path in one of the formats of `sources.py`, or "synthetic".
+
+    Attributes:
+        train: sources to mix, each with its share behind an "@" ("iam/gt_train.txt@0.8 synthetic@0.2"); without one, 1.
+        valid: sources that evaluation reads, each a row of its table.
+        augment: of the recipes: "da2" for handwriting and receipts, "rand" for scene text. Drawn lines are not augmented again.
+        max_bad: largest share of records that cannot be used (unreadable image, empty or over-long label); above it the run ends.
+        threads: that decode images.
+        group: batches that are taken together and sorted by length of label, so that short ones need not be padded to the
+            longest; 1 keeps the order. One host only.
+    """
+
+    train: tuple[str, ...] = ("synthetic",)
+    valid: tuple[str, ...] = ("synthetic",)
+    augment: Literal["none", "da2", "rand"] = "none"
+    max_bad: float = 0.01
+    threads: int = 4
+    group: int = 1
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (decoupled weight decay, Loshchilov and Hutter, 2019) and the learning rate over time.
+
+    Attributes:
+        lr: the largest learning rate.
+        schedule: after the warmup: inverse_sqrt (fairseq's), cosine or linear towards `final_lr`, or constant.
+        warmup: steps from almost 0 to `lr`.
+        final_lr: share of `lr` at the last step of cosine and linear.
+        weight_decay: per step and unit of learning rate.
+        decay: regex; parameters whose path it finds are decayed.
+        clip: largest norm of the gradient; 0 is off.
+        label_smoothing: share of the target mass spread over the vocabulary.
+        rates: "regex=factor" rules for single parameters ("encoder.layers.3.mlp.fc1.kernel"); the first that matches decides,
+            0 freezes, and every parameter must match one. `^encoder=0 .*=1` freezes the encoder.
+        layer_decay: factor of the learning rate for every layer further from the end of encoder or decoder.
+        accumulate: parts that a batch is cut into, one after the other, to save memory.
+        ema: decay a step of a moving average of the parameters, which is then what is evaluated and saved; 0 is off.
+    """
+
+    lr: float = 2e-5
+    schedule: Literal["inverse_sqrt", "cosine", "linear", "constant"] = "inverse_sqrt"
+    warmup: int = 500
+    final_lr: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    decay: str = ""
+    clip: float = 0.0
+    label_smoothing: float = 0.0
+    rates: tuple[str, ...] = (".*=1",)
+    layer_decay: float = 1.0
+    accumulate: int = 1
+    ema: float = 0.0
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Train small factors beside frozen kernels (Hu et al., 2022); saved models have them merged.
+
+    Attributes:
+        rank: of the factors; 0 trains the parameters themselves.
+        alpha: what the product of the factors is multiplied by, over the rank.
+        targets: regex of the kernels that get factors.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: str = r"(query|value)\.kernel$"
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """The model that training starts from.
+
+    Attributes:
+        model: a directory, hub name or fairseq file, "package" for the model in the package, "scratch" for random numbers.
+        architecture: of a model from scratch: a name of `start.ARCHITECTURES` or of a public checkpoint.
+        tokenizer: a directory with another tokenizer; rows of tokens that both have are kept, others start as noise.
+        extend_vocab: characters to add to the vocabulary, or a text file that holds them.
+        image_size: height and width in pixels, where they differ from the model's.
+        positions: how a larger image gets its positions: "interpolate" as ViT fine-tuning does, or "continue" the trained
+            columns with the sinusoids that they grew from (only models from scratch have those).
+        dropout: in encoder and decoder; below 0 keeps the model's.
+    """
+
+    model: str = "package"
+    architecture: str = "tiny-print"
+    tokenizer: str = ""
+    extend_vocab: str = ""
+    image_size: tuple[int, int] | None = None
+    positions: Literal["interpolate", "continue"] = "interpolate"
+    dropout: float = -1.0
+
+
+@dataclass(frozen=True)
+class PreflightConfig:
+    """Checks before the first step, which take seconds and save hours.
+
+    Attributes:
+        enabled: refuse to start when one fails.
+        lines: whose labels are checked.
+        overfit: steps on one batch, which the model must learn by heart; 0 leaves it out.
+    """
+
+    enabled: bool = True
+    lines: int = 200
+    overfit: int = 0
+
+
+@dataclass(frozen=True)
+class HostsConfig:
+    """Several processes, usually one a machine, that train one model.
+
+    Attributes:
+        count: 1, or how many; 0 lets jax find out (TPU pods, Slurm).
+        index: of this process.
+        coordinator: address:port of process 0.
+    """
+
+    count: int = 1
+    index: int = 0
+    coordinator: str = ""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run.
+
+    Attributes:
+        out: the run folder; the same command goes on where the run in it stopped.
+        steps: how many in all.
+        batch_size: lines a step, over all devices.
+        max_tokens: of a label, its end token counted; longer labels are left out and counted.
+        seed: of the order of the data and of dropout.
+        dtype: of the computation; parameters are kept in float32.
+        remat: compute activations twice instead of keeping them: less memory, a third more work.
+        devices: 0 is all.
+        fsdp: cut parameters and optimizer state over the devices instead of copying them.
+        log_every, eval_every, save_every: steps.
+        keep: newest checkpoints to keep beside the best one.
+        patience: evaluations without a better score before the run ends early; 0 never.
+        eval_lines: lines of every source and level that an evaluation during training reads; 0 reads all.
+        tensorboard: write events, with lines and what was read of them.
+    """
+
+    out: Path = Path("run")
+    start: StartConfig = field(default_factory=StartConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    preflight: PreflightConfig = field(default_factory=PreflightConfig)
+    hosts: HostsConfig = field(default_factory=HostsConfig)
+    steps: int = 10_000
+    batch_size: int = 64
+    max_tokens: int = 64
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    devices: int = 0
+    fsdp: bool = False
+    log_every: int = 50
+    eval_every: int = 1000
+    save_every: int = 1000
+    keep: int = 2
+    patience: int = 0
+    eval_lines: int = 200
+    tensorboard: bool = False
+
+
+FREE = frozenset(
+    "out devices fsdp remat log_every eval_every save_every keep patience eval_lines tensorboard data.threads data.max_bad "
+    "data.valid synthetic.workers synthetic.cache synthetic.held_out_fonts preflight.enabled preflight.lines preflight.overfit "
+    "hosts.count hosts.index hosts.coordinator".split()
+)
+"""Fields that may change between a run and its continuation: they do not change what is computed."""
+
+
+_TINY_OPTIMIZER = OptimizerConfig(
+    lr=1e-3, schedule="cosine", warmup=500, final_lr=0.01, beta2=0.98, weight_decay=0.01, decay=r"kernel$", clip=1.0
+)
+_FAIRSEQ = OptimizerConfig(lr=2e-5, schedule="inverse_sqrt", warmup=500, weight_decay=1e-4)
+PRESETS: dict[str, Config] = {
+    "stage1": Config(
+        out=Path("runs/stage1"), start=StartConfig(model="microsoft/trocr-base-stage1"), optimizer=_FAIRSEQ, batch_size=8,
+        max_tokens=128, steps=100_000,
+    ),
+    "iam": Config(
+        out=Path("runs/iam"), start=StartConfig(model="microsoft/trocr-base-stage1"),
+        data=DataConfig(train=("iam/gt_train.txt",), valid=("iam/gt_valid.txt",), augment="da2"), optimizer=_FAIRSEQ,
+        steps=30_000, max_tokens=128, patience=20, eval_every=97, save_every=97, seed=1111, dtype="bfloat16", eval_lines=0,
+    ),
+    "sroie": Config(
+        out=Path("runs/sroie"), start=StartConfig(model="microsoft/trocr-base-stage1"),
+        data=DataConfig(train=("sroie/train",), valid=("sroie/valid",), augment="da2"),
+        optimizer=replace(_FAIRSEQ, lr=5e-5, warmup=800, accumulate=16), steps=5_000, batch_size=2048, max_tokens=128,
+        patience=10, eval_every=17, save_every=17, seed=1111, dtype="bfloat16", eval_lines=0,
+    ),
+    "str": Config(
+        out=Path("runs/str"), start=StartConfig(model="microsoft/trocr-base-stage1"),
+        data=DataConfig(train=("str/gt_train.txt",), valid=("str/gt_valid.txt",), augment="rand"), optimizer=_FAIRSEQ,
+        steps=100_000, max_tokens=64, patience=20, eval_every=200, save_every=200, seed=1111, eval_lines=0,
+    ),
+    "tiny-print-short": Config(
+        out=Path("runs/tiny-print-short"),
+        start=StartConfig(model="scratch", architecture="tiny-print", image_size=(32, 128)),
+        synthetic=SyntheticConfig(max_length=10, max_squeeze=1.0, lines=400_000), optimizer=_TINY_OPTIMIZER, steps=20_000,
+        max_tokens=12,
+    ),
+    "tiny-print": Config(
+        out=Path("runs/tiny-print"),
+        start=StartConfig(model="runs/tiny-print-short/model", image_size=(32, 384), positions="continue"),
+        data=DataConfig(group=4), optimizer=_TINY_OPTIMIZER, steps=60_000, max_tokens=52,
+    ),
+}  # fmt: skip
+"""Whole runs by name; every field can be overridden. The first four have the numbers of the original recipes (unilm's README):
+`stage1`, `iam`, `sroie` and `str`; batch sizes are those of eight GPUs together, steps enough for the patience to decide."""
+
+
+def to_plain(config: Any) -> Any:
+    """A configuration as JSON or YAML would hold it."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, tuple | list):
+        return [to_plain(item) for item in config]
+    return str(config) if isinstance(config, Path) else config

@@ -1,0 +1,127 @@
+"""Draws lines of a new domain as a data set to train on, with a sheet of them to look at first."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image
+
+from trocr_jax import files
+
+from . import fonts, synthesis
+from .texts import draw_text
+
+DIGITS, CAPITALS = "0123456789", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+SHEET = (12, 3)  # rows, columns
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to draw.
+
+    Attributes:
+        out: folder for the images and their `metadata.jsonl`; must not hold anything yet.
+        fonts: folder of fonts, or one font file.
+        texts: file with a text a line, taken in random order.
+        pattern: or texts by a pattern: "#" is a digit, "@" a capital letter, "?" one of both, anything else itself.
+            With neither, texts are drawn as for the model in the package.
+        count: lines.
+        levels: damage, drawn evenly: clean, worn, rough.
+        seed: another one draws other lines.
+        sheet: picture of the first lines, to see what the model will see.
+    """
+
+    out: Path
+    fonts: Path = fonts.DEFAULT_FOLDER / "training"
+    texts: Path | None = None
+    pattern: str = ""
+    count: int = 500
+    levels: tuple[str, ...] = ("clean", "worn")
+    seed: int = 0
+    sheet: Path | None = None
+
+
+def run(config: Config) -> int:
+    """Draws; returns the exit code.
+
+    Raises:
+        ValueError: no such level, no fonts, or a text that none of them can draw.
+    """
+    if wrong := set(config.levels) - synthesis.LEVELS.keys():
+        raise ValueError(f"no level {', '.join(sorted(wrong))}; there are {', '.join(synthesis.LEVELS)}")
+    faces, text = find_faces(config.fonts), text_maker(config)
+    rows: list[dict[str, str]] = []
+    pictures: list[Image.Image] = []
+    with files.new_directory(config.out) as folder:
+        for index in range(config.count):
+            rng = np.random.default_rng((config.seed, index))
+            label = text(rng)
+            image = synthesis.draw_line(label, rng, faces, config.levels[index % len(config.levels)])
+            rows.append({"file_name": f"{index:06d}.png", "text": label})
+            image.save(folder / rows[-1]["file_name"])
+            if index < SHEET[0] * SHEET[1]:
+                pictures.append(image)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
+    if config.sheet:
+        contact_sheet(pictures).save(config.sheet)
+    print(f"{config.count} lines in {config.out}", file=sys.stderr)
+    return 0
+
+
+def find_faces(place: Path) -> list[fonts.Face]:
+    """The faces of a folder, or of one file."""
+    if place.is_file():
+        return [fonts.Face(place.stem, "", (str(place),))]
+    return fonts.find_faces(place)
+
+
+def text_maker(config: Config) -> Callable[[Generator], str]:
+    """Where texts come from.
+
+    Raises:
+        ValueError: the file of texts is empty or cannot be read.
+    """
+    if config.pattern:
+        return lambda rng: fill(config.pattern, rng)
+    if config.texts is None:
+        return lambda rng: draw_text(rng)[0]
+    try:
+        texts = [line.strip() for line in config.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise ValueError(f"{config.texts}: cannot be read ({error.strerror})") from None
+    if not texts:
+        raise ValueError(f"{config.texts}: holds no texts")
+    return lambda rng: texts[rng.integers(len(texts))]
+
+
+def fill(pattern: str, rng: Generator) -> str:
+    """A pattern with its signs replaced by random ones."""
+    choices = {"#": DIGITS, "@": CAPITALS, "?": DIGITS + CAPITALS}
+    return "".join(choices[sign][rng.integers(len(choices[sign]))] if sign in choices else sign for sign in pattern)
+
+
+def contact_sheet(pictures: list[Image.Image], cell: tuple[int, int] = (400, 56)) -> Image.Image:
+    """Pictures in a grid."""
+    rows, columns = SHEET
+    sheet = Image.new("RGB", (columns * (cell[0] + 8), rows * (cell[1] + 8)), (200, 210, 230))
+    for index, picture in enumerate(pictures):
+        small = picture.convert("RGB")
+        small.thumbnail(cell)
+        sheet.paste(small, (index % columns * (cell[0] + 8) + 4, index // columns * (cell[1] + 8) + 4))
+    return sheet
+
+
+if __name__ == "__main__":
+    import tyro
+
+    try:
+        raise SystemExit(run(tyro.cli(Config, prog="trocr_jax.train.draw", description=__doc__)))
+    except (ValueError, OSError) as problem:
+        raise SystemExit(f"trocr_jax.train.draw: {problem}") from None

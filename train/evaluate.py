@@ -1,0 +1,266 @@
+"""Measure a model on labelled lines: error rates with intervals, a table by source, what it confuses, how well it knows itself.
+
+The table goes to stderr, one JSON object to stdout, and the worst lines with their pictures to a page of HTML.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trocr_jax import metrics
+from trocr_jax.line import Line
+from trocr_jax.reader import Reader
+
+from .benchmarks import BENCHMARKS, Benchmark, Part, size_name
+from .config import SyntheticConfig
+from .sources import Record, Source, SourceError, open_source
+
+SCORES = ("cer", "wer", "accuracy")
+DRAWN = 1000  # lines of every level, where no limit is set
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to measure.
+
+    Attributes:
+        data: data sets, each a row of the table: paths in any format that training reads, or "synthetic" (drawn lines in fonts
+            that training does not use, one row a level).
+        model: directory or hub name; empty is the model in the package.
+        benchmark: a public benchmark, whose folder `data` then names; its published numbers stand beside ours.
+        scores: of metrics.SCORES.
+        beams: numbers of beams, each measured; 1 is greedy.
+        max_tokens: of a line; 0 takes the checkpoint's own limit.
+        batch_size: 0 lets the device decide.
+        dtype: empty takes float32 on CPU and bfloat16 elsewhere.
+        limit: lines of every data set at most; 0 is all.
+        as_published: pass references through the tokenizer first, as the original scorer did (small models lose some signs).
+        report: page of HTML to write.
+    """
+
+    data: tuple[str, ...] = ("synthetic",)
+    model: str = ""
+    benchmark: Literal["", "iam", "sroie", "str"] = ""
+    scores: tuple[str, ...] = SCORES
+    beams: tuple[int, ...] = (1,)
+    max_tokens: int = 0
+    batch_size: int = 0
+    dtype: Literal["", "float32", "bfloat16"] = ""
+    limit: int = 0
+    as_published: bool = False
+    report: Path | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set to read, with what was published of it."""
+
+    name: str
+    source: Source
+    published: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A line as it is and as it was read; `image` is anything that `images.load` takes."""
+
+    source: str
+    name: str
+    image: Any
+    reference: str
+    line: Line
+
+
+@dataclass(frozen=True)
+class Result:
+    """One pass over all data sets.
+
+    Attributes:
+        beams: 1 is greedy.
+        readings: of every line.
+        scores: source -> score -> value and the ends of its interval; "all" holds all of them.
+        calibration: expected calibration error, and its table.
+        lines_per_s: of the whole pass, reading files included.
+    """
+
+    beams: int
+    readings: list[Reading]
+    scores: dict[str, dict[str, tuple[float, float, float]]]
+    calibration: tuple[float, list[tuple[int, float, float]]]
+    lines_per_s: float
+
+
+def run(config: Config) -> int:
+    """Measures; returns the exit code, 1 where lines could not be read at all.
+
+    Raises:
+        ValueError: no such score, data set or model.
+    """
+    if unknown := set(config.scores) - metrics.SCORES.keys():
+        raise ValueError(f"no score {', '.join(sorted(unknown))}; there are {', '.join(metrics.SCORES)}")
+    reader = Reader.from_pretrained(config.model or None, dtype=config.dtype or None)
+    benchmark = BENCHMARKS.get(config.benchmark)
+    tasks = benchmark_tasks(benchmark, config.data, reader) if benchmark else data_tasks(config)
+    names = benchmark.scores if benchmark else config.scores
+    results = [measure(reader, tasks, names, beams, config) for beams in config.beams]
+    for result in results:
+        print(table(result, tasks), file=sys.stderr)
+    if config.report:
+        from .report import render
+
+        config.report.write_text(render(results, tasks, reader.name), encoding="utf-8")
+    print(json.dumps(summary(results, reader, config), ensure_ascii=False))
+    return 1 if any(reading.line.error for reading in results[0].readings) else 0
+
+
+def data_tasks(config: Config) -> list[Task]:
+    """The data sets that are named."""
+    tasks = []
+    for place in config.data:
+        if place == "synthetic":
+            tasks += [Task(level, source, {}) for level, source in drawn_sources(config.limit or DRAWN).items()]
+        else:
+            tasks.append(Task(Path(place).stem, open_source(place), {}))
+    return tasks
+
+
+def benchmark_tasks(benchmark: Benchmark, data: Sequence[str], reader: Reader) -> list[Task]:
+    """The parts of a benchmark that lie in its folder.
+
+    Raises:
+        SourceError: none does.
+    """
+    root = Path(data[0]).expanduser()
+    size = size_name(reader.model.config)
+    tasks = []
+    for part in benchmark.parts:
+        found = next((root / folder for folder in part.folders if (root / folder).exists()), None)
+        if found is None:
+            print(f"{part.name}: none of {', '.join(part.folders)} in {root}; left out", file=sys.stderr)
+            continue
+        source = open_source(found)
+        _warn_of_size(part, len(source))
+        tasks.append(Task(part.name, source, part.published.get(size, {})))
+    if not tasks:
+        raise SourceError(f"{root}: holds no part of this benchmark")
+    return tasks
+
+
+def _warn_of_size(part: Part, lines: int) -> None:
+    if part.lines and lines != part.lines:
+        print(f"{part.name}: has {lines} lines, the published test set {part.lines}; numbers do not compare", file=sys.stderr)
+
+
+class Drawn:
+    """Drawn lines as a source."""
+
+    def __init__(self, level: str, count: int):
+        from . import fonts, synthesis
+
+        faces = fonts.find_faces(SyntheticConfig().held_out_fonts)
+        self.lines = synthesis.heldout(level, count, 0, faces)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, index: int) -> Record:
+        image, text, about = self.lines[index]
+        return Record(image, text, f"line {index} ({about['family']})")
+
+
+def drawn_sources(count: int) -> dict[str, Drawn]:
+    from .synthesis import LEVELS
+
+    return {level: Drawn(level, count) for level in LEVELS}
+
+
+def measure(reader: Reader, tasks: Sequence[Task], names: Sequence[str], beams: int, config: Config) -> Result:
+    """Reads every line of every data set and scores them."""
+    began = time.perf_counter()
+    readings = [reading for task in tasks for reading in read_task(reader, task, beams, config)]
+    seconds = time.perf_counter() - began
+    groups = {task.name: [r for r in readings if r.source == task.name] for task in tasks}
+    if len(tasks) > 1:
+        groups["all"] = readings
+    scores = {name: metrics.score(names, *texts(group, reader, config)) for name, group in groups.items()}
+    read = [reading for reading in readings if reading.line.error is None]
+    right = [reading.line.text == reading.reference for reading in read]
+    known = metrics.calibration([reading.line.confidence for reading in read], right)
+    return Result(beams, readings, scores, known, len(readings) / seconds)
+
+
+def texts(group: Sequence[Reading], reader: Reader, config: Config) -> tuple[list[str], list[str]]:
+    """Predictions and references; an image that could not be read counts as read empty."""
+    tokenizer = reader.tokenizer
+    references = [reading.reference for reading in group]
+    if config.as_published or config.benchmark:
+        references = [tokenizer.decode(tokenizer.labels(text)) for text in references]
+    return [reading.line.text for reading in group], references
+
+
+def read_task(reader: Reader, task: Task, beams: int, config: Config) -> Iterator[Reading]:
+    """Every line of a data set with what was read."""
+    count = min(config.limit or len(task.source), len(task.source))
+    records = [_record(task.source, index) for index in range(count)]
+    options: dict[str, Any] = {"num_beams": beams}
+    if config.max_tokens:
+        options["max_new_tokens"] = config.max_tokens
+    lines = reader.stream((record.image for record in records), batch_size=config.batch_size or None, **options)
+    for record, line in zip(records, lines, strict=True):
+        yield Reading(task.name, record.name, record.image, record.text, line)
+
+
+def _record(source: Source, index: int) -> Record:
+    """A broken record stays in the corpus: a benchmark with holes is another benchmark."""
+    try:
+        return source[index]
+    except (ValueError, OSError, KeyError) as error:
+        return Record(b"", "", f"record {index}: {error}")
+
+
+def table(result: Result, tasks: Sequence[Task]) -> str:
+    """A row a source: each score with its interval, and the published number where there is one."""
+    published = {task.name: task.published for task in tasks}
+    counts = {name: sum(r.source == name or name == "all" for r in result.readings) for name in result.scores}
+    rows = [f"{'greedy' if result.beams == 1 else f'beam {result.beams}'}: {result.lines_per_s:.1f} lines/s"]
+    for name, scores in result.scores.items():
+        known = published.get(name, {})
+        cells = [f"{key} {x:.2f} ({low:.2f} to {high:.2f}){_beside(known, key)}" for key, (x, low, high) in scores.items()]
+        rows.append(f"  {name:<24}{counts[name]:>7} lines  " + "  ".join(cells))
+    rows.append(f"  expected calibration error {result.calibration[0]:.3f}")
+    return "\n".join(rows)
+
+
+def _beside(published: dict[str, float], score: str) -> str:
+    return f" [published {published[score]:.2f}]" if score in published else ""
+
+
+def summary(results: Sequence[Result], reader: Reader, config: Config) -> dict[str, Any]:
+    """The one object on stdout."""
+    return {
+        "model": reader.name,
+        "dtype": str(reader.model.dtype.name),
+        "benchmark": config.benchmark or None,
+        "results": [
+            {
+                "beams": result.beams,
+                "lines": len(result.readings),
+                "unreadable": sum(reading.line.error is not None for reading in result.readings),
+                "lines_per_s": round(result.lines_per_s, 2),
+                "ece": round(result.calibration[0], 4),
+                "scores": {source: _rounded(scores) for source, scores in result.scores.items()},
+            }
+            for result in results
+        ],
+    }
+
+
+def _rounded(scores: dict[str, tuple[float, float, float]]) -> dict[str, dict[str, float]]:
+    names = ("value", "low", "high")
+    return {score: dict(zip(names, (round(x, 4) for x in found), strict=True)) for score, found in scores.items()}

@@ -1,0 +1,99 @@
+"""What a model reads of lines it never saw: of drawn ones at every level of damage, and of data sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trocr_jax import images
+from trocr_jax.decoding import GenerateConfig, read_pixels
+from trocr_jax.images import ImageProcessor
+from trocr_jax.metrics import character_error_rate
+from trocr_jax.model import TrOCR
+from trocr_jax.tokens import Tokenizer
+
+from . import fonts, synthesis
+from .config import Config, SyntheticConfig
+from .data import SYNTHETIC, parse_source
+from .sources import open_source
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines to read: uint8 images [n,height,width,3] and their texts."""
+
+    images: np.ndarray
+    texts: list[str]
+
+
+def held_out(config: Config, processor: ImageProcessor) -> dict[str, Lines]:
+    """The lines that evaluations during training read, by the name of their group."""
+    groups: dict[str, Lines] = {}
+    for place in config.data.valid:
+        path, _ = parse_source(place)
+        if path == SYNTHETIC:
+            groups |= drawn_lines(config.synthetic, processor, config.eval_lines or 1000)
+        else:
+            groups[Path(path).stem] = stored_lines(path, processor, config.eval_lines)
+    return groups
+
+
+def drawn_lines(config: SyntheticConfig, processor: ImageProcessor, count: int) -> dict[str, Lines]:
+    """`count` lines of every level, with fonts and texts that training does not see; too wide ones are left out."""
+    folder = Path(config.held_out_fonts).expanduser()
+    faces = fonts.find_faces(folder if folder.is_dir() else config.fonts)
+    widest = config.max_squeeze * processor.width / processor.height
+    groups = {}
+    for level in synthesis.LEVELS:
+        drawn = synthesis.heldout(level, count, config.seed, faces, config.max_length)
+        kept = [(processor(image.convert("RGB")), text) for image, text, _ in drawn if image.width <= widest * image.height]
+        groups[level] = Lines(np.stack([pixels for pixels, _ in kept]), [text for _, text in kept])
+    return groups
+
+
+def stored_lines(place: str, processor: ImageProcessor, count: int = 0) -> Lines:
+    """`count` lines of a data set, evenly spread, because files are often sorted; or all.
+
+    Raises:
+        ValueError: one cannot be read: a benchmark with holes is another benchmark.
+    """
+    source = open_source(place)
+    chosen = np.linspace(0, len(source) - 1, min(count or len(source), len(source))).astype(int)
+    records = [source[int(i)] for i in chosen]
+    return Lines(np.stack([processor(images.load(record.image)) for record in records]), [record.text for record in records])
+
+
+def read(model: TrOCR, tokenizer: Tokenizer, processor: ImageProcessor, pixels: np.ndarray, max_tokens: int) -> list[str]:
+    """Greedy texts of uint8 images [n,height,width,3]; one program, the last batch filled up."""
+    texts: list[str] = []
+    config = GenerateConfig(max_new_tokens=max_tokens)
+    for first in range(0, len(pixels), BATCH):
+        batch = pixels[first : first + BATCH]
+        padded = np.zeros((BATCH, *batch.shape[1:]), np.uint8)
+        padded[: len(batch)] = batch
+        mask = jnp.asarray(np.arange(BATCH) < len(batch))
+        result = read_pixels(model, jnp.asarray(padded), config, processor.mean, processor.std, None, mask)
+        tokens, lengths = jax.device_get((result.tokens[:, 0], result.lengths[:, 0]))
+        rows = zip(tokens[: len(batch)], lengths[: len(batch)], strict=True)
+        texts += [tokenizer.decode([int(token) for token in row[:length]]) for row, length in rows]
+    return texts
+
+
+def evaluate(
+    model: TrOCR, tokenizer: Tokenizer, processor: ImageProcessor, groups: dict[str, Lines], max_tokens: int
+) -> tuple[dict[str, Any], list[tuple[np.ndarray, str, str]]]:
+    """Character error rate in percent of every group and `score`, their mean; and a few lines with text and reading."""
+    metrics: dict[str, Any] = {}
+    samples = []
+    for name, group in groups.items():
+        texts = read(model, tokenizer, processor, group.images, max_tokens)
+        metrics[f"cer_{name}"] = character_error_rate(texts, group.texts)
+        samples += list(zip(group.images[:4], group.texts, texts, strict=False))
+    return {**metrics, "score": float(np.mean(list(metrics.values())))}, samples

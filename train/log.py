@@ -1,0 +1,114 @@
+"""What a run says: JSON lines in a file always, lines and a progress bar for people, curves as PNG, TensorBoard when asked."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CURVES = {"loss": "train", "accuracy": "train", "score": "eval", "lines_per_s": "train"}
+
+
+class Log:
+    """log(kind, **fields): one event.
+
+    Args:
+        folder: of the run.
+        steps: of the whole run, for the progress bar.
+        quiet: say and write nothing: all hosts but the first.
+    """
+
+    def __init__(self, folder: Path, steps: int, tensorboard: bool = False, quiet: bool = False):
+        self.folder, self.quiet, self.bar, self.board = folder, quiet, None, None
+        if quiet:
+            return
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=steps, unit="step", dynamic_ncols=True)
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"))
+
+    def __call__(self, kind: str, **fields: Any) -> None:
+        if self.quiet:
+            return
+        fields = {name: round(x, 6) if isinstance(x, float) else x for name, x in fields.items()}
+        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "time": round(time.time(), 1), **fields}, ensure_ascii=False) + "\n")
+        self._show(kind, fields)
+        if self.board and kind in ("train", "eval"):
+            for name, x in fields.items():
+                if name != "step":
+                    self.board.add_scalar(f"{kind}/{name}", x, fields["step"])
+        if kind == "eval":
+            draw_curves(self.folder)
+
+    def _show(self, kind: str, fields: dict[str, Any]) -> None:
+        shown = (f"{name} {x:.4g}" if isinstance(x, float) else f"{name} {x}" for name, x in fields.items())
+        line = f"{kind:<10}" + " ".join(shown)
+        if self.bar is None:
+            print(line, file=sys.stderr, flush=True)
+        elif kind == "train":
+            self.bar.set_postfix({name: f"{fields[name]:.3g}" for name in ("loss", "lines_per_s", "device_share")}, refresh=False)
+            self.bar.update(fields["step"] - self.bar.n)
+        else:
+            self.bar.write(line, file=sys.stderr)
+
+    def samples(self, step: int, samples: list[tuple[np.ndarray, str, str]]) -> None:
+        """Lines with what is written on them and what was read, to TensorBoard: (uint8 pixels, text, read)."""
+        if self.board is None:
+            return
+        for place, (pixels, _, _) in enumerate(samples):
+            self.board.add_image(f"samples/{place}", pixels, step, dataformats="HWC")
+        rows = [f"| {place} | {_cell(text)} | {_cell(read)} |" for place, (_, text, read) in enumerate(samples)]
+        self.board.add_text("samples", "\n".join(["| | written | read |", "|---|---|---|", *rows]), step)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _cell(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|")
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The events of a run, those of steps that a resumed run repeated only once; a last line that was cut off is left out."""
+    events: dict[Any, dict[str, Any]] = {}
+    for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        events[(event["kind"], event["step"]) if event["kind"] in ("train", "eval") else len(events)] = event
+    return list(events.values())
+
+
+def draw_curves(folder: Path) -> None:
+    """curves.png: loss, accuracy, error and speed over the steps; nothing where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    events = read_log(folder)
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    for axes, (name, kind) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
+        rows = sorted((e["step"], e) for e in events if e["kind"] == kind)
+        for field in sorted({f for _, e in rows for f in e if f == name or (name == "score" and f.startswith("cer_"))}):
+            points = [(step, e[field]) for step, e in rows if field in e]
+            axes.plot(*zip(*points, strict=True), label=field, linewidth=2 if field == name else 1)
+        axes.set(title="CER %" if name == "score" else name, xlabel="step")
+        if name in ("loss", "score") and rows:
+            axes.set_yscale("log")
+        if name == "score" and rows:
+            axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.savefig(folder / "curves.png", dpi=100)

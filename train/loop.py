@@ -1,0 +1,312 @@
+"""A training run from its configuration to a complete model directory; the same command goes on where it stopped.
+
+    run/config.json     the whole configuration
+    run/log.jsonl       one object a line: steps, evaluations, checkpoints, records that cannot be used
+    run/curves.png      loss and error over the steps
+    run/checkpoints/    see checkpoint.py
+    run/model/          the best checkpoint as a hub directory, when the run is done
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from trocr_jax import files, pretrained
+
+from . import mesh as meshes
+from . import preflight
+from .checkpoint import Checkpoints
+from .config import FREE, Config, to_plain
+from .data import Batches, Loader, mixed_order, open_sources, prefetch
+from .evaluation import Lines, evaluate, held_out
+from .log import Log
+from .optimizer import make_optimizer, schedule
+from .parameters import Arrays, build, new_lora, rates
+from .pool import LinePool
+from .start import Start, opened, start
+from .step import Step, StepConfig, TrainState, inference, make_step, new_state
+
+
+def train(config: Config) -> int:
+    """Runs or goes on with a run; returns the exit code, 0 also when a SIGTERM ended it after a checkpoint.
+
+    Raises:
+        ValueError: the configuration cannot be followed, is not that of the run in the folder, or a check failed.
+    """
+    join_hosts(config)
+    claim(config)
+    log = Log(config.out, config.steps, config.tensorboard, quiet=jax.process_index() > 0)
+    checkpoints = Checkpoints(config.out / "checkpoints", config.keep, log)
+    newest = checkpoints.newest()
+    model = start(config.start, config.seed) if newest is None else opened(checkpoints.path(newest), numbers=False)
+    run = Run(config, model, checkpoints, log)
+    state = run.place(run.fresh) if newest is None else checkpoints.load(newest, run.place(run.fresh, numbers=False))
+    log("start", step=int(state.step), devices=run.mesh.size, **parameter_counts(run, model.parameters))
+    if newest is None and config.preflight.enabled:
+        run.preflight()
+    state, ended = run.steps(state)
+    if ended:
+        publish(config, model, checkpoints, log)
+    log.close()
+    return 0
+
+
+class Run:
+    """What a run is made of, and its loop: batches in, steps, and every so often a line, an evaluation, a checkpoint."""
+
+    def __init__(self, config: Config, model: Start, checkpoints: Checkpoints, log: Log):
+        self.config, self.model, self.checkpoints, self.log = config, model, checkpoints, log
+        o, lora = config.optimizer, config.lora
+        factors = rates(model.parameters, o.rates, o.layer_decay)
+        trained = frozenset(name for name, factor in factors.items() if np.any(factor))
+        self.step_config = StepConfig(
+            model=model.config, trained=trained, mean=model.processor.mean, std=model.processor.std, dtype=config.dtype,
+            remat=config.remat, label_smoothing=o.label_smoothing, accumulate=o.accumulate,
+            lora_scale=lora.alpha / max(lora.rank, 1), ema=o.ema,
+        )  # fmt: skip
+        self.mesh: Mesh = meshes.make_mesh(config.devices)
+        self.optimizer = make_optimizer(o, config.steps, {} if lora.rank else factors)
+        self.rate = schedule(o, config.steps)
+        self.terminated = False
+        self._held_out: dict[str, Lines] | None = None
+        self._best, self._worse = float("inf"), 0
+        if jax.process_count() == 1:  # several hosts have jax's own handler, which tells all of them
+            signal.signal(signal.SIGTERM, self._terminate)
+
+    def fresh(self, parameters: Arrays) -> TrainState:
+        """The state before the first step."""
+        lora = self.config.lora
+        factors = new_lora(parameters, lora.targets, lora.rank, self.config.seed) if lora.rank else {}
+        return new_state(self.step_config, parameters, factors, self.optimizer, self.config.seed)
+
+    def place(self, make: Callable[[Arrays], TrainState], numbers: bool = True) -> TrainState:
+        """The state on the mesh, or without numbers its shapes and places."""
+        shapes = jax.eval_shape(make, self.model.parameters)
+        self.shardings = meshes.state_shardings(shapes, self.mesh, self.config.fsdp)
+        if numbers:
+            return jax.jit(make, out_shardings=self.shardings)(jax.device_get(self.model.parameters))
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings)
+
+    @cached_property
+    def batches(self) -> Batches:
+        config, data = self.config, self.config.data
+        sources, weights = open_sources(data.train, self._pool)
+        order = mixed_order(sources, weights, config.seed)
+        loader = Loader(
+            sources, order, self.model.tokenizer, self.model.processor, config.seed, config.max_tokens, data.max_bad,
+            augmentation(data.augment), lambda problem: self.log("bad_record", problem=problem),
+        )  # fmt: skip
+        rows = meshes.own_rows(self.mesh, config.batch_size)
+        if data.group > 1 and len(rows) < config.batch_size:
+            raise ValueError("--data.group sorts whole batches, which one host alone has; set it to 1")
+        pad = self.model.config.pad_token_id
+        return Batches(loader, config.batch_size, config.seed, pad, config.max_tokens, rows, data.group, data.threads)
+
+    def _pool(self) -> LinePool:
+        pool = LinePool(self.config.synthetic, self.model.processor)
+        pool.start()
+        return pool
+
+    def preflight(self) -> None:
+        """Raises preflight.Failed where training would be in vain."""
+        batches, checks = self.batches, self.config.preflight
+        texts = [text for text in map(batches.load.text, range(checks.lines)) if text]
+        model, overfit = self.model, checks.overfit
+        for line in preflight.check(self.step_config, model.parameters, model.tokenizer, texts, batches[0], overfit):
+            self.log("preflight", passed=line)
+
+    def steps(self, state: TrainState) -> tuple[TrainState, bool]:
+        """From the state's step to the last one; False when a SIGTERM came before."""
+        step = make_step(self.optimizer, self.step_config, (self.shardings, meshes.replicated(self.mesh)))
+        state, done = self._loop(state, step, int(state.step))
+        self.checkpoints.wait()
+        return state, done
+
+    def _loop(self, state: TrainState, step: Step, first: int) -> tuple[TrainState, bool]:
+        config, pending, timer = self.config, [], Timer()
+        for index, batch in timer.waiting(prefetch(self.batches, first, config.steps)):
+            images, labels = (meshes.global_array(self.mesh, x) for x in (batch.images, batch.labels))
+            state, metrics = step(state, images, labels)
+            pending.append(metrics)
+            done = index + 1
+            if done % config.log_every == 0 or done == config.steps:
+                measured = jax.device_get(pending)  # waits for the steps, which until here are only dispatched
+                self._report(done, measured, timer)
+                pending = []
+            last = self._stop_asked(done) or done == config.steps
+            self._keep(done, state, last, timer)
+            if last or self._impatient():
+                return state, not self.terminated
+        return state, True
+
+    def _report(self, step: int, measured: list[Any], timer: Timer) -> None:
+        means = {name: float(np.mean([float(m[name]) for m in measured])) for name in measured[0]}
+        if not np.isfinite(means["loss"]):
+            raise ValueError(f"the loss is not finite at step {step}; lower --optimizer.lr or set --optimizer.clip 1.0")
+        seconds, share = timer.read()
+        speed = len(measured) * self.config.batch_size / seconds
+        self.log("train", step=step, **means, lr=float(np.asarray(self.rate(step - 1))), lines_per_s=speed, device_share=share)
+
+    def _keep(self, step: int, state: TrainState, last: bool, timer: Timer) -> None:
+        """Evaluates and saves when it is time to; saves at the end and before an early one."""
+        config = self.config
+        evaluates = step % config.eval_every == 0 or step == config.steps
+        if not (evaluates or last or step % config.save_every == 0):
+            return
+        with timer.apart():
+            parameters = self.inference(state)
+            metrics = self._evaluate(step, parameters) if evaluates and not self.terminated else {}
+            self.checkpoints.save(state, parameters, self.model, metrics)
+
+    def inference(self, state: TrainState) -> Arrays:
+        """The parameters to read with, whole on every device."""
+        compute = jax.jit(partial(inference, config=self.step_config), out_shardings=meshes.replicated(self.mesh))
+        return compute(state)
+
+    def _evaluate(self, step: int, parameters: Arrays) -> dict[str, Any]:
+        """On the first host alone; the others wait for it at the next step."""
+        if jax.process_index() > 0:
+            return {}
+        began = time.perf_counter()
+        if self._held_out is None:
+            self._held_out = held_out(self.config, self.model.processor)
+        local = build(self.model.config, {name: x.addressable_data(0) for name, x in parameters.items()})
+        metrics, samples = evaluate(local, self.model.tokenizer, self.model.processor, self._held_out, self.config.max_tokens)
+        self.log("eval", step=step, **metrics, seconds=time.perf_counter() - began)
+        self.log.samples(step, samples)
+        self._worse = 0 if metrics["score"] < self._best else self._worse + 1
+        self._best = min(self._best, metrics["score"])
+        return metrics
+
+    def _impatient(self) -> bool:
+        """Every host asks at every step, and the first one knows."""
+        patience = self.config.patience
+        tired = bool(patience) and self._worse >= patience
+        if patience and jax.process_count() > 1:
+            tired = bool(multihost_utils.broadcast_one_to_all(np.int32(tired)))
+        return tired
+
+    def _terminate(self, *_: Any) -> None:
+        self.terminated = True
+
+    def _stop_asked(self, step: int) -> bool:
+        """Whether a SIGTERM came, to this host or another one: all of them must stop at the same step."""
+        if jax.process_count() > 1:
+            self.terminated = multihost_utils.reached_preemption_sync_point(step)
+        if self.terminated:
+            self.log("terminated", step=step)
+        return self.terminated
+
+
+class Timer:
+    """Where the time of a stretch of steps goes; evaluations and checkpoints are kept apart."""
+
+    def __init__(self) -> None:
+        self.began, self.idle, self.aside = time.perf_counter(), 0.0, 0.0
+
+    def waiting(self, items: Any) -> Any:
+        """Passes items on and counts the time until each comes."""
+        iterator = iter(items)
+        while True:
+            asked = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            self.idle += time.perf_counter() - asked
+            yield item
+
+    def apart(self) -> Timer:
+        return self
+
+    def __enter__(self) -> None:
+        self._left = time.perf_counter()
+
+    def __exit__(self, *_: Any) -> None:
+        self.aside += time.perf_counter() - self._left
+
+    def read(self) -> tuple[float, float]:
+        """Seconds since the last reading, and the share of them in which the device was not kept waiting for data."""
+        seconds = time.perf_counter() - self.began - self.aside
+        share = 1.0 - self.idle / seconds
+        self.began, self.idle, self.aside = time.perf_counter(), 0.0, 0.0
+        return seconds, share
+
+
+def augmentation(name: str) -> Callable[..., Any] | None:
+    """(image, generator) -> image of the recipe with this name."""
+    if name == "da2":
+        from .augment import da2
+
+        return da2
+    if name == "rand":
+        from .rand_augment import rand_augment
+
+        return rand_augment
+    return None
+
+
+def join_hosts(config: Config) -> None:
+    """Connects the processes of a run; before anything touches a device."""
+    hosts = config.hosts
+    if hosts.count == 0:
+        jax.distributed.initialize()
+    elif hosts.count > 1:
+        jax.distributed.initialize(hosts.coordinator, hosts.count, hosts.index)
+
+
+def claim(config: Config) -> None:
+    """Makes the run folder and writes the configuration; refuses a folder that holds another run.
+
+    Raises:
+        ValueError: naming the fields that differ.
+    """
+    config.out.mkdir(parents=True, exist_ok=True)
+    path, plain = config.out / "config.json", to_plain(config)
+    if path.exists():
+        free = FREE | ({"steps"} if config.optimizer.schedule in ("inverse_sqrt", "constant") else set())
+        changed = sorted(set(differences(files.read_json(path), plain)) - free)
+        if changed:
+            raise ValueError(f"{config.out} holds a run with another {', '.join(changed)}; choose another --out or remove it")
+    if jax.process_index() == 0:
+        files.write_atomically(path, (json.dumps(plain, indent=2) + "\n").encode())
+
+
+def differences(old: Any, new: Any, place: str = "") -> list[str]:
+    """Dotted names of the fields in which two plain configurations differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = {**old, **new}
+        return [x for name in names for x in differences(old.get(name), new.get(name), f"{place}.{name}" if place else name)]
+    return [] if old == new else [place]
+
+
+def parameter_counts(run: Run, parameters: Arrays) -> dict[str, int]:
+    """How many there are, and how many of them are trained."""
+    counts = {name: int(np.prod(x.shape)) for name, x in parameters.items()}
+    trained = sum(counts[name] for name in run.step_config.trained)
+    if run.config.lora.rank:
+        shapes = jax.eval_shape(run.fresh, parameters).lora
+        trained = sum(int(np.prod(x.shape)) for x in shapes.values())
+    return {"parameters": sum(counts.values()), "trained": trained}
+
+
+def publish(config: Config, model: Start, checkpoints: Checkpoints, log: Log) -> None:
+    """Writes the best checkpoint as a hub directory that `Reader.from_pretrained` and transformers read."""
+    best = checkpoints.best()
+    if jax.process_index() > 0 or best is None:
+        return
+    found = opened(checkpoints.path(best))
+    shutil.rmtree(config.out / "model", ignore_errors=True)
+    pretrained.save(build(found.config, found.parameters), config.out / "model", found.companions)
+    log("done", step=best, model=str(config.out / "model"), score=checkpoints.metrics(best).get("score"))

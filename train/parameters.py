@@ -1,0 +1,123 @@
+"""A model's parameters as a flat dict {path: array}: which of them are trained and how fast, LoRA, and back into a model.
+
+Paths are those of `weights`: "encoder.layers.mlp.fc1.kernel", layers stacked on the first axis. Rules see every layer on its own,
+as "encoder.layers.3.mlp.fc1.kernel".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trocr_jax.config import TrOCRConfig
+from trocr_jax.layers import Array, Dtype
+from trocr_jax.model import TrOCR
+
+Arrays = dict[str, Any]
+STACK = re.compile(r"((?:encoder|decoder)\.layers)\.")
+LORA_A, LORA_B = ".lora_a", ".lora_b"
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """The dotted path of a leaf."""
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+
+
+def named(tree: Any) -> Arrays:
+    """A tree as {path: leaf}; names survive changes of the classes that hold the arrays."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def unnamed(like: Any, arrays: Mapping[str, Any]) -> Any:
+    """The inverse of `named`, in the shape of another tree."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[path_name(path)], like)
+
+
+def build(config: TrOCRConfig, arrays: Mapping[str, Array], dtype: Dtype = jnp.float32) -> TrOCR:
+    """A model that computes in this dtype, with these parameters cast to it (also inside a compiled program)."""
+    return unnamed(TrOCR.abstract(config, dtype), {name: x.astype(dtype) for name, x in arrays.items()})
+
+
+def layer_names(name: str, layers: int) -> list[str]:
+    """A stacked parameter's name for each of its layers; any other name alone."""
+    return [STACK.sub(rf"\1.{i}.", name) for i in range(layers)] if STACK.match(name) else [name]
+
+
+def rates(arrays: Mapping[str, Any], rules: Iterable[str], layer_decay: float = 1.0) -> dict[str, Any]:
+    """How fast every parameter learns, as a factor of the learning rate: a number, or [L,1,...] for stacked layers.
+
+    Args:
+        rules: "regex=factor", the first that finds a parameter's name decides; 0 freezes.
+        layer_decay: factor for every layer below the last one of its stack, and once more for what lies before the stack.
+
+    Raises:
+        ValueError: a parameter that no rule finds, a rule that finds none, or no rule at all.
+    """
+    parsed = [_rule(rule) for rule in rules]
+    used: set[int] = set()
+    depths = {name.split(".")[0]: len(x) for name, x in arrays.items() if STACK.match(name)}
+    out = {}
+    for name, x in arrays.items():
+        names = layer_names(name, len(x) if STACK.match(name) else 1)
+        factors = [_first(parsed, each, used) * layer_decay ** _below(each, depths) for each in names]
+        out[name] = np.reshape(factors, (-1,) + (1,) * (x.ndim - 1)).astype("f4") if STACK.match(name) else factors[0]
+    if idle := [pattern.pattern for i, (pattern, _) in enumerate(parsed) if i not in used]:
+        raise ValueError(f"these learning rate rules decide about no parameter: {', '.join(idle)}")
+    return out
+
+
+def _rule(rule: str) -> tuple[re.Pattern[str], float]:
+    pattern, equals, factor = rule.rpartition("=")
+    try:
+        if equals and float(factor) >= 0:
+            return re.compile(pattern), float(factor)
+    except (ValueError, re.error):
+        pass
+    raise ValueError(f"the learning rate rule {rule!r} must be a regular expression, '=' and a factor of 0 or more")
+
+
+def _first(rules: list[tuple[re.Pattern[str], float]], name: str, used: set[int]) -> float:
+    for i, (pattern, factor) in enumerate(rules):
+        if pattern.search(name):
+            used.add(i)
+            return factor
+    raise ValueError(f"no learning rate rule matches {name}; end the list with '.*=1'")
+
+
+def _below(name: str, depths: Mapping[str, int]) -> int:
+    """Layers between a parameter and the end of its stack: 0 for the last layer and all behind the stack."""
+    stack, *rest = name.split(".")
+    if rest and rest[0] == "layers":
+        return depths[stack] - 1 - int(rest[1])
+    before = ("cls_token", "distillation_token", "position_embedding", "patch_embed", "embed_tokens", "embed_norm")
+    return depths.get(stack, 0) if rest and rest[0] in before else 0
+
+
+def new_lora(arrays: Mapping[str, Array], targets: str, rank: int, seed: int) -> Arrays:
+    """Factors a [.., in, rank], random, and b [.., rank, out], zero, for every kernel that the regex finds (Hu et al., 2022).
+
+    Raises:
+        ValueError: it finds none.
+    """
+    names = [name for name, x in arrays.items() if name.endswith("kernel") and re.search(targets, name)]
+    if not names:
+        raise ValueError(f"the LoRA targets {targets!r} match no kernel")
+    out: Arrays = {}
+    for name, key in zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True):
+        *stack, size_in, size_out = arrays[name].shape
+        out[name + LORA_A] = jax.random.normal(key, (*stack, size_in, rank)) * size_in**-0.5
+        out[name + LORA_B] = jnp.zeros((*stack, rank, size_out))
+    return out
+
+
+def merged(arrays: Mapping[str, Array], lora: Mapping[str, Array], scale: float) -> Arrays:
+    """Plain parameters: kernel + scale * a b where there are factors."""
+    return {
+        name: x + scale * (lora[name + LORA_A] @ lora[name + LORA_B]) if name + LORA_A in lora else x
+        for name, x in arrays.items()
+    }

@@ -1,0 +1,133 @@
+"""Drawn lines on disk: drawn once, in the background, and used over and over.
+
+Drawing a line costs about 2 ms of a core and reading it back microseconds. Shard i holds the lines i * SHARD to
+(i + 1) * SHARD - 1: images in a `.npy` that is mapped, not read, texts in a `.txt`. The folder's name is a hash of all that
+decides the lines, the drawing code included, so that a folder never mixes two kinds of lines and several runs share one.
+A shard appears under its name when it is complete; a killed process leaves nothing half done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trocr_jax.images import ImageProcessor
+
+from . import fonts, synthesis
+from .config import SyntheticConfig, to_plain
+
+SHARD = 2048
+CODE = ("fonts.py", "synthesis.py", "texts.py", "words.py")  # what decides how a line looks
+ATTEMPTS = 16  # to draw a line that is not too wide, before one is taken as it is
+
+
+class LinePool:
+    """Lines 0 to n-1 of a source, drawn by child processes while the parent lives.
+
+    Args:
+        config: what to draw.
+        processor: scales a line to the pixels that the model gets.
+    """
+
+    def __init__(self, config: SyntheticConfig, processor: ImageProcessor):
+        self.config, self.processor = config, processor
+        self.folder = Path(config.cache).expanduser() / _digest(config, processor)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "source.json").write_text(json.dumps(to_plain(config), indent=1))
+        self._shards: dict[int, tuple[np.ndarray, list[str]]] = {}
+        self._drawers: list[Any] = []
+
+    def start(self) -> None:
+        """Starts the drawers, unless all lines are there."""
+        count = -(-self.config.lines // SHARD)
+        if all(_images(self.folder, i).exists() for i in range(count)):
+            return
+        context = multiprocessing.get_context("spawn")
+        for worker in range(self.config.workers):
+            arguments = (self.config, self.processor, self.folder, range(worker, count, self.config.workers), os.getpid())
+            drawer = context.Process(target=draw_shards, args=arguments, daemon=True)
+            drawer.start()
+            self._drawers.append(drawer)
+
+    def available(self, used: int) -> int:
+        """Lines to choose from when so many were used; nothing else decides, so that a resumed run repeats it."""
+        return min(self.config.lines, int(self.config.start + used * self.config.fresh))
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, str]:
+        """uint8 pixels [height,width,3] and the text; waits for the drawers where they have not come so far."""
+        shard, row = divmod(index, SHARD)
+        if shard not in self._shards:
+            self._shards[shard] = self._open(shard)
+        images, labels = self._shards[shard]
+        return images[row], labels[row]
+
+    def _open(self, shard: int) -> tuple[np.ndarray, list[str]]:
+        path = _images(self.folder, shard)
+        while not path.exists():
+            if not any(drawer.is_alive() for drawer in self._drawers):
+                raise RuntimeError(f"{path} is missing and no process is drawing it: see the message above")
+            time.sleep(0.2)
+        return np.load(path, mmap_mode="r"), path.with_suffix(".txt").read_text(encoding="utf-8").split("\n")
+
+
+def draw_shards(config: SyntheticConfig, processor: ImageProcessor, folder: Path, shards: range, parent: int) -> None:
+    """Draws the missing shards in order, at low priority, and stops when the parent is gone."""
+    os.nice(5)
+    drawer = Drawer(config, processor)
+    for shard in shards:
+        path = _images(folder, shard)
+        if path.exists():
+            continue
+        lines = []
+        for index in range(shard * SHARD, (shard + 1) * SHARD):
+            if os.getppid() != parent:
+                return
+            lines.append(drawer[index])
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.npy")
+        np.save(temporary, np.stack([pixels for pixels, _ in lines]))
+        path.with_suffix(".txt").write_text("\n".join(text for _, text in lines), encoding="utf-8")
+        os.replace(temporary, path)
+
+
+class Drawer:
+    """Line `index` as pixels and text: the first of a few attempts that is not too wide for the model's image."""
+
+    def __init__(self, config: SyntheticConfig, processor: ImageProcessor):
+        self.config, self.processor = config, processor
+
+    @cached_property
+    def source(self) -> synthesis.LineSource:
+        c = self.config
+        faces = tuple(fonts.find_faces(c.fonts))
+        return synthesis.LineSource(c.seed, faces, min_length=c.min_length, max_length=c.max_length)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, str]:
+        widest = self.config.max_squeeze * self.processor.width / self.processor.height
+        for attempt in range(ATTEMPTS):
+            image, text, _ = self.source[index * ATTEMPTS + attempt]
+            if image.width <= widest * image.height:
+                break
+        return self.processor(image.convert("RGB")), text
+
+
+def _images(folder: Path, shard: int) -> Path:
+    return folder / f"{shard:06d}.npy"
+
+
+def _digest(config: SyntheticConfig, processor: ImageProcessor) -> str:
+    """Of settings, fonts and drawing code; not of how many lines there are or how they are scheduled."""
+    plain = to_plain(config)
+    decisive = {name: plain[name] for name in ("seed", "min_length", "max_length", "max_squeeze")}
+    folder = Path(config.fonts).expanduser()
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
+    code = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in CODE]
+    content = json.dumps([decisive, processor.to_hf(), SHARD, ATTEMPTS, names, code])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

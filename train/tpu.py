@@ -1,0 +1,105 @@
+"""Compiles the training step for a TPU that is not there: memory a chip, and what the chips tell each other.
+
+libtpu compiles for a described topology on any machine. What it prints are compiler figures, not measurements.
+`JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m trocr_jax.train.tpu --topology v5e:2x2`
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from trocr_jax.config import PRESETS
+from trocr_jax.model import TrOCR
+
+from . import mesh as meshes
+from .config import OptimizerConfig
+from .optimizer import make_optimizer
+from .parameters import named
+from .step import StepConfig, make_step, new_state
+
+COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to compile.
+
+    Attributes:
+        topology: as libtpu names it: v5e:2x2, v5e:16x16, v6e:2x2, v5p:2x2x1, ...
+        models: presets.
+        batch_size: lines a chip.
+        tokens: of a label.
+        remat: compute activations twice instead of keeping them.
+        fsdp: cut the state over the chips.
+    """
+
+    topology: str = "v5e:2x2"
+    models: tuple[str, ...] = ("microsoft/trocr-base-stage1", "microsoft/trocr-large-stage1")
+    batch_size: int = 8
+    tokens: int = 64
+    remat: bool = True
+    fsdp: bool = False
+
+
+def run(config: Config) -> int:
+    """Prints a row a model, then a JSON line."""
+    mesh = topology_mesh(config.topology)
+    rows = [measure(mesh, name, config) for name in config.models]
+    print(json.dumps({"topology": config.topology, "chips": mesh.size, "batch_per_chip": config.batch_size, "programs": rows}))
+    return 0
+
+
+def topology_mesh(name: str) -> Mesh:
+    """The chips of a topology along one axis."""
+    from jax.experimental import topologies
+
+    options = {"chips_per_host_bounds": (1, 1, 1)} if name.endswith(":1x1") else {}
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+    return Mesh(np.array(devices), (meshes.AXIS,), axis_types=(AxisType.Auto,))
+
+
+def measure(mesh: Mesh, name: str, config: Config) -> dict[str, Any]:
+    """Compiles one step in bfloat16 with float32 masters and tells what the compiler says of it."""
+    began = time.perf_counter()
+    program = compile_step(mesh, name, config)
+    memory = program.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    collectives = Counter(COLLECTIVE.findall(program.as_text()))
+    seconds = round(time.perf_counter() - began, 1)
+    row = {"model": name, "bytes_per_chip": held, "collectives": dict(collectives), "compile_s": seconds}
+    said = ", ".join(f"{count} {kind}" for kind, count in collectives.items()) or "no collectives"
+    print(f"{name:<32} {held / 2**30:6.2f} GiB a chip  {said}  {seconds:6.1f} s", file=sys.stderr)
+    return row
+
+
+def compile_step(mesh: Mesh, name: str, config: Config) -> Any:
+    """The step of training, with shapes in place of numbers."""
+    model = PRESETS[name]
+    parameters = named(TrOCR.abstract(model))
+    step_config = StepConfig(model, frozenset(parameters), dtype="bfloat16", remat=config.remat)
+    optimizer = make_optimizer(OptimizerConfig(), 1000, {})
+    shapes = jax.eval_shape(lambda p: new_state(step_config, p, {}, optimizer, 0), parameters)
+    shardings = meshes.state_shardings(shapes, mesh, config.fsdp)
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    rows, cut = config.batch_size * mesh.size, NamedSharding(mesh, PartitionSpec(meshes.AXIS))
+    images = jax.ShapeDtypeStruct((rows, *model.encoder.image_size, 3), jnp.uint8, sharding=cut)
+    labels = jax.ShapeDtypeStruct((rows, config.tokens), jnp.int32, sharding=cut)
+    step: Any = make_step(optimizer, step_config, (shardings, meshes.replicated(mesh)))
+    return step.lower(state, images, labels).compile()
+
+
+if __name__ == "__main__":
+    import tyro
+
+    raise SystemExit(run(tyro.cli(Config, prog="trocr_jax.train.tpu", description=__doc__)))
