@@ -1,0 +1,1 @@
+"""Server, batch jobs and benchmark."""

@@ -1,0 +1,133 @@
+"""The routes as one application, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from trocr_jax.cli import package_version
+
+from . import chat, metrics, ocr, responses
+from .errors import ApiError, from_validation, internal
+from .guard import Guard
+from .service import Served, Service
+from .wire import ERRORS
+
+PAGE = Path(__file__).parent / "page.html"
+
+
+def create_app(service: Service, *, local_only: bool = False) -> Guard:
+    """The ASGI application of a server.
+
+    Args:
+        local_only: answer only to requests that address localhost by name.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(
+        title="trocr-jax", version=package_version(), lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False,
+    )  # fmt: skip
+    app.state.service = service
+    for error in (ApiError, RequestValidationError, ValidationError, HTTPException, Exception):
+        app.add_exception_handler(error, _answer)
+    for router in (chat.router, responses.router, ocr.router):
+        app.include_router(router)
+    _add_models(app, service)
+    _add_operation(app, service)
+    return Guard(app, service, local_only=local_only)
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models", responses=ERRORS)
+    async def models() -> dict[str, Any]:
+        """The models by name, the default one first."""
+        return {"object": "list", "data": [_model(served) for served in service.models.values()]}
+
+    @app.get("/v1/models/{name:path}", responses=ERRORS)
+    async def model(name: str) -> dict[str, Any]:
+        """One model."""
+        return _model(service.model(name))
+
+
+def _model(served: Served) -> dict[str, Any]:
+    return {"id": served.name, "object": "model", "created": served.created, "owned_by": "trocr-jax"}
+
+
+def _add_operation(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", include_in_schema=False)
+    async def healthz() -> Response:
+        """The process lives; also while it compiles."""
+        return PlainTextResponse("failed" if service.state == "failed" else "ok", 500 if service.state == "failed" else 200)
+
+    @app.get("/readyz", include_in_schema=False)
+    async def readyz() -> Response:
+        """Every program is compiled and nobody has asked the server to stop."""
+        return PlainTextResponse(service.state, 200 if service.state == "ready" else 503)
+
+    @app.get("/metrics", include_in_schema=False)
+    async def show_metrics() -> Response:
+        """For Prometheus."""
+        return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        """The page for people."""
+        content, policy = _page()
+        headers = {"content-security-policy": policy, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+        return HTMLResponse(content, headers=headers)
+
+
+@cache
+def _page() -> tuple[str, str]:
+    """The page, and the policy that lets a browser run its own script and style and nothing else."""
+    content = PAGE.read_text(encoding="utf-8")
+
+    def digests(tag: str) -> str:
+        blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", content, re.DOTALL)
+        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()}'" for block in blocks)
+
+    policy = (
+        f"default-src 'none'; script-src {digests('script')}; style-src {digests('style')}; img-src blob: data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return content, policy
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    """Any exception as an error object. Nothing of a foreign exception's text gets into it."""
+    known = _known(error)
+    return JSONResponse(known.body, known.status, known.headers)
+
+
+def _known(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return from_validation(error.errors())
+    if isinstance(error, ValidationError):
+        return ocr.validation_error(error)
+    if isinstance(error, HTTPException) and error.status_code < 500:
+        codes = {404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type"}
+        messages = {404: "no such path here", 405: "not with this method"}
+        status = error.status_code
+        return ApiError(status, messages.get(status, "the request is malformed"), codes.get(status, "bad_request"))
+    return internal()
+
+

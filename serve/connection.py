@@ -1,0 +1,82 @@
+"""Sockets: limits that uvicorn does not have, and a shutdown that loses nobody.
+
+uvicorn waits without end for a header, and for the rest of a request that was answered early; and after SIGTERM it closes its
+socket at once, before a load balancer has seen that it should look elsewhere, and dies of the signal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .limits import Limits
+from .logs import log
+from .service import Service
+
+
+def protocol(limits: Limits) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP/1.1 with a limit of connections and of the time between requests.
+
+    h11 and not httptools: it limits headers to 64 kB. What it lets pass, a length together with a transfer encoding, the guard
+    refuses.
+    """
+
+    class Connection(H11Protocol):
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > limits.connections:
+                transport.abort()
+            else:
+                self._timer = self.loop.call_later(limits.header_seconds, transport.abort)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            busy = self.cycle is not None and not self.cycle.response_complete
+            if busy:
+                self._stop_timer()
+            elif self._timer is None and not self.transport.is_closing():
+                self._timer = self.loop.call_later(limits.header_seconds, self.transport.abort)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_timer()
+            super().connection_lost(exc)
+
+        def _stop_timer(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    return Connection
+
+
+class Server(uvicorn.Server):
+    """A uvicorn that drains: /readyz says no for `pause` seconds while requests are still taken, then no new ones are, and
+    those under way are finished. A second signal skips the pause.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, pause: float):
+        super().__init__(config)
+        self.service, self.pause, self._drain_at = service, pause, float("inf")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM and SIGINT. Not handed on as uvicorn does: a drained server exits with 0."""
+        if self.service.state == "draining":
+            self.should_exit = True
+        self._drain_at = min(self._drain_at, time.monotonic() + (self.pause if self.service.state == "ready" else 0))
+        self.service.drain()
+
+    async def on_tick(self, counter: int) -> bool:
+        if time.monotonic() >= self._drain_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        await super().shutdown(sockets)
+        log("stopped")

@@ -1,0 +1,98 @@
+"""What goes wrong, in OpenAI's words: `{"error": {"message", "type", "param", "code"}}` with a status its clients understand.
+
+Clients repeat 408, 409, 429 and 5xx: a bad image must be another 4xx, an overload must say when to come back. Messages are our
+own sentences; nothing of a library's exception and nothing unchecked of the request gets into them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_SAFE_LENGTH = 80
+
+
+class ApiError(Exception):
+    """An answer that is no result.
+
+    Args:
+        status: of HTTP.
+        message: one sentence for a person.
+        code: one word for a program.
+        param: the field of the request that it is about, as a path like `messages[0].content[1]`.
+        retry_after: seconds after which another attempt makes sense.
+    """
+
+    def __init__(self, status: int, message: str, code: str, param: str | None = None, retry_after: float | None = None):
+        super().__init__(message)
+        self.status, self.message, self.code, self.param, self.retry_after = status, message, code, param, retry_after
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error object."""
+        kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        if self.status == 401:
+            return {"www-authenticate": "Bearer"}
+        return {} if self.retry_after is None else {"retry-after": str(max(1, math.ceil(self.retry_after)))}
+
+    def encode(self) -> bytes:
+        return json.dumps(self.body).encode()
+
+
+def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    """400: the same request will fail again."""
+    return ApiError(400, message, code, param)
+
+
+def overloaded(retry_after: float, message: str = "too many images are waiting, try again soon") -> ApiError:
+    """503: the same request will succeed later."""
+    return ApiError(503, message, "overloaded", retry_after=retry_after)
+
+
+def timed_out() -> ApiError:
+    """504: the deadline passed before the result was there."""
+    return ApiError(504, "the deadline of the request has passed", "deadline_exceeded", retry_after=1)
+
+
+def internal() -> ApiError:
+    """500: our fault, and nothing about it is told."""
+    return ApiError(500, "an internal error; the server's log has it under the request id", "internal_error")
+
+
+def from_validation(errors: Sequence[Any]) -> ApiError:
+    """One of pydantic's errors, the deepest: of a union's branches, that is the one that was meant.
+
+    Its text is kept only where it repeats nothing of the request.
+    """
+    error = max(errors, key=lambda error: len(error["loc"]))
+    param, kind = path([part for part in error["loc"] if part != "body"]), error["type"]
+    if kind == "extra_forbidden":
+        return bad_request(f"{param} is not supported", param, "unsupported_parameter")
+    if kind == "missing":
+        return bad_request(f"{param} is missing", param, "missing_parameter")
+    if kind == "json_invalid":
+        return bad_request("the body is not valid JSON", None, "invalid_json")
+    if kind.startswith("union_tag"):
+        return bad_request(f"{param} has a type that is not supported here", param, "unsupported_type")
+    text = error["msg"].removeprefix("Input should ") if kind not in ("value_error", "assertion_error") else "be different"
+    return bad_request(f"{param} should {text}" if param else "the body should be a JSON object", param)
+
+
+def path(parts: Sequence[str | int]) -> str | None:
+    """("messages", 0, "user", "content") as "messages[0].content"; pydantic's tags of unions are left out, odd signs escaped."""
+    text, tag = "", False
+    for part in parts:
+        if isinstance(part, int):
+            text, tag = f"{text}[{part}]", True  # lists of objects are tagged unions here: next comes the tag
+        elif tag or part in ("str", "list") or (text and not part.isidentifier()):
+            tag = False
+        else:
+            text += f".{ascii(part[:_SAFE_LENGTH])[1:-1]}" if text else ascii(part[:_SAFE_LENGTH])[1:-1]
+    return text[: 2 * _SAFE_LENGTH] or None

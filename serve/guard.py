@@ -1,0 +1,211 @@
+"""What happens to a request before and around its route, in this order, each step cheaper than the next:
+
+    name it; refuse malformed framing and foreign hosts; check the key; check the key's rate; is there room? then read the body,
+    within bytes and time; run the route; watch for the client's leaving meanwhile; put everything right; write it down.
+
+So a refused request costs neither memory nor decoding, and a client that vanishes frees what it had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from .errors import ApiError, bad_request, internal
+from .logs import log
+from .service import Service, Visit
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+OPEN = frozenset({"/", "/healthz", "/readyz"})
+"""Paths without a key: they show nothing that anybody sent, and the page must be there to ask for one."""
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class Guard:
+    """An ASGI application around the routes."""
+
+    def __init__(self, app: Any, service: Service, *, local_only: bool):
+        self.app, self.service, self.local_only = app, service, local_only
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await _Passage(self, scope, receive, send).run()
+        else:
+            await send({"type": "websocket.close"})
+
+
+class _Passage:
+    """One request on its way through."""
+
+    def __init__(self, guard: Guard, scope: MutableMapping[str, Any], receive: Receive, send: Send):
+        self.guard, self.service, self.scope, self.receive, self._send = guard, guard.service, scope, receive, send
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.visit = Visit()
+        self.status = 0
+        self.bodies = 0
+
+    async def run(self) -> None:
+        given = self.headers.get(b"x-request-id", b"")
+        if _REQUEST_ID.fullmatch(given):
+            self.visit.id = given.decode()
+        self.scope.setdefault("state", {})["visit"] = self.visit
+        try:
+            self._admit()
+            await self._serve()
+        except ApiError as error:
+            await self._refuse(error)
+        except _GoneError:
+            self.service.metrics.vanished.inc()
+        except Exception as error:
+            log("error", level=40, error=error, id=self.visit.id)
+            await self._refuse(internal())
+        finally:
+            self._put_right()
+
+    # --- before ---
+
+    def _admit(self) -> None:
+        """Raises ApiError for who is not let in."""
+        names = [name for name, _ in self.scope["headers"]]
+        if b"transfer-encoding" in names and b"content-length" in names:  # two readings of one request: smuggling
+            raise bad_request("a request has a length or a transfer encoding, not both", None, "bad_framing")
+        if self.guard.local_only and not _is_local(self.headers.get(b"host", b"")):
+            raise ApiError(421, "this server answers to localhost only, as long as it has no API key", "wrong_host")
+        if self.scope["path"] in OPEN and self.scope["method"] in ("GET", "HEAD"):
+            return
+        authorization = self.headers.get(b"authorization")
+        self.visit.key = self.service.keys.name(authorization.decode("latin-1") if authorization else None)
+        if self.scope["method"] == "POST":
+            self.service.check_ready()
+            self.service.rate.charge(self.visit.key)
+            self.visit.deadline = self.visit.started + self.service.limits.request_seconds
+
+    async def _serve(self) -> None:
+        if self.scope["method"] != "POST":
+            await self.guard.app(self.scope, self.receive, self.send)
+            return
+        body = await self._read_body()
+        gone, sent = asyncio.Event(), False
+
+        async def replay() -> Message:
+            nonlocal sent
+            if sent:
+                await gone.wait()
+                return {"type": "http.disconnect"}
+            sent = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        route = asyncio.create_task(self.guard.app(self.scope, replay, self.send))
+        watch = asyncio.create_task(self._watch())
+        try:
+            await asyncio.wait((route, watch), return_when=asyncio.FIRST_COMPLETED)
+            if not route.done():
+                raise _GoneError
+            await route
+        finally:
+            for task in (route, watch):
+                task.cancel()
+            await asyncio.gather(route, watch, return_exceptions=True)
+
+    async def _read_body(self) -> bytes:
+        """Raises ApiError for a body too large (413), too slow (408) or when too much is being received (503)."""
+        limits, body, more = self.service.limits, bytearray(), True
+        if _length(self.headers) > limits.body_bytes:
+            raise _too_large(limits.body_bytes)
+        try:
+            async with asyncio.timeout(limits.body_seconds):
+                while more:
+                    message = await self.receive()
+                    if message["type"] == "http.disconnect":
+                        raise _GoneError
+                    chunk, more = message.get("body", b""), message.get("more_body", False)
+                    if len(body) + len(chunk) > limits.body_bytes:
+                        raise _too_large(limits.body_bytes)
+                    self.service.bodies.enter(len(chunk))
+                    self.bodies += len(chunk)
+                    body += chunk
+        except TimeoutError:
+            raise ApiError(408, "the body of the request did not arrive in time", "body_timeout") from None
+        return bytes(body)
+
+    # --- meanwhile ---
+
+    async def _watch(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    async def send(self, message: Message) -> None:
+        """Adds what every answer has; gives up on a client that takes nothing."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message.get("headers", []), (b"x-request-id", self.visit.id.encode())]
+            if self.service.state == "draining":
+                headers.append((b"connection", b"close"))
+            message["headers"] = headers
+        try:
+            async with asyncio.timeout(self.service.limits.send_seconds):
+                await self._send(message)
+        except TimeoutError:
+            raise _GoneError from None
+
+    # --- after ---
+
+    async def _refuse(self, error: ApiError) -> None:
+        if self.status:  # too late for another answer
+            return
+        self.service.metrics.refused.labels(error.code).inc()
+        content = error.encode()
+        headers = {"content-type": "application/json", "content-length": str(len(content)), **error.headers}
+        if error.status in (408, 413):
+            headers["connection"] = "close"
+        try:
+            start = [(name.encode(), value.encode()) for name, value in headers.items()]
+            await self.send({"type": "http.response.start", "status": error.status, "headers": start})
+            await self.send({"type": "http.response.body", "body": content})
+        except _GoneError:
+            self.service.metrics.vanished.inc()
+
+    def _put_right(self) -> None:
+        for close in reversed(self.visit.closers):
+            close()
+        self.service.bodies.leave(self.bodies)
+        route = getattr(self.scope.get("route"), "path", "other")
+        seconds = time.monotonic() - self.visit.started
+        self.service.metrics.requests.labels(route, str(self.status)).inc()
+        self.service.metrics.request_seconds.labels(route).observe(seconds)
+        if self.scope["path"] not in OPEN:
+            log(
+                "request", id=self.visit.id, key=self.visit.key, method=self.scope["method"][:8], route=route, status=self.status,
+                ms=round(1000 * seconds, 1), bytes=self.bodies, **self.visit.notes,
+            )  # fmt: skip
+
+
+class _GoneError(Exception):
+    """The client has left."""
+
+
+def _length(headers: dict[bytes, bytes]) -> int:
+    length = headers.get(b"content-length", b"0")
+    return int(length) if length.isdigit() and len(length) < 20 else 0
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"the body has more than {limit} bytes: send smaller images, or fewer", "body_too_large")
+
+
+def _is_local(host: bytes) -> bool:
+    """Whether a Host header names this machine: another name that leads here is a web page's trick (DNS rebinding)."""
+    name = re.sub(r":\d*$", "", host.decode("latin-1").lower())
+    try:
+        return name in ("localhost", "") or ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False

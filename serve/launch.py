@@ -1,0 +1,96 @@
+"""From a command line to a running server: keys, socket, models, then uvicorn until a signal."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+
+import jax
+import uvicorn
+
+from trocr_jax.cli import UsageError
+from trocr_jax.loop import bucket
+from trocr_jax.reader import Reader, cache_compilations
+
+from .app import create_app
+from .cli import Config
+from .connection import Server, protocol
+from .guard import Guard
+from .keys import ENVIRONMENT, Keys, read_keys
+from .logs import configure
+from .service import Service
+
+
+def launch(config: Config) -> int:
+    """Serves; the exit code."""
+    configure(config.log_level)
+    keys = Keys(read_keys(config.api_key_file, os.environ.get(ENVIRONMENT)))
+    local = _is_loopback(config.host)
+    if not (local or keys.required or config.no_key):
+        raise UsageError(
+            f"other machines can reach {config.host}: set {ENVIRONMENT} or --api-key-file, or say --no-key to let everybody in"
+        )
+    listener = _listen(config.host, config.port)
+    cache_compilations()
+    service = _service(config, keys)
+    server = _server(config, service, create_app(service, local_only=local and not keys.required))
+    failed: list[bool] = []
+    url = _url(listener)
+    service.on_ready = lambda: print(f"trocr-jax serves {', '.join(service.models)} at {url}", flush=True)
+
+    def stop() -> None:
+        failed.append(True)
+        server.should_exit = True
+
+    service.on_failed = stop
+    server.run([listener])
+    return 1 if failed else 0
+
+
+def _service(config: Config, keys: Keys) -> Service:
+    slots = config.slots or (8 if jax.default_backend() == "cpu" else 128)
+    if slots < 1 or any(beams < 2 for beams in config.beams):
+        raise UsageError("--slots must be at least 1 and every number of --beams at least 2")
+    readers: dict[str, Reader] = {}
+    for entry in config.model or (None,):
+        name, separator, path = (entry or "").partition("=")
+        reader = Reader.from_pretrained((path if separator else entry) or None, dtype=config.dtype)
+        name = name or reader.name
+        if name in readers:
+            raise UsageError(f"two models are called {name}: name them with --model NAME=PATH")
+        readers[name] = reader
+    batch = min(bucket(slots), 8 if jax.default_backend() == "cpu" else 32)
+    return Service(readers, keys, config.limits, hosts=config.image_host, slots=slots, batch=batch, beams=config.beams)
+
+
+def _server(config: Config, service: Service, app: Guard) -> Server:
+    settings = uvicorn.Config(
+        app, http=protocol(config.limits), ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
+        timeout_keep_alive=5, timeout_graceful_shutdown=int(config.drain_seconds), proxy_headers=False,
+    )  # fmt: skip
+    return Server(settings, service, config.drain_pause)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket: a port in use is known before minutes of loading."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, proto)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        return listener
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or 'no such port'}") from None
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

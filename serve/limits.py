@@ -1,0 +1,39 @@
+"""What one client, and all of them together, may ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    body_bytes: int = 20 << 20
+    """Bytes of one request's body; above: 413."""
+    bodies_bytes: int = 128 << 20
+    """Bytes of all bodies held at once; above: 503."""
+    header_seconds: float = 10.0
+    """A connection that has not sent a whole header by then is closed."""
+    body_seconds: float = 20.0
+    """A body that is not there by then: 408."""
+    request_seconds: float = 60.0
+    """From the header to the last token; above: 504, and the image is not read."""
+    send_seconds: float = 20.0
+    """A client that takes nothing of its answer for so long is dropped."""
+    connections: int = 1000
+    """Open connections; further ones are closed at once."""
+    images: int = 32
+    """Images of one request."""
+    pixels: int = 16_000_000
+    """Pixels of one image, counted from its header before any is decoded; a line at 600 dpi has 2 million."""
+    choices: int = 8
+    """Most `n`."""
+    queue: int = 256
+    """Images in the house, from admission to their answer; above: 503 with Retry-After, before the body is read."""
+    rate: float = 0.0
+    """Images a minute and key; above: 429 with Retry-After. 0 is no limit."""
+    burst: int = 60
+    """Images that a key may send at once before `rate` holds."""
+    url_bytes: int = 10 << 20
+    """Bytes of an image fetched by URL, where that is allowed."""
+    url_seconds: float = 10.0
+    """Time to fetch it."""

@@ -1,0 +1,240 @@
+"""From an engine's jobs to what a client sees: text that grows, tokens with their log-probabilities, and the reason of the end.
+
+An answer is the lines of a request's images in their order, one below the other. Images are read at the same time; text comes
+out in order, and never has to be taken back: the bytes of an unfinished character, the beginning of what may become a stop
+string, and a line that looks blank wait until they are decided.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from trocr_jax.engine import Job
+from trocr_jax.line import Line
+from trocr_jax.reader import NO_TEXT, Reader
+from trocr_jax.tokens import Tokenizer
+
+from .errors import internal, timed_out
+
+UNFINISHED = "\ufffd"
+LEAST_LOGPROB = -9999.0  # OpenAI's floor; JSON has no infinity
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One token as the API shows it: its text (a part of a character as U+FFFD), its bytes, and what else was likely."""
+
+    text: str
+    data: bytes
+    logprob: float
+    best: tuple[Entry, ...] = ()
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What an answer has grown by."""
+
+    text: str = ""
+    entries: tuple[Entry, ...] = ()
+
+
+class Answer:
+    """One text for the images of a request.
+
+    Args:
+        reader: of the model.
+        jobs: one an image, in order, each with the flags of its image.
+        budget: most tokens in all.
+        stops: strings that end the text; they are not part of it.
+        detailed: whether anybody wants the tokens.
+
+    Attributes:
+        text: as far as it may be shown.
+        tokens: generated and counted, end tokens included.
+        finish_reason: "stop" or "length" when the answer is complete.
+    """
+
+    def __init__(
+        self, reader: Reader, jobs: list[tuple[Job, tuple[str, ...]]], budget: int, stops: tuple[str, ...] = (),
+        detailed: bool = False,
+    ):  # fmt: skip
+        self._reader, self._jobs, self._budget, self._stops, self._detailed = reader, jobs, budget, stops, detailed
+        self.text, self.tokens = "", 0
+        self.finish_reason: str | None = None
+        self._lines: list[Line] = []  # of the jobs that are done, as far as those before them are
+        self._kept: list[int] = []  # how many tokens each of them may have
+        self._shown = (0, 0)  # line and token that come next in a Delta
+
+    @property
+    def lines(self) -> list[Line]:
+        """The lines that are done and whole in the text."""
+        ends = itertools.accumulate((len(line.text) + 1 for line in self._lines), initial=-1)
+        return [line for line, end in zip(self._lines, itertools.islice(ends, 1, None), strict=True) if end <= len(self.text)]
+
+    def grow(self) -> Delta:
+        """What is new since the last call.
+
+        Raises:
+            ApiError: an image was not read.
+        """
+        if self.finish_reason is not None:
+            return Delta()
+        for job, _ in self._jobs:
+            if job.status in ("expired", "cancelled", "failed"):
+                raise timed_out() if job.status == "expired" else internal()
+        complete = self._take_lines()
+        text = "\n".join([line.text for line in self._lines] + ([] if complete else [self._partial()]))
+        end = min((at for at in map(text.find, self._stops) if at >= 0), default=None)
+        if end is not None:
+            self._finish("stop")
+        elif complete:
+            self._finish("stop" if all(line.finish_reason == "stop" for line in self._lines) else "length")
+        else:
+            end = len(text) - self._undecided(text)
+        grown, self.text = text[len(self.text) : end], text[:end]
+        return Delta(grown, tuple(self._entries()) if self._detailed else ())
+
+    def close(self) -> None:
+        """Drops what is still to be read."""
+        for job, _ in self._jobs:
+            job.cancel()
+
+    def _take_lines(self) -> bool:
+        """Jobs that are done, in order, become lines; whether that is all that the answer will have."""
+        while len(self._lines) < len(self._jobs):
+            job, flags = self._jobs[len(self._lines)]
+            over, produced, room = job.over, len(job.tokens), self._budget - sum(self._kept)
+            if not over and produced < room:
+                return False
+            kept = min(produced, room)
+            finished = over and job.status == "stop" and kept == produced
+            tokens, logprobs = np.array(job.tokens[:kept], np.int64), np.array(job.logprobs[:kept])
+            self._lines.append(self._reader.line(tokens, logprobs, kept, finished, flags))
+            self._kept.append(kept)
+            if not finished and kept == room:
+                return True
+        return True
+
+    def _partial(self) -> str:
+        """The text so far of the image whose turn it is."""
+        job, flags = self._jobs[len(self._lines)]
+        return "" if NO_TEXT in flags else self._reader.tokenizer.decode(list(job.tokens)).rstrip(UNFINISHED)
+
+    def _undecided(self, text: str) -> int:
+        """How many characters at the end may be the beginning of a stop string."""
+        lengths = (n for stop in self._stops for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n]))
+        return max(lengths, default=0)
+
+    def _finish(self, reason: str) -> None:
+        self.finish_reason = reason
+        unfinished = self._jobs[len(self._lines) : len(self._lines) + 1]
+        self.tokens = sum(self._kept) + (sum(len(job.tokens) for job, _ in unfinished) if reason == "stop" else 0)
+        self.close()
+
+    def _entries(self) -> Iterator[Entry]:
+        """Tokens not shown yet whose characters all lie within the text."""
+        tokenizer, (begin, first) = self._reader.tokenizer, self._shown
+        offset = sum(len(line.text) + 1 for line in self._lines[:begin])
+        for index in range(begin, len(self._jobs)):
+            job, flags = self._jobs[index]
+            line = self._lines[index] if index < len(self._lines) else None
+            ids = list(job.tokens) if line is None else job.tokens[: self._kept[index]]
+            hidden = NO_TEXT in (flags if line is None else line.flags)
+            for position, (_, end) in enumerate([] if hidden else tokenizer.spans(ids)):
+                if offset + end > len(self.text):
+                    return
+                if position >= first:
+                    self._shown = index, position + 1
+                    if ids[position] not in tokenizer.special_ids:
+                        yield entry(tokenizer, job, position)
+            if line is None:
+                return
+            offset, first = offset + len(line.text) + 1, 0
+            self._shown = index + 1, 0
+
+
+def entry(tokenizer: Tokenizer, job: Job, position: int) -> Entry:
+    """A job's token with its alternatives."""
+    before = job.tokens[:1] if position else []  # a line's first piece loses its space
+
+    def one(token: int, logprob: float) -> Entry:
+        data = tokenizer.pieces([*before, token])[-1]
+        text = "</s>" if token == tokenizer.eos_token_id else data.decode("utf-8", "replace")
+        return Entry(text, data, max(logprob, LEAST_LOGPROB))
+
+    best = job.best[position] if job.alternatives else ()
+    shown = one(job.tokens[position], job.logprobs[position])
+    return Entry(shown.text, shown.data, shown.logprob, tuple(one(token, logprob) for token, logprob in best))
+
+
+class Signal:
+    """Set by the engine's thread, waited for in the event loop; many settings between two waits are one."""
+
+    def __init__(self) -> None:
+        self._loop, self._event, self._pending = asyncio.get_running_loop(), asyncio.Event(), False
+
+    def set(self) -> None:
+        if not self._pending:
+            self._pending = True
+            self._loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self) -> None:
+        await self._event.wait()
+        self._event.clear()
+        self._pending = False
+
+
+class Reading:
+    """The answers of one request, and waiting for them.
+
+    Args:
+        answers: `n` of them.
+        signal: that their jobs set.
+        deadline: on the event loop's clock, which is `time.monotonic`.
+    """
+
+    def __init__(self, answers: list[Answer], signal: Signal, deadline: float):
+        self.answers, self._signal, self._deadline = answers, signal, deadline
+
+    async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
+        """(index of the answer, what it has grown by) until all are complete.
+
+        Raises:
+            ApiError: 504 at the deadline, 500 when the device fails.
+        """
+        while True:
+            for index, answer in enumerate(self.answers):
+                if answer.finish_reason is None:
+                    delta = answer.grow()
+                    if delta.text or delta.entries or answer.finish_reason is not None:
+                        yield index, delta
+            if all(answer.finish_reason is not None for answer in self.answers):
+                return
+            await self._wait()
+
+    async def complete(self) -> list[tuple[Entry, ...]]:
+        """Waits for all; the tokens of every answer."""
+        entries: list[tuple[Entry, ...]] = [()] * len(self.answers)
+        async for index, delta in self.deltas():
+            entries[index] += delta.entries
+        return entries
+
+    @property
+    def tokens(self) -> int:
+        return sum(answer.tokens for answer in self.answers)
+
+    def close(self) -> None:
+        for answer in self.answers:
+            answer.close()
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                await self._signal.wait()
+        except TimeoutError:
+            raise timed_out() from None

@@ -1,0 +1,302 @@
+"""The house behind the routes: models with their engines, admission, image decoding, and readings that always end.
+
+A request's images go from admission (`Gate`) through a bounded pool of threads (bytes -> pixels) to their model's engine, and
+come back as a `Reading`. Whatever happens to the request, its visit closes the reading, which frees slots and room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from trocr_jax.decoding import GenerateConfig
+from trocr_jax.engine import Engine, EngineThread, Job
+from trocr_jax.images import MAX_PIXELS
+from trocr_jax.reader import Prepared, Reader
+
+from .errors import ApiError, bad_request, overloaded, timed_out
+from .fetch import Fetcher
+from .gate import Gate
+from .keys import Keys, RateLimit
+from .limits import Limits
+from .logs import log
+from .metrics import Metrics
+from .reading import Answer, Reading, Signal
+from .sources import Source
+
+State = Literal["starting", "ready", "draining", "failed"]
+HASH = 2654435761  # image i of a request draws from (seed, i), as in `Reader.read`
+COLDEST = 0.01  # below, a temperature is 0: float32 scores over less overflow
+
+
+@dataclass
+class Visit:
+    """One request: who, until when, and what to put right after it.
+
+    Attributes:
+        id: x-request-id.
+        key: whose it is, or "anonymous".
+        started, deadline: on `time.monotonic`, the clock of the event loop too.
+        closers: called when the request is over, however it ends.
+        notes: fields of its log entry.
+    """
+
+    id: str = field(default_factory=lambda: f"req_{secrets.token_hex(12)}")
+    key: str = ""
+    started: float = field(default_factory=time.monotonic)
+    deadline: float = float("inf")
+    closers: list[Callable[[], None]] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a request wants its images read.
+
+    Attributes:
+        config: of every image.
+        choices: n.
+        budget: most tokens of one answer.
+        seed: of the draws.
+        alternatives: top_logprobs.
+        stops: strings that end an answer.
+        detailed: whether it wants the tokens.
+        stream: whether it wants them while they come.
+    """
+
+    config: GenerateConfig
+    choices: int = 1
+    budget: int = 1 << 30
+    seed: int = 0
+    alternatives: int = 0
+    stops: tuple[str, ...] = ()
+    detailed: bool = False
+    stream: bool = False
+
+
+@dataclass
+class Served:
+    """A model under its name."""
+
+    name: str
+    reader: Reader
+    engine: Engine
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def image_tokens(self) -> int:
+        """What an image counts as in `usage`: the vectors that the decoder reads."""
+        return self.reader.model.config.encoder.num_tokens
+
+
+class Service:
+    """Everything that a server has, made before the event loop runs.
+
+    Args:
+        readers: by the names under which they are served; the first one is the default.
+        keys, limits: who may come in, and how much they may ask for.
+        hosts: from which images may be fetched by URL.
+        slots, batch: of each engine; see `Engine`.
+        beams: numbers of beams that requests may ask for.
+    """
+
+    def __init__(
+        self, readers: dict[str, Reader], keys: Keys, limits: Limits, *, hosts: Sequence[str] = (), slots: int, batch: int,
+        beams: Sequence[int] = (),
+    ):  # fmt: skip
+        self.keys, self.limits, self.metrics = keys, limits, Metrics()
+        self.rate = RateLimit(limits.rate, limits.burst)
+        self.images = Gate(limits.queue, "too many images are waiting, try again soon")
+        self.bodies = Gate(limits.bodies_bytes, "too many requests are being received, try again soon")
+        self.fetcher = Fetcher(hosts, limits.url_bytes, limits.url_seconds)
+        wake = threading.Event()
+        self.models = {
+            name: Served(name, reader, Engine(
+                reader.model, reader.processor.mean, reader.processor.std, reader.defaults,
+                slots=slots, batch=batch, beams=beams, max_waiting=limits.queue, wake=wake,
+            ))
+            for name, reader in readers.items()
+        }  # fmt: skip
+        self.metrics.watch({name: served.engine for name, served in self.models.items()})
+        self.state: State = "starting"
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="images")
+        self._thread = EngineThread([s.engine for s in self.models.values()], wake, self._on_ready, self._on_error)
+        self.on_ready: Callable[[], None] = lambda: None
+        self.on_failed: Callable[[], None] = lambda: None
+
+    # --- life ---
+
+    def start(self) -> None:
+        """Compiles in the engines' thread; `state` tells when it is done."""
+        self._thread.start()
+
+    def drain(self) -> None:
+        """From here on /readyz says no; requests are still served until the server closes its socket."""
+        self.state = "draining"
+        self.metrics.ready.set(0)
+        log("draining", images=self.images.inside)
+
+    async def stop(self) -> None:
+        """After the last request."""
+        await asyncio.to_thread(self._thread.stop)
+        self._pool.shutdown(cancel_futures=True)
+        await self.fetcher.close()
+
+    def _on_ready(self) -> None:
+        if self.state == "starting":
+            self.state = "ready"
+            self.metrics.ready.set(1)
+            log("ready", models=list(self.models), compilations=int(self.metrics.compilations._value.get()))
+            self.on_ready()
+
+    def _on_error(self, error: Exception) -> None:
+        log("device error", level=40, error=error)
+        if self.state == "starting":
+            self.state = "failed"
+            self.on_failed()
+
+    # --- requests ---
+
+    def check_ready(self) -> None:
+        """Raises ApiError 503 while the server cannot take images, or has as many as it takes."""
+        if self.state in ("starting", "failed"):
+            raise ApiError(503, "the server is starting, try again soon", "not_ready", retry_after=2)
+        if self.images.full:
+            raise overloaded(self.images.wait())
+
+    def model(self, name: str | None, param: str = "model") -> Served:
+        """A model by name, the first one without. Raises ApiError 404."""
+        found = next(iter(self.models.values())) if name is None else self.models.get(name)
+        if found is None:
+            raise ApiError(404, "no such model here; GET /v1/models lists them", "model_not_found", param)
+        return found
+
+    async def read(self, visit: Visit, served: Served, sources: Sequence[Source], options: Options) -> Reading:
+        """One reading of several images; one that cannot be read is an error of the whole.
+
+        Raises:
+            ApiError: too many images (400), no room (503), not an image (400), too late (504).
+        """
+        prepared = await self.prepare(visit, served, sources, options.choices)
+        for item in prepared:
+            if isinstance(item, ApiError):
+                raise item
+        return self.submit(visit, served, [item for item in prepared if isinstance(item, Prepared)], options)
+
+    async def prepare(self, visit: Visit, served: Served, sources: Sequence[Source], choices: int) -> list[Prepared | ApiError]:
+        """Admits images and decodes them; an error stands in the place of its image."""
+        if len(sources) > self.limits.images:
+            raise bad_request(f"at most {self.limits.images} images a request", sources[-1].param, "too_many_images")
+        units = len(sources) * choices
+        self.images.enter(units)
+        self.metrics.images.set(self.images.inside)
+        visit.closers.append(lambda: self._leave(units))
+        self.rate.charge(visit.key, units - 1, admit=False)
+        visit.notes |= {"model": served.name, "images": len(sources)}
+        try:
+            async with asyncio.timeout_at(visit.deadline):
+                return list(await asyncio.gather(*(self._prepare(served, source) for source in sources)))
+        except TimeoutError:
+            raise timed_out() from None
+
+    def submit(
+        self, visit: Visit, served: Served, prepared: Sequence[Prepared], options: Options, *, together: bool = True
+    ) -> Reading:
+        """Gives images to the engine: `choices` answers with all of them together, or an answer each.
+
+        The reading is closed with the visit.
+        """
+        signal = Signal()
+
+        def job(index: int, sample: int) -> Job:
+            pixels = prepared[index].pixels
+            assert pixels is not None
+            return Job(
+                pixels, options.config, (index * HASH + options.seed) % 2**32, sample, options.alternatives, visit.deadline,
+                signal.set, options.stream,
+            )  # fmt: skip
+
+        indices, samples = range(len(prepared)), range(options.choices)
+        rows = [[(i, job(i, s)) for i in indices] for s in samples] if together else [[(i, job(i, 0))] for i in indices]
+        answers = [
+            Answer(served.reader, [(j, prepared[i].flags) for i, j in row], options.budget, options.stops, options.detailed)
+            for row in rows
+        ]
+        reading, jobs = Reading(answers, signal, visit.deadline), [j for row in rows for _, j in row]
+        visit.closers.append(lambda: self._close(visit, served, reading, jobs))
+        served.engine.submit(jobs)
+        return reading
+
+    async def _prepare(self, served: Served, source: Source) -> Prepared | ApiError:
+        try:
+            if source.remote:
+                source = replace(source, content=await self.fetcher.fetch(str(source.content), source.param))
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self._decode, served, source)
+        except ApiError as error:
+            return error
+
+    def _decode(self, served: Served, source: Source) -> Prepared | ApiError:
+        """In a thread of the pool: at most so many images are decoded at once as there are cores."""
+        data = source.decode()
+        self.metrics.decoded.inc()
+        prepared = served.reader.prepare(data, min(self.limits.pixels, MAX_PIXELS))
+        if prepared.pixels is None:
+            return bad_request(f"not a readable image: {prepared.error}", source.param, "invalid_image")
+        return prepared
+
+    def _leave(self, units: int) -> None:
+        self.images.leave(units)
+        self.metrics.images.set(self.images.inside)
+
+    def _close(self, visit: Visit, served: Served, reading: Reading, jobs: list[Job]) -> None:
+        reading.close()
+        visit.notes["tokens"] = reading.tokens
+        self.metrics.tokens.labels(served.name).inc(reading.tokens)
+        started = [job.started for job in jobs if job.started]
+        for job in jobs:
+            if job.started:
+                self.metrics.queue_seconds.labels(served.name).observe(job.started - job.submitted)
+            if job.status in ("stop", "length"):
+                self.metrics.lines.labels(served.name, job.status).inc()
+        if started:
+            self.metrics.first_token_seconds.observe(min(started) - visit.started)
+
+
+def options_for(
+    served: Served, limits: Limits, *, temperature: float | None = None, top_p: float | None = None, seed: int | None = None,
+    n: int | None = None, max_tokens: int | None = None, num_beams: int | None = None, top_logprobs: int = 0,
+    stops: Sequence[str] = (), detailed: bool = False, stream: bool = False,
+) -> Options:  # fmt: skip
+    """A request's fields as Options.
+
+    Without a temperature the best text is read, as with 0: OpenAI's default of 1 would make reading a game of chance.
+
+    Raises:
+        ApiError: 400 naming the field.
+    """
+    defaults, choices = served.engine.defaults, n or 1
+    if choices > limits.choices:
+        raise bad_request(f"n is at most {limits.choices}", "n")
+    if num_beams is not None and num_beams not in (allowed := served.engine.beams):
+        raise bad_request(f"num_beams must be one of {', '.join(map(str, allowed))} here", "trocr.num_beams")
+    beams = num_beams or defaults.num_beams
+    warm = temperature is not None and temperature >= COLDEST
+    if beams > 1 and (warm or top_logprobs):
+        raise bad_request("beam search has neither temperature nor top_logprobs", "temperature" if warm else "top_logprobs")
+    if beams > 1 and choices > beams:
+        raise bad_request("n is at most num_beams", "n")
+    budget = min(max_tokens or defaults.max_new_tokens, defaults.max_new_tokens)
+    config = replace(defaults, num_beams=beams, num_return_sequences=1, max_new_tokens=budget)
+    if warm:
+        config = replace(config, do_sample=True, temperature=float(temperature or 0), top_p=1.0 if top_p is None else top_p)
+    return Options(
+        config, choices, max_tokens or 1 << 30, secrets.randbits(32) if seed is None else seed % 2**32, top_logprobs,
+        tuple(stops), detailed, stream,
+    )  # fmt: skip

@@ -1,0 +1,102 @@
+"""What the routes share of the wire format: strict bodies, JSON, server-sent events, and the fields that OpenAI does not have.
+
+Those live under the one name `trocr`, so that strict clients can overlook them.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, MaxLen, MinLen
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict
+
+from trocr_jax.line import Line
+
+from .reading import Entry
+
+Temperature = Annotated[float, Ge(0), Le(2)]
+TopP = Annotated[float, Gt(0), Le(1)]
+Count = Annotated[int, Ge(1), Le(1 << 31)]
+Seed = Annotated[int, Ge(-(1 << 63)), Le((1 << 63) - 1)]
+TopLogprobs = Annotated[int, Ge(0), Le(20)]
+Beams = Annotated[int, Ge(1), Le(64)]
+Empty = Annotated[list[Any], MaxLen(0)]
+"""For lists that would have to be obeyed if anything were in them."""
+Nothing = Annotated[dict[str, Any], MaxLen(0)]
+Zero = Annotated[float, Ge(0), Le(0)]
+Name = Annotated[str, MinLen(1), MaxLen(256)]
+
+
+class Strict(BaseModel):
+    """A part of a request's body: no conversions, and no unknown fields, which would be promises not kept."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TrocrOptions(Strict):
+    """What OpenAI's API has no word for."""
+
+    num_beams: Beams | None = None
+
+
+class ErrorObject(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    error: ErrorObject
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
+"""For the routes' documentation."""
+
+
+def reply(content: dict[str, Any]) -> Response:
+    return Response(dumps(content), media_type="application/json")
+
+
+def dumps(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def sse(content: dict[str, Any], event: str | None = None) -> bytes:
+    """One server-sent event."""
+    return (f"event: {event}\n".encode() if event else b"") + b"data: " + dumps(content) + b"\n\n"
+
+
+def fresh_id(prefix: str) -> str:
+    return prefix + secrets.token_hex(12)
+
+
+def now() -> int:
+    return int(time.time())
+
+
+def line_object(line: Line) -> dict[str, Any]:
+    """A line with all that is known of it but the tokens."""
+    return {
+        "text": line.text,
+        "confidence": line.confidence,
+        "words": [{"text": w.text, "start": w.start, "end": w.end, "confidence": w.confidence} for w in line.words],
+        "finish_reason": line.finish_reason,
+        "flags": list(line.flags),
+    }
+
+
+def logprob_objects(entries: tuple[Entry, ...]) -> list[dict[str, Any]]:
+    """Tokens as OpenAI shows them."""
+
+    def one(entry: Entry) -> dict[str, Any]:
+        return {"token": entry.text, "logprob": entry.logprob, "bytes": list(entry.data)}
+
+    return [{**one(entry), "top_logprobs": [one(other) for other in entry.best]} for entry in entries]
+
+
+FinishReason = Literal["stop", "length"]
