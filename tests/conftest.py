@@ -1,0 +1,31 @@
+"""Flags for the whole suite: 8 virtual CPU devices, strict dtype promotion; where the shared fixtures are."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# the suite is compilation: without LLVM optimisation it takes three fifths of the time; what is timed or slow runs with it
+if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+# commands under test keep compiled programs on disk for their user; the suite must neither depend on that nor fill it
+jax.config.update("jax_enable_compilation_cache", False)
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+FAMILIES = ("family_a_vit_learned_tied", "family_b_vit_sinusoidal_untied", "family_c_deit_learned_untied")
+
+
+def shared(*parts: str) -> Path:
+    """Path under the shared reference data, which is not part of the project: a test that needs it skips without it."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"needs the reference data {'/'.join(parts)} in ../shared, which is absent")
+    return path

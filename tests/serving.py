@@ -1,0 +1,111 @@
+"""Servers for tests: the real one in a thread of this process, on a free port, with the model in the package.
+
+Programs are compiled once a process: further servers of the same slots start in a moment.
+"""
+
+import base64
+import threading
+import time
+from contextlib import contextmanager
+from functools import cache
+
+import httpx2
+import uvicorn
+from conftest import ROOT
+
+from trocr_jax.reader import Reader
+from trocr_jax.serve.app import create_app
+from trocr_jax.serve.connection import Server, protocol
+from trocr_jax.serve.keys import Keys
+from trocr_jax.serve.launch import _listen
+from trocr_jax.serve.limits import Limits
+from trocr_jax.serve.service import Service
+
+MODEL = "tiny-print"
+SLOTS, BATCH, BEAMS = 4, 2, (2,)
+PICTURES = sorted((ROOT / "examples").glob("*.[pj][np]g"))
+
+
+@cache
+def reader() -> Reader:
+    return Reader.from_pretrained()
+
+
+@cache
+def lines():
+    """What the Reader reads in each of the PICTURES."""
+    return reader().read(PICTURES)
+
+
+class Running:
+    """A server that runs. `url` is its address, `service` its inside."""
+
+    def __init__(self, limits=None, keys=(), hosts=(), models=(MODEL,), local_only=False, pause=0.0):
+        limits = limits or Limits()
+        models = {name: reader() for name in models}
+        self.service = Service(models, Keys(keys), limits, hosts=hosts, slots=SLOTS, batch=BATCH, beams=BEAMS)
+        app = create_app(self.service, local_only=local_only)
+        config = uvicorn.Config(app, http=protocol(limits), ws="none", lifespan="on", log_config=None, access_log=False)
+        self.server = Server(config, self.service, pause)
+        listener = _listen("127.0.0.1", 0)
+        self.port = listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self.server.run, args=([listener],))
+        self._thread.start()
+        wait_until(lambda: self.service.state != "starting", 300)
+        assert self.service.state == "ready"
+
+    def stop(self):
+        self.server.should_exit = True
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+    @property
+    def engine(self):
+        return self.service.models[MODEL].engine
+
+    def client(self, **options):
+        return httpx2.Client(base_url=self.url, timeout=60, **options)
+
+    def count(self, name, **labels):
+        """A metric's value."""
+        return self.service.metrics.registry.get_sample_value(f"trocr_{name}", labels) or 0.0
+
+    def idle(self):
+        """Nothing waits, nothing runs, nothing is held."""
+        service = self.service
+        held = (service.images.inside, service.bodies.inside, self.engine.waiting, self.engine.running)
+        return held == (0, 0, 0, 0)
+
+
+@contextmanager
+def serving(**options):
+    running = Running(**options)
+    try:
+        yield running
+        wait_until(running.idle, 10)
+    finally:
+        running.stop()
+
+
+def wait_until(condition, seconds):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not come to that in time"
+        time.sleep(0.01)
+
+
+def data_url(content: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def message(*pictures) -> list:
+    """Messages with images: paths, bytes or URLs."""
+    urls = [p if isinstance(p, str) else data_url(p if isinstance(p, bytes) else p.read_bytes()) for p in pictures]
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"role": "user", "content": [{"type": "text", "text": "Read this line."}, *images]}]
+
+
+def chat(*pictures, **fields) -> dict:
+    """The body of a chat completion."""
+    return {"model": MODEL, "messages": message(*(pictures or PICTURES[:1])), **fields}

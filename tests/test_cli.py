@@ -1,0 +1,154 @@
+"""The command line as a person meets it: results on stdout, one clear line for a mistake, the right exit code."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import tiny
+from PIL import Image
+
+from trocr_jax import cli
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny.model_directory(tmp_path_factory.mktemp("cli") / "model"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for i, text in enumerate(["1", "22", "333"]):
+        tiny.draw(text).save(folder / f"{i + 1}.png")
+    return folder
+
+
+def call(capsys, *arguments):
+    """Exit code, stdout lines, stderr lines."""
+    try:
+        code = cli.main(list(map(str, arguments)))
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    return code, out.splitlines(), err.splitlines()
+
+
+def test_help_names_every_command(capsys):
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    for verb in cli.VERBS:
+        assert any(line.strip().startswith(verb) for line in out)
+
+
+def test_no_command_is_wrong_use(capsys):
+    code, out, err = call(capsys)
+    assert code == 2 and not out and err
+
+
+def test_an_unknown_command_is_named(capsys):
+    code, _, err = call(capsys, "raed")
+    assert code == 2 and "raed" in err[0] and "read" in err[0]
+
+
+def test_version(capsys):
+    code, out, _ = call(capsys, "--version")
+    assert code == 0 and re.fullmatch(r"\d+\.\d+\.\d+|unknown", out[0])
+
+
+def test_text(capsys, model, folder):
+    code, out, err = call(capsys, "read", folder, "--model", model, "--max-tokens", 8)
+    assert code == 0 and len(out) == 3
+    assert any("float32" in line for line in err), "device and precision are said"
+
+
+def test_tsv_in_the_order_given(capsys, model, folder):
+    paths = [folder / "3.png", folder / "1.png"]
+    code, out, _ = call(capsys, "read", *paths, "--model", model, "--format", "tsv", "--max-tokens", 8)
+    assert code == 0 and [row.split("\t")[0] for row in out] == list(map(str, paths))
+    assert all(row.count("\t") == 1 for row in out)
+
+
+def test_json(capsys, model, folder):
+    code, out, _ = call(capsys, "read", f"{folder}/*.png", "--model", model, "--format", "json", "--beams", 2, "--max-tokens", 8)
+    rows = [json.loads(row) for row in out]
+    assert code == 0 and len(rows) == 3
+    for row in rows:
+        assert {"path", "text", "confidence", "finish_reason", "flags", "words", "tokens", "error"} <= row.keys()
+        assert len(row["tokens"]) <= 8 and 0 <= row["confidence"] <= 1
+
+
+@pytest.fixture
+def bad(tmp_path):
+    """One of each kind of bad image, and a good one."""
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("hello")
+    tiny.draw("12").save(tmp_path / "good.png")
+    jpeg = tmp_path / "whole.jpg"
+    Image.effect_noise((300, 60), 80).save(jpeg)
+    (tmp_path / "cut.jpg").write_bytes(jpeg.read_bytes()[: jpeg.stat().st_size // 2])
+    jpeg.unlink()
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    return tmp_path
+
+
+def test_bad_images_are_named_and_the_good_one_is_read(capsys, model, bad):
+    code, out, err = call(capsys, "read", bad, "--model", model, "--format", "json", "--max-tokens", 8)
+    rows = {row["path"].rsplit("/", 1)[1]: row for row in map(json.loads, out)}
+    assert code == 1 and set(rows) == {"empty.png", "text.png", "good.png", "cut.jpg", "bomb.png"}
+    assert [name for name, row in rows.items() if not row["error"]] == ["good.png"]
+    for name in set(rows) - {"good.png"}:
+        assert sum(name in line for line in err) == 1, f"{name} is reported in one line"
+    assert any("4 of 5" in line for line in err)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (30_000, 20), (3, 2000)])
+def test_odd_sizes_are_read(capsys, model, tmp_path, size):
+    Image.effect_noise(size, 90).save(tmp_path / "odd.png")
+    code, out, _ = call(capsys, "read", tmp_path / "odd.png", "--model", model, "--max-tokens", 4)
+    assert code == 0 and len(out) == 1
+
+
+def test_mistakes_get_one_line_and_a_code(capsys, model, folder, tmp_path):
+    cases = [
+        (2, "image", ["read"]),
+        (1, "absent.png", ["read", "absent.png", "--model", model]),
+        (1, "nothing*.png", ["read", f"{folder}/nothing*.png", "--model", model]),
+        (1, str(tmp_path), ["read", tmp_path, "--model", model]),
+        (1, "config.json", ["read", folder, "--model", tmp_path]),
+        (2, "at least 1", ["read", folder, "--model", model, "--beams", 0]),
+        (1, "24 decoder positions", ["read", folder, "--model", model, "--max-tokens", 999]),
+        (2, "", ["read", folder, "--formt", "json"]),
+    ]
+    for expected, word, arguments in cases:
+        code, out, err = call(capsys, *arguments)
+        assert code == expected and not out, arguments
+        assert word in "\n".join(err), arguments
+
+
+def test_no_network_is_said_in_one_line(capsys, folder, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, _, err = call(capsys, "read", folder, "--model", "microsoft/trocr-base-printed")
+    assert code == 1 and len(err) == 1 and "microsoft/trocr-base-printed" in err[0]
+
+
+def test_a_mismatched_tokenizer_is_said(capsys, folder, model, tmp_path):
+    import shutil
+
+    from trocr_jax.tokens import character_vocabulary
+
+    other = tmp_path / "mixed"
+    shutil.copytree(model, other)
+    (other / "manifest.json").unlink()
+    character_vocabulary("äöüßñçàèìòùâêîôû").save(other)
+    code, _, err = call(capsys, "read", folder, "--model", other)
+    assert code == 1 and "do not belong together" in err[-1]
+
+
+def test_a_closed_pipe_is_no_error_message(model, folder):
+    command = f"'{sys.executable}' -m trocr_jax.cli read {folder} --model {model} --format json --max-tokens 20 | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=dict(os.environ))
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr

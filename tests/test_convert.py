@@ -1,0 +1,354 @@
+"""`trocr-jax convert`: every source to every target, proof by comparison, warm starts, clear refusals."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES, ROOT, shared
+from reference import close, nchw, ours, random_config, random_pixels, torch_model
+from test_weights import to_fairseq
+from transformers import (
+    BeitConfig,
+    BeitModel,
+    DeiTConfig,
+    DeiTModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from trocr_jax import cli, pretrained, tensor_files, weights
+from trocr_jax.config import TrOCRConfig
+from trocr_jax.convert import verify
+from trocr_jax.convert.warm_start import warm_start
+from trocr_jax.model import TrOCR
+
+TOKENIZER = {"vocab.json": b'{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}', "merges.txt": b"#version: 0.2\n"}
+PREPROCESSOR = {"preprocessor_config.json": b'{"image_processor_type": "ViTImageProcessor", "resample": 2, "size": 32}'}
+
+
+def convert(*arguments) -> int:
+    return cli.main(["convert", *map(str, arguments)])
+
+
+def reference(directory) -> VisionEncoderDecoderModel:
+    model = VisionEncoderDecoderModel.from_pretrained(directory).eval()
+    verify.restore_positions(model)
+    return model
+
+
+def logits(model: VisionEncoderDecoderModel, config: TrOCRConfig) -> torch.Tensor:
+    ids = torch.tensor(np.random.default_rng(0).integers(3, config.decoder.vocab_size, (2, 7)))
+    with torch.no_grad():
+        return model(nchw(random_pixels(config, 2)), decoder_input_ids=ids).logits
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A random model of a family in a hub directory, complete with tokenizer and preprocessing."""
+
+    def make(family: str, seed: int = 0, companions: bool = True):
+        config = random_config(family, seed)
+        directory = tmp_path / f"source-{family}-{seed}"
+        torch_model(config, seed).save_pretrained(directory)
+        for name, content in {**TOKENIZER, **PREPROCESSOR}.items() if companions else ():
+            (directory / name).write_bytes(content)
+        return directory, config
+
+    return make
+
+
+# --- conversions ---
+
+
+@pytest.mark.parametrize("family", "ABC")
+def test_exports_load_in_transformers_with_equal_logits(tmp_path, source, family):
+    directory, config = source(family)
+    assert convert(directory, tmp_path / "hub") == 0
+    assert convert(directory, tmp_path / "jax", "--to", "jax") == 0
+    assert convert(tmp_path / "jax", tmp_path / "back") == 0
+    expected = logits(reference(directory), config)
+    for made in ("hub", "back"):
+        assert torch.equal(logits(reference(tmp_path / made), config), expected)
+    files = [(tmp_path / made / "model.safetensors").read_bytes() for made in ("hub", "back")]
+    assert files[0] == files[1]
+    assert (tmp_path / "jax" / "orbax").is_dir() and not (tmp_path / "jax" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fixtures_verify(tmp_path, capsys, family):
+    assert convert(shared("fixtures", family), tmp_path / "m", "--verify") == 0
+    out = capsys.readouterr().out.splitlines()
+    report = json.loads(out[-1])
+    assert report["ok"] and "transformers" in report["reference"] and "torch" in report["reference"]
+    rows = {row["what"]: row for row in report["rows"]}
+    layers = ["encoder layer 0", "encoder layer 1", "decoder layer 0", "decoder layer 1", "decoder layer 2"]
+    assert rows.keys() >= {*layers, "logits, end to end", "greedy tokens that differ"}
+    assert all(rows[layer]["difference"] < 2e-5 for layer in layers)
+    assert out[0].split() == ["compared", "difference", "allowed"] and len(out) == len(rows) + 3
+
+
+@pytest.mark.parametrize(("dtype", "to"), [("bfloat16", "jax"), ("float16", "hub")])
+def test_other_dtypes_verify(tmp_path, capsys, source, dtype, to):
+    directory, _ = source("C", 1)
+    assert convert(directory, tmp_path / "m", "--to", to, "--dtype", dtype, "--verify") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["ok"]
+    assert pretrained.open_checkpoint(tmp_path / "m").dtype == jnp.dtype(dtype)
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["dtype"] == dtype
+
+
+@pytest.mark.parametrize("family", "ABC")
+def test_fairseq_files(tmp_path, capsys, source, family):
+    """The published sizes are tried in test_weights; this one is small, so its config comes from a file."""
+    directory, config = source(family, 2)
+    assert not config.has_projection
+    tensors = {name: np.asarray(x) for name, x in pretrained.open_checkpoint(directory).tensors.items()}
+    torch.save({"model": {n: torch.from_numpy(x) for n, x in to_fairseq(tensors, config).items()}}, tmp_path / "x.pt")
+    flags = ("--config", directory / "config.json", "--tokenizer", directory, *(("--verify",) if family == "A" else ()))
+    assert convert(tmp_path / "x.pt", tmp_path / "m", *flags) == 0
+    assert torch.equal(logits(reference(tmp_path / "m"), config), logits(reference(directory), config))
+    assert (tmp_path / "m" / "vocab.json").read_bytes() == TOKENIZER["vocab.json"]
+    settings = json.loads((tmp_path / "m" / "preprocessor_config.json").read_text())
+    height, width = config.encoder.image_size
+    assert settings["resample"] == 3 and settings["size"] == {"height": height, "width": width}  # bicubic, as the original
+
+
+def test_a_source_without_companions_is_converted_with_a_remark(tmp_path, capsys, source):
+    directory, _ = source("A", 3, companions=False)
+    assert convert(directory, tmp_path / "m") == 0
+    remarks = capsys.readouterr().err
+    assert "no preprocessor_config.json" in remarks and "no tokenizer: reading needs one" in remarks
+    assert json.loads((tmp_path / "m" / "preprocessor_config.json").read_text())["resample"] == 2
+
+
+def test_the_tokenizer_gets_a_class(tmp_path, source):
+    directory, _ = source("A", 3)
+    (directory / "tokenizer_config.json").write_text('{"model_max_length": 512}')
+    assert convert(directory, tmp_path / "m") == 0
+    settings = json.loads((tmp_path / "m" / "tokenizer_config.json").read_text())
+    assert settings == {"model_max_length": 512, "tokenizer_class": "RobertaTokenizer"}
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "Other"}')
+    assert convert(directory, tmp_path / "kept") == 0
+    assert (tmp_path / "kept" / "tokenizer_config.json").read_text() == '{"tokenizer_class": "Other"}'
+
+
+# --- verification ---
+
+
+def test_verification_finds_what_is_wrong(tmp_path, source):
+    """One weight of one layer changed after the conversion: its tensor, its layer and the whole are reported, no other."""
+    directory, config = source("C", 4)
+    assert convert(directory, tmp_path / "m") == 0
+    tensors = {name: np.array(x) for name, x in tensor_files.open_tensors(tmp_path / "m").items()}
+    tensors["decoder.model.decoder.layers.0.fc1.bias"] += 0.1
+    tensor_files.write_safetensors(tmp_path / "m" / "model.safetensors", tensors)
+    (tmp_path / "m" / "manifest.json").unlink()
+    report = verify.verify(tmp_path / "m", pretrained.open_checkpoint(directory))
+    wrong = {row.what for row in report.rows if not row.ok} - {"greedy tokens that differ"}
+    assert not report.ok and wrong == {f"{len(tensors)} tensors, bit for bit", "decoder layer 0", "logits, end to end"}
+    assert "WRONG" in verify.table(report)
+
+
+WITHOUT_TORCH = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+from trocr_jax.cli import main
+raise SystemExit(main())
+"""
+
+
+def test_verification_without_torch_compares_the_tensors(tmp_path, source):
+    directory, _ = source("A", 5)
+    command = [sys.executable, "-c", WITHOUT_TORCH, "convert", str(directory), str(tmp_path / "m"), "--verify"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["ok"] and "torch is not installed" in report["reference"] and len(report["rows"]) == 1
+
+
+# --- refusals ---
+
+
+def test_refusals_are_one_line(tmp_path, capsys, source):
+    directory, _ = source("A", 6)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json" / "config.json").write_text("{")
+    cases = [
+        (2, "exists and is not empty", (directory, directory)),
+        (1, "no config.json", (tmp_path / "empty", tmp_path / "m")),
+        (1, "no such file or directory", (tmp_path / "absent", tmp_path / "m")),
+        (1, "not a PyTorch checkpoint", (tmp_path / "junk.pt", tmp_path / "m")),
+        (1, "not valid json", (tmp_path / "json", tmp_path / "m")),
+        (1, "HF_HUB_OFFLINE", ("owner/not-here", tmp_path / "m")),
+        (1, "'vision-encoder-decoder', a warm start needs vit", (directory, tmp_path / "m", "--decoder", directory)),
+    ]
+    for code, reason, arguments in cases:
+        assert convert(*arguments) == code, reason
+        message = capsys.readouterr().err
+        assert reason in message and message.count("\n") == 1, message
+    assert not (tmp_path / "m").exists()
+    with pytest.raises(SystemExit) as error:
+        convert(directory, tmp_path / "m", "--to", "onnx")
+    assert error.value.code == 2
+
+
+# --- warm starts ---
+
+SIZES = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 2}
+
+
+def drawn(model, seed=0):
+    """Every parameter random: what is all zeros or ones would hide that it was lost."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.fixture
+def roberta(tmp_path):
+    config = RobertaConfig(
+        hidden_size=24, num_attention_heads=4, intermediate_size=40, num_hidden_layers=5, vocab_size=60,
+        max_position_embeddings=34, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1,
+    )  # fmt: skip
+    model = drawn(RobertaForMaskedLM(config))
+    model.save_pretrained(tmp_path / "roberta")
+    for name, content in TOKENIZER.items():
+        (tmp_path / "roberta" / name).write_bytes(content)
+    return tmp_path / "roberta", {name: x.numpy() for name, x in model.state_dict().items()}
+
+
+def encode(model: TrOCR, pixels: np.ndarray) -> jax.Array:
+    return jax.jit(TrOCR.encode)(model, pixels)
+
+
+@pytest.mark.parametrize("kind", ["deit", "beit"])
+def test_encoders_compute_what_they_did(tmp_path, roberta, kind):
+    """BEiT here without relative positions: with them a plain ViT cannot compute the same. ViT itself is tried below."""
+    make = {
+        "deit": lambda: DeiTModel(DeiTConfig(image_size=32, **SIZES)),
+        "beit": lambda: BeitModel(
+            BeitConfig(
+                image_size=32, use_absolute_position_embeddings=True, use_mean_pooling=False, layer_scale_init_value=0.3, **SIZES
+            )
+        ),
+    }  # fmt: skip
+    theirs = drawn(make[kind]())
+    theirs.save_pretrained(tmp_path / kind)
+    model, remarks = warm_start(tmp_path / kind, roberta[0], decoder_layers=3)
+    pixels = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype("f4")
+    with torch.no_grad():
+        expected = theirs(nchw(pixels)).last_hidden_state
+    close(encode(model, pixels), expected, 1e-5)
+    assert model.config.encoder.model_type == {"deit": "deit", "beit": "vit"}[kind]
+    assert not any("encoder.encoder" in remark for remark in remarks if remark.startswith("fresh"))
+
+
+def test_a_vit_for_another_image_size(tmp_path, roberta):
+    theirs = drawn(ViTForImageClassification(ViTConfig(image_size=64, **SIZES)))
+    theirs.save_pretrained(tmp_path / "vit")
+    model, remarks = warm_start(tmp_path / "vit", roberta[0], decoder_layers=3, image_size=(32, 96))
+    assert model.config.encoder.image_size == (32, 96) and "interpolated: positions from 4x4 to 2x6 patches" in remarks
+    pixels = np.random.default_rng(0).uniform(-1, 1, (1, 32, 96, 3)).astype("f4")
+    with torch.no_grad():
+        expected = theirs.vit(nchw(pixels), interpolate_pos_encoding=True).last_hidden_state
+    close(encode(model, pixels), expected, 1e-5)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_beit_with_relative_positions_says_what_it_loses(tmp_path, roberta, pooled):
+    config = BeitConfig(image_size=32, use_relative_position_bias=True, use_mask_token=True, use_mean_pooling=pooled, **SIZES)
+    theirs = drawn(BeitModel(config))
+    theirs.save_pretrained(tmp_path / "beit")
+    model, remarks = warm_start(tmp_path / "beit", roberta[0], decoder_layers=3)
+    told = "\n".join(remarks)
+    assert "dropped: BEiT's relative position biases" in told and "encoder.embeddings.position_embeddings" in told
+    norm = theirs.pooler.layernorm if pooled else theirs.layernorm
+    np.testing.assert_array_equal(weights.arrays(model)["encoder.norm.scale"], norm.weight.detach())
+    bias = weights.arrays(model)["encoder.layers.attention.key.bias"]
+    assert not bias.any() and weights.arrays(model)["encoder.layers.attention.query.bias"].any()
+
+
+LAYER = {
+    "self_attn.q_proj": "attention.self.query", "self_attn.k_proj": "attention.self.key",
+    "self_attn.v_proj": "attention.self.value", "self_attn.out_proj": "attention.output.dense",
+    "self_attn_layer_norm": "attention.output.LayerNorm", "fc1": "intermediate.dense", "fc2": "output.dense",
+    "final_layer_norm": "output.LayerNorm",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("branch", ["roberta2", "roberta"])
+def test_decoders_take_the_last_layers(tmp_path, roberta, branch):
+    directory, theirs = roberta
+    drawn(ViTForImageClassification(ViTConfig(image_size=32, **SIZES))).save_pretrained(tmp_path / "vit")
+    model, remarks = warm_start(tmp_path / "vit", directory, branch=branch, decoder_layers=3)
+    found, decoder, whole = weights.dump(model), model.config.decoder, branch == "roberta2"
+    for i in range(3):
+        for ours_, name in LAYER.items():
+            for kind in ("weight", "bias"):
+                x = found[f"decoder.model.decoder.layers.{i}.{ours_}.{kind}"]
+                equal = np.array_equal(x, theirs[f"roberta.encoder.layer.{i + 2}.{name}.{kind}"])
+                assert equal == (whole or ours_.startswith("self_attn")), (i, ours_, kind)
+    np.testing.assert_array_equal(found[weights.EMBED], theirs["roberta.embeddings.word_embeddings.weight"])
+    assert (decoder.learned_positions, decoder.layernorm_embedding, decoder.tie_word_embeddings) == (whole, whole, whole)
+    assert (decoder.activation, decoder.scale_embedding) == (("gelu", False) if whole else ("relu", True))
+    assert decoder.max_positions == (32 if whole else 1024) and decoder.cross_attention_size == 32
+    if whole:
+        embeddings, root = "roberta.embeddings", "decoder.model.decoder"
+        table = theirs[f"{embeddings}.position_embeddings.weight"] + theirs[f"{embeddings}.token_type_embeddings.weight"]
+        np.testing.assert_array_equal(found[f"{root}.embed_positions.weight"], table)
+        np.testing.assert_array_equal(found[f"{root}.layernorm_embedding.bias"], theirs[f"{embeddings}.LayerNorm.bias"])
+    fresh = next(remark for remark in remarks if remark.startswith("fresh"))
+    assert "encoder_attn" in fresh and ("layers.*.fc1" in fresh) == (not whole)
+    assert any("first 2 layers" in remark for remark in remarks)
+
+
+def test_warm_start_from_the_command_line(tmp_path, capsys, roberta):
+    drawn(ViTForImageClassification(ViTConfig(image_size=32, **SIZES))).save_pretrained(tmp_path / "vit")
+    flags = ("--decoder", roberta[0], "--decoder-layers", 2, "--image-size", 32, 64, "--verify")
+    assert convert(tmp_path / "vit", tmp_path / "m", *flags) == 0
+    captured = capsys.readouterr()
+    assert "fresh: " in captured.err and json.loads(captured.out.splitlines()[-1])["ok"]
+    found = pretrained.companions(tmp_path / "m")
+    assert found["vocab.json"] == TOKENIZER["vocab.json"] and not pretrained.lacking(found)
+
+
+def test_warm_starts_that_cannot_be(tmp_path, roberta):
+    drawn(ViTForImageClassification(ViTConfig(image_size=32, **SIZES))).save_pretrained(tmp_path / "vit")
+    directory = roberta[0]
+    cases = [
+        ("has 5 layers; 12 of them", {}, {}),
+        ("layer_norm_eps must be 1e-5", {"layer_norm_eps": 1e-6}, {"decoder_layers": 2}),
+        ("model_type is 'bert'", {"model_type": "bert"}, {"decoder_layers": 2}),
+        ("'num_attention_heads' is missing", {"num_attention_heads": None}, {"decoder_layers": 2}),
+    ]
+    good = json.loads((directory / "config.json").read_text())
+    for reason, change, arguments in cases:
+        settings = {name: value for name, value in {**good, **change}.items() if value is not None}
+        (directory / "config.json").write_text(json.dumps(settings))
+        with pytest.raises(ValueError, match=reason):
+            warm_start(tmp_path / "vit", directory, **arguments)
+
+
+def test_reference_helper_agrees(source):
+    """`ours` (weights from a live torch model) and the file on disk give one model."""
+    directory, config = source("B", 7)
+    live = ours(reference(directory), config)
+    found = TrOCR.from_pretrained(directory)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), live, found))
+    assert replace(found.config) == config

@@ -1,0 +1,275 @@
+"""Continuous batching gives the text that `Reader` gives, whatever an image shares the slots with, and keeps its bounds."""
+
+import threading
+import time
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from trocr_jax import slots as device
+from trocr_jax.engine import Engine, EngineThread, Job, QueueFullError
+from trocr_jax.reader import Reader
+
+PICTURES = sorted((ROOT / "examples").glob("*.[pj][np]g"))
+SLOTS, BATCH = 5, 4
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return Reader.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def pixels(reader):
+    return [reader.prepare(picture).pixels for picture in PICTURES]
+
+
+@pytest.fixture(scope="module")
+def lines(reader):
+    return reader.read(PICTURES)
+
+
+@pytest.fixture(scope="module")
+def warm(reader):
+    engine = make(reader, beams=(3,))
+    engine.warm_up()
+    return engine
+
+
+@pytest.fixture
+def engine(warm):
+    yield warm
+    finish(warm)
+    assert warm.running == warm.waiting == 0, "a test left something behind"
+
+
+def make(reader, defaults=None, **options):
+    processor = reader.processor
+    options = {"slots": SLOTS, "batch": BATCH, **options}
+    return Engine(reader.model, processor.mean, processor.std, defaults or reader.defaults, **options)
+
+
+def finish(engine):
+    turns = 0
+    while engine.turn():
+        turns += 1
+        assert turns < 10_000
+    return turns
+
+
+def run(engine, jobs):
+    engine.submit(jobs)
+    finish(engine)
+    return jobs
+
+
+def ids(line):
+    return [token.id for token in line.tokens]
+
+
+def same(job, line):
+    assert job.tokens == ids(line)
+    np.testing.assert_allclose(job.logprobs, [token.logprob for token in line.tokens], atol=1e-4)
+    assert job.status == line.finish_reason
+
+
+def test_the_readers_text_whatever_shares_the_slots(engine, reader, pixels, lines):
+    assert len({len(line.tokens) for line in lines}) > 6, "lines of different lengths, or this proves little"
+    order = np.random.default_rng(0).permutation(3 * len(pixels)) % len(pixels)
+    for i, job in zip(order, run(engine, [Job(pixels[i], reader.defaults) for i in order]), strict=True):
+        same(job, lines[i])
+    for image, line in zip(pixels[:3], lines[:3], strict=True):
+        same(run(engine, [Job(image, reader.defaults)])[0], line)
+
+
+def test_sampling_beams_and_alternatives_side_by_side(engine, reader, pixels, lines):
+    drawn = replace(reader.defaults, do_sample=True, temperature=1.4, top_p=0.9)
+    searched = replace(reader.defaults, num_beams=3)
+    samples = [reader.read(picture, do_sample=True, temperature=1.4, top_p=0.9, seed=7) for picture in PICTURES]
+    beams = reader.read(PICTURES, num_beams=3, num_return_sequences=3)
+    assert [line.text for line in samples] != [line.text for line in lines]
+    wanted = [(replace(reader.defaults), lines), (drawn, samples), (searched, beams)]
+    jobs = [Job(image, wanted[i % 3][0], seed=7, alternatives=5 * (i % 3 == 0)) for i, image in enumerate(pixels)]
+    for i, job in enumerate(run(engine, jobs)):
+        same(job, wanted[i % 3][1][i])
+        for token, logprob, best in zip(job.tokens, job.logprobs, job.best, strict=False):
+            assert best[0] == (token, pytest.approx(logprob, abs=1e-6)) and len(best) == 5
+            assert [p for _, p in best] == sorted((p for _, p in best), reverse=True)
+        assert bool(job.best) == (i % 3 == 0)
+    second = run(engine, [Job(image, searched, sample=1) for image in pixels])
+    assert [job.tokens for job in second] == [ids(line.alternatives[0]) for line in beams]
+
+
+def test_samples_of_one_seed_are_generates(engine, reader, pixels):
+    config = replace(reader.defaults, do_sample=True, temperature=2.0, num_return_sequences=4)
+    found = jax.device_get(reader.generate(np.stack(pixels[:1]), config, np.array([99], np.uint32)))
+    one = replace(config, num_return_sequences=1)
+    jobs = run(engine, [Job(pixels[0], one, seed=99, sample=r) for r in range(4)])
+    for r, job in enumerate(jobs):
+        assert job.tokens == found.tokens[0, r, : found.lengths[0, r]].tolist()
+
+
+def test_rules_that_forbid_tokens(reader, pixels):
+    defaults = replace(reader.defaults, no_repeat_ngram_size=2, min_new_tokens=20)
+    engine = make(reader, defaults)
+    jobs = run(engine, [Job(image, defaults) for image in pixels])
+    wanted = reader.read(PICTURES, no_repeat_ngram_size=2, min_new_tokens=20)
+    for job, line in zip(jobs, wanted, strict=True):
+        same(job, line)
+
+
+def test_budgets(engine, reader, pixels, lines):
+    budgets = [1, 2, 3, 4, 5, 7, 9, 60]
+    jobs = run(engine, [Job(pixels[3], replace(reader.defaults, max_new_tokens=n)) for n in budgets])
+    for job, budget in zip(jobs, budgets, strict=True):
+        assert job.tokens == ids(lines[3])[:budget]
+        assert job.status == ("stop" if budget == 60 else "length")
+    cut = run(engine, [Job(pixels[3], replace(reader.defaults, num_beams=3, max_new_tokens=4))])[0]
+    assert len(cut.tokens) == 4 and cut.status == "length"
+
+
+def test_nothing_is_compiled_after_the_warm_up(engine, reader, pixels):
+    compiled = []
+
+    def listen(event, duration_secs, **_):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    drawn, searched = replace(reader.defaults, do_sample=True), replace(reader.defaults, num_beams=3)
+    for count in range(1, 2 * SLOTS):
+        run(engine, [Job(pixels[0], c) for c in (reader.defaults, drawn, searched) for _ in range(count)])
+        run(engine, [Job(pixels[0], reader.defaults, alternatives=20)] * 1)
+    assert not compiled
+
+
+def test_bounds_hold_at_every_turn_and_slots_stay_full(engine, reader, pixels):
+    before = replace(engine.counts)
+    engine.submit([Job(pixels[i % len(pixels)], reader.defaults) for i in range(60)])
+    while engine.turn():
+        assert engine.running <= SLOTS
+        assert sum(len(encoded.rows) for encoded in engine._encoded) < 2 * BATCH
+    live, steps = engine.counts.live_steps - before.live_steps, engine.counts.slot_steps - before.slot_steps
+    assert live / steps > 0.8, "a slot that ends is refilled at once"
+    rows = engine.counts.encoded_rows - before.encoded_rows
+    assert rows <= 64, "images are encoded in whole batches where they queue"
+
+
+def test_a_full_queue_takes_all_or_none(reader, pixels):
+    engine = make(reader, max_waiting=3)
+    engine.submit([Job(pixels[0], reader.defaults) for _ in range(2)])
+    with pytest.raises(QueueFullError):
+        engine.submit([Job(pixels[0], reader.defaults) for _ in range(2)])
+    assert engine.waiting == 2
+    engine.submit([Job(pixels[0], reader.defaults)])
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+@pytest.mark.parametrize("how", ["cancelled", "expired"])
+def test_dropped_wherever_it_is(engine, reader, pixels, lines, turns, how):
+    """In the queue, encoded, in a slot: its neighbours read on, its slot is free, and the queue costs the device nothing."""
+    ended = []
+    jobs = [Job(image, reader.defaults) for image in pixels]
+    for job in jobs:
+        job.notify = lambda job=job: ended.append(job)
+    encoded = engine.counts.encoded
+    engine.submit(jobs)
+    for _ in range(turns):
+        engine.turn()
+    unwanted = jobs[1::2]
+    for job in unwanted:
+        if how == "cancelled":
+            job.cancel()
+        else:
+            job.deadline = time.monotonic()
+    engine.turn()
+    assert {job.status for job in unwanted} == {how}
+    finish(engine)
+    for job, line in zip(jobs[::2], lines[::2], strict=True):
+        same(job, line)
+    assert len(ended) == len(set(map(id, ended))) == len(jobs), "everybody is told, once"
+    if turns == 0:
+        assert engine.counts.encoded - encoded == len(jobs) - len(unwanted)
+
+
+def test_cancelled_beams_never_reach_the_device(engine, reader, pixels):
+    job = Job(pixels[0], replace(reader.defaults, num_beams=3))
+    encoded = engine.counts.encoded
+    engine.submit([job])
+    job.cancel()
+    finish(engine)
+    assert job.status == "cancelled" and engine.counts.encoded == encoded
+
+
+def test_streams_tell_of_every_step_and_others_only_of_their_end(engine, reader, pixels):
+    seen = []
+    stream = Job(pixels[3], reader.defaults, stream=True)
+    stream.notify = lambda: seen.append(len(stream.tokens))
+    told = []
+    quiet = Job(pixels[3], reader.defaults, notify=lambda: told.append(1))
+    run(engine, [stream, quiet])
+    assert told == [1] and stream.tokens == quiet.tokens
+    assert seen == [*range(device.STEPS, len(stream.tokens), device.STEPS), len(stream.tokens)]
+
+
+def test_an_error_of_the_device_fails_what_is_under_way_and_nothing_else(engine, reader, pixels, lines, monkeypatch):
+    jobs = [Job(image, reader.defaults) for image in pixels]
+    engine.submit(jobs)
+    engine.turn()
+    engine.turn()
+    advance = device.advance
+    monkeypatch.setattr(device, "advance", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    with pytest.raises(RuntimeError):
+        engine.turn()
+    engine.fail()
+    failed = [job for job in jobs if job.status == "failed"]
+    assert 0 < len(failed) < len(jobs)
+    monkeypatch.setattr(device, "advance", advance)
+    finish(engine)
+    for job, line in zip(jobs, lines, strict=True):
+        if job not in failed:
+            same(job, line)
+
+
+def test_what_is_not_compiled_is_refused_by_name(engine, reader):
+    for change, name in (
+        ({"top_k": 5}, "top_k"), ({"num_beams": 2}, "num_beams"), ({"max_new_tokens": 65}, "max_new_tokens"),
+        ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size"), ({"length_penalty": 2.0}, "length_penalty"),
+        ({"do_sample": True, "num_return_sequences": 9}, "num_return_sequences"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=name):
+            engine.check(replace(reader.defaults, **change))
+    with pytest.raises(ValueError, match="alternatives"):
+        engine.check(reader.defaults, 21)
+    with pytest.raises(ValueError, match="power of two"):
+        make(reader, batch=3)
+
+
+def test_one_thread_serves_many_and_several_engines(reader, pixels, lines):
+    wake, ready, errors = threading.Event(), threading.Event(), []
+    engines = [make(reader, wake=wake, slots=2, batch=1), make(reader, wake=wake, slots=2, batch=1)]
+    thread = EngineThread(engines, wake, ready.set, errors.append)
+    thread.start()
+    assert ready.wait(120)
+    done = {}
+
+    def client(name):
+        for i in range(name, len(pixels), 4):
+            over = threading.Event()
+            job = Job(pixels[i], reader.defaults, notify=over.set)
+            engines[i % 2].submit([job])
+            assert over.wait(60)
+            done[i] = job
+
+    clients = [threading.Thread(target=client, args=(name,)) for name in range(4)]
+    for c in clients:
+        c.start()
+    for c in clients:
+        c.join()
+    thread.stop()
+    assert not errors and not thread.is_alive()
+    for i, line in enumerate(lines):
+        same(done[i], line)

@@ -1,0 +1,76 @@
+"""Who may import whom. One direction only, or the house becomes a knot."""
+
+import ast
+
+import pytest
+from conftest import ROOT
+
+LEAVES = {"images", "ink", "tokens", "metrics", "files", "tensor_files", "torch_files", "unpickle", "config", "line"}
+# each module may import from the library what stands to its left in one of these chains (and any leaf)
+ORDER = [
+    "config fairseq weights pretrained layers encoder decoder model logits loop sampling beam decoding reader".split(),
+    "decoding slots engine".split(),
+    "engine reader".split(),
+    "reader read_command doctor cli".split(),
+    "config sharding".split(),
+]
+NO_JAX = LEAVES | {"fairseq"}
+APPS = ("convert", "train", "serve")
+TORCH_ALLOWED = {"convert/verify.py", "serve/peers.py"}
+
+
+def imports(path) -> set[str]:
+    """Names imported at any depth, relative ones as they are written: ".config", "jax", "trocr_jax.model"."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            prefix = "." * node.level + (node.module or "")
+            found |= {prefix} if node.module else {prefix + alias.name for alias in node.names}
+    return found
+
+
+def modules(folder: str):
+    return sorted((ROOT / folder).glob("*.py"))
+
+
+def before(name: str) -> set[str]:
+    """Everything that stands left of a module in some chain, and left of those."""
+    left = {n for chain in ORDER if name in chain for n in chain[: chain.index(name)]}
+    return left | {n for other in left for chain in ORDER if other in chain for n in chain[: chain.index(other)]}
+
+
+@pytest.mark.parametrize("path", modules("trocr_jax"), ids=lambda p: p.stem)
+def test_library_imports_point_one_way(path):
+    if path.stem in ("__init__", "__main__"):
+        return
+    own = {name[1:].split(".")[0] for name in imports(path) if name.startswith(".")}
+    allowed = before(path.stem) | LEAVES
+    if path.stem == "read_command" or path.stem == "doctor":
+        allowed |= {"cli"}  # for its UsageError; cli names verbs and imports none of them
+    assert own - {path.stem} <= allowed, f"{path.stem} imports {sorted(own - allowed)}"
+
+
+@pytest.mark.parametrize("path", modules("trocr_jax"), ids=lambda p: p.stem)
+def test_library_knows_no_app_and_leaves_no_jax(path):
+    names = imports(path)
+    assert not {n for n in names if n.lstrip(".").split(".")[0] in APPS or n.startswith(tuple(f"trocr_jax.{a}" for a in APPS))}
+    if path.stem in NO_JAX:
+        assert not {n for n in names if n.split(".")[0] in ("jax", "flax", "optax")}, f"{path.stem} is a leaf without jax"
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_apps_import_themselves_relatively_and_the_library_absolutely(app):
+    for path in modules(app):
+        for name in imports(path):
+            assert not name.startswith(".."), f"{path}: {name}"
+            assert name.split(".")[0] not in APPS, f"{path}: {name} must be relative"
+            assert not name.startswith(tuple(f"trocr_jax.{a}" for a in APPS)), f"{path}: apps do not import apps"
+
+
+def test_torch_is_imported_only_where_it_is_the_reference():
+    for folder in ("trocr_jax", *APPS):
+        for path in modules(folder):
+            if f"{folder}/{path.name}" not in TORCH_ALLOWED:
+                assert not {n for n in imports(path) if n.split(".")[0] == "torch"}, path

@@ -1,0 +1,51 @@
+"""The model in the package: complete, small, read by transformers too, and as good as it was when it was packed."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from reference import close, nchw
+
+from trocr_jax import files
+from trocr_jax.metrics import character_error_rate
+from trocr_jax.reader import Reader
+
+EXAMPLES = dict(line.split("\t") for line in (ROOT / "examples" / "texts.tsv").read_text(encoding="utf-8").splitlines())
+EXAMPLES_CER = 23.0  # percent on the dozen pictures: the packed model reached 21.7; better is welcome, worse is a fault
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return Reader.from_pretrained()
+
+
+def test_it_is_small_and_undamaged():
+    files.check_manifest(files.PACKAGED)
+    assert sum(path.stat().st_size for path in files.PACKAGED.iterdir()) <= 16e6
+
+
+def test_it_reads_every_printable_character(reader):
+    printable = "".join(map(chr, range(0x20, 0x7F)))
+    ids = reader.tokenizer.labels(printable)
+    assert len(ids) == len(printable) + 1 and reader.tokenizer.decode(ids) == printable
+
+
+def test_examples(reader):
+    lines = reader.read([ROOT / "examples" / name for name in EXAMPLES])
+    assert not any(line.error for line in lines)
+    assert character_error_rate([line.text for line in lines], list(EXAMPLES.values())) <= EXAMPLES_CER
+
+
+def test_transformers_computes_the_same(reader):
+    """Encoder states, and the same tokens, from the directory as it lies in the package."""
+    from transformers import VisionEncoderDecoderModel
+
+    reference = VisionEncoderDecoderModel.from_pretrained(files.PACKAGED, dtype=torch.float32).eval()
+    pictures = [reader.prepare(ROOT / "examples" / name).pixels for name in list(EXAMPLES)[:4]]
+    pixels = np.stack([reader.processor.normalize(p) for p in pictures])
+    with torch.no_grad():
+        states = reference.encoder(nchw(pixels)).last_hidden_state
+        tokens = reference.generate(nchw(pixels), max_new_tokens=48, num_beams=1, do_sample=False)[:, 1:].numpy()
+    close(reader.model.encode(pixels), states, 1e-4)
+    ours = np.asarray(reader.generate(np.stack(pictures), reader.defaults).tokens[:4, 0])[:, : tokens.shape[1]]
+    np.testing.assert_array_equal(ours, tokens)

@@ -1,0 +1,201 @@
+"""The reader on a small random model: order, neighbours, bad images, results; its text is nonsense, its promises are not."""
+
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import tiny
+from conftest import ROOT
+from PIL import Image
+
+from trocr_jax import decoding
+from trocr_jax.line import Line, line_from_tokens
+from trocr_jax.reader import Prepared, Reader, bucket
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tiny.model_directory(tmp_path_factory.mktemp("reader") / "model")
+
+
+@pytest.fixture(scope="module")
+def reader(directory):
+    return Reader.from_pretrained(directory)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return [tiny.draw(text) for text in tiny.texts(13)]
+
+
+def texts(lines):
+    return [line.text for line in lines]
+
+
+def test_the_same_text_alone_batched_shuffled_and_padded():
+    """On the model in the package and the pictures in examples/: a random model hardly tells images apart."""
+    reader, pictures = Reader.from_pretrained(), sorted((ROOT / "examples").glob("*.[pj][np]g"))
+    whole = reader.read(pictures, batch_size=8)
+    assert len(set(texts(whole))) > 6, "the model must tell the images apart, or this proves nothing"
+    alone = [reader.read(picture) for picture in pictures]
+    assert texts(alone) == texts(whole)
+    order = np.random.default_rng(0).permutation(len(pictures))
+    shuffled = reader.read([pictures[i] for i in order], batch_size=4)
+    assert texts(shuffled) == [whole[i].text for i in order]
+    for a, b in zip(alone, whole, strict=True):
+        assert math.isclose(a.confidence, b.confidence, rel_tol=1e-4)
+
+
+def test_a_thousand_images_compile_one_program_a_bucket(reader, drawn):
+    decoding.read_pixels.clear_cache()
+    rng, images = np.random.default_rng(0), 0
+    while images < 1000:
+        count = int(rng.integers(1, 40))
+        assert len(reader.read([drawn[i % len(drawn)] for i in range(count)], batch_size=16, max_new_tokens=4)) == count
+        images += count
+    assert decoding.read_pixels._cache_size() <= 5, "buckets of 1, 2, 4, 8 and 16"
+
+
+def test_buckets():
+    assert [bucket(n) for n in (1, 2, 3, 4, 5, 8, 9, 128)] == [1, 2, 4, 4, 8, 8, 16, 128]
+
+
+def test_a_bad_image_does_not_harm_the_others(reader, drawn, tmp_path):
+    fake, empty = tmp_path / "fake.png", tmp_path / "empty.png"
+    fake.write_text("this is no picture")
+    empty.touch()
+    good = texts(reader.read(drawn[:3], max_new_tokens=6))
+    lines = reader.read([drawn[0], fake, drawn[1], empty, b"", tmp_path / "absent.png", drawn[2]], max_new_tokens=6)
+    assert [line.text for line in lines if not line.error] == good
+    errors = [line.error for line in lines if line.error]
+    assert len(errors) == 4 and len({line.text for line in lines if line.error}) == 1
+    assert not any("0x" in error or "Traceback" in error for error in errors)
+
+
+def test_only_bad_images(reader):
+    assert [bool(line.error) for line in reader.read([b"", b"x"])] == [True, True]
+
+
+def test_one_image_gives_one_line_many_give_a_list(reader, drawn):
+    assert isinstance(reader.read(drawn[0], max_new_tokens=2), Line)
+    for many in (drawn[:2], tuple(drawn[:2]), iter(drawn[:2])):
+        assert len(reader.read(many, max_new_tokens=2)) == 2
+    assert reader.read([]) == []
+
+
+@pytest.mark.parametrize("kind", ["path", "str", "bytes", "array"])
+def test_every_kind_of_source(reader, drawn, tmp_path, kind):
+    path = tmp_path / "a.png"
+    drawn[0].save(path)
+    source = {"path": path, "str": str(path), "bytes": path.read_bytes(), "array": np.asarray(drawn[0])}[kind]
+    assert reader.read(source, max_new_tokens=6).text == reader.read(drawn[0], max_new_tokens=6).text
+
+
+def test_stream_reads_ahead_but_not_everything(reader, drawn):
+    taken = []
+
+    def sources():
+        for i in range(100):
+            taken.append(i)
+            yield drawn[i % len(drawn)]
+
+    stream = reader.stream(sources(), batch_size=2, max_new_tokens=2)
+    next(stream)
+    assert 4 <= len(taken) <= 20
+    stream.close()
+
+
+def test_a_blank_image_gives_no_text(reader):
+    for shade in (0, 127, 255):
+        line = reader.read(Image.new("RGB", (200, 40), (shade,) * 3), max_new_tokens=6)
+        assert line.text == "" and line.flags == ("no_text",) and line.error is None
+
+
+def test_pale_text_that_looks_blank_is_kept_where_the_model_is_sure(reader):
+    ids, sure, unsure = np.array(reader.tokenizer.labels("pale")), np.full(5, -0.01), np.full(5, -1.0)
+    assert reader.line(ids, sure, 5, True, ("no_text",)).text == "pale"
+    assert reader.line(ids, unsure, 5, True, ("no_text",)) == Line(flags=("no_text",))
+
+
+def test_truncation_is_said(reader, drawn):
+    line = reader.read(drawn[0], max_new_tokens=1)
+    assert line.finish_reason == "length" and len(line.tokens) == 1
+
+
+def test_beams_and_alternatives(reader, drawn):
+    line = reader.read(drawn[0], num_beams=3, num_return_sequences=3, max_new_tokens=5)
+    assert len(line.alternatives) == 2
+    tokens = [tuple(t.id for t in found.tokens) for found in (line, *line.alternatives)]
+    assert len(set(tokens)) == 3
+
+
+def test_draws_depend_on_the_seed_and_the_place_alone(reader, drawn):
+    options = {"do_sample": True, "temperature": 2.0, "max_new_tokens": 8}
+    a = reader.read(drawn[:6], batch_size=2, seed=1, **options)
+    b = reader.read(drawn[:6], batch_size=6, seed=1, **options)
+    c = reader.read(drawn[:6], batch_size=6, seed=2, **options)
+    assert texts(a) == texts(b) != texts(c)
+
+
+def test_unknown_options_are_refused(reader, drawn):
+    with pytest.raises(TypeError, match="beams"):
+        reader.read(drawn[0], beams=3)
+
+
+def test_a_tokenizer_of_another_model_is_refused(reader):
+    from trocr_jax.tokens import character_vocabulary
+
+    with pytest.raises(ValueError, match="do not belong together"):
+        Reader(reader.model, character_vocabulary("äöüßñçàèìòùâêîôû"), reader.processor, reader.defaults, "mix")
+
+
+def test_what_a_line_holds():
+    ids, logprobs = [10, 11, 12, 13, 2], [-0.1, -0.2, -0.3, -0.4, -0.5]
+    line = line_from_tokens("ab c", ids, logprobs, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 4)], True)
+    assert math.isclose(line.confidence, math.exp(-1.5))
+    assert [(w.text, w.start, w.end) for w in line.words] == [("ab", 0, 2), ("c", 3, 4)]
+    assert math.isclose(line.words[0].confidence, math.exp(-0.3)) and math.isclose(line.words[1].confidence, math.exp(-0.4))
+    assert [t.text for t in line.tokens] == ["a", "b", " ", "c", ""]
+    assert json.loads(json.dumps(line.to_dict()))["words"][0]["text"] == "ab"
+
+
+@pytest.mark.parametrize(
+    ("text", "repeats"),
+    [
+        ("ACCOUNT ON D ON D ON D ON D", True), ("to to to to to", True), ("Total 000000000000000", True),
+        ("hahahahahahaha", True),
+        ("1000000.00", False), ("2/2/2", False), ("no no", False), ("A1-A1-B2", False), ("Mississippi", False), ("", False),
+        ("Serial 4444 4444 4444", False), ("-----", False),
+    ],
+)  # fmt: skip
+def test_repetition_is_flagged_and_ordinary_text_is_not(text, repeats):
+    line = line_from_tokens(text, [], [], [], True)
+    assert ("repetition" in line.flags) == repeats
+
+
+def test_the_prepared_image_is_what_the_model_was_trained_on(reader, drawn):
+    buffer = io.BytesIO()
+    drawn[0].save(buffer, "PNG")
+    prepared = reader.prepare(buffer.getvalue())
+    assert isinstance(prepared, Prepared) and prepared.pixels is not None
+    np.testing.assert_array_equal(prepared.pixels, reader.processor(drawn[0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no/such/directory/at/all", "no such"),
+        ("./absent.pt", "no such"),
+        ("absent-owner/absent-model", "absent-owner/absent-model"),
+    ],
+)
+def test_a_checkpoint_that_is_not_there(name, message):
+    with pytest.raises(ValueError, match=message):
+        Reader.from_pretrained(name)
+
+
+def test_a_directory_without_config(tmp_path):
+    with pytest.raises(ValueError, match="config.json"):
+        Reader.from_pretrained(tmp_path)

@@ -1,0 +1,48 @@
+"""Every decoding program compiles for a TPU and fits its memory, without a TPU: libtpu compiles for a described topology.
+
+Processes of their own, so that libtpu never meets the CPU devices of the suite, and a folder of its own for libtpu
+(`make test` fills it): where it is importable without a TPU, every start of JAX prints its complaints.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LIBTPU = Path(sys.prefix) / "libtpu"
+HBM = 16 * 2**30  # bytes of a v5e chip
+TOPOLOGIES = ("v5e:1x1", "v5e:2x2")
+
+pytestmark = pytest.mark.skipif(not LIBTPU.is_dir(), reason="needs libtpu in .venv/libtpu, where `make test` puts it")
+
+
+@pytest.fixture(scope="module")
+def compilations():
+    """Both topologies at once: libtpu compiles on one core."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "XLA_FLAGS": "", "PYTHONPATH": str(LIBTPU),
+        "TPU_LIBRARY_PATH": str(LIBTPU / "libtpu" / "libtpu.so"),
+    }  # fmt: skip
+    return {
+        topology: subprocess.Popen(
+            [sys.executable, "-m", "trocr_jax.serve.tpu", "--topology", topology],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=LIBTPU,
+        )
+        for topology in TOPOLOGIES
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_greedy_and_beam_of_base_and_large_fit_a_v5e(compilations, topology):
+    out, err = compilations[topology].communicate()
+    assert compilations[topology].returncode == 0, err[-3000:]
+    programs = json.loads(out.splitlines()[-1])["programs"]
+    assert {(p["model"], p["beams"]) for p in programs} == {
+        (f"microsoft/trocr-{size}-handwritten", beams) for size in ("base", "large") for beams in (1, 4)
+    }
+    for program in programs:
+        assert 0 < program["bytes_per_chip"] < HBM, program
+        assert program["collectives"] == 0, "data-parallel decoding must not wait for other chips"

@@ -1,0 +1,169 @@
+"""The command line of training: presets, files of settings, overrides, and what is refused; drawing a data set; the log."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT
+from PIL import ImageFont
+
+from trocr_jax.train import cli, draw
+from trocr_jax.train.config import FREE, PRESETS, Config, to_plain
+from trocr_jax.train.log import Log, read_log
+from trocr_jax.train.loop import differences
+from trocr_jax.train.sources import open_source
+
+
+def test_the_presets_have_the_original_numbers():
+    numbers = {"stage1": (2e-5, 500, 8), "iam": (2e-5, 500, 64), "sroie": (5e-5, 800, 2048), "str": (2e-5, 500, 64)}
+    for name, (lr, warmup, batch) in numbers.items():
+        preset = PRESETS[name]
+        o = preset.optimizer
+        assert (o.lr, o.warmup, preset.batch_size) == (lr, warmup, batch), name
+        assert (o.schedule, o.weight_decay, o.beta1, o.beta2, o.eps, o.clip) == ("inverse_sqrt", 1e-4, 0.9, 0.999, 1e-8, 0.0)
+    assert [PRESETS[name].data.augment for name in ("iam", "sroie", "str")] == ["da2", "da2", "rand"]
+    assert [PRESETS[name].patience for name in ("iam", "sroie", "str")] == [20, 10, 20]
+
+
+def test_flags_override_the_file_and_the_file_the_preset(tmp_path):
+    settings = {"optimizer": {"lr": 3e-5}, "steps": 7, "data": {"train": ["a.csv@0.5", "synthetic@0.5"]}, "out": "there"}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    config = cli.parse(["--preset", "iam", f"--config={tmp_path / 'run.yaml'}", "--steps", "9", "--optimizer.clip", "1.0"])
+    iam = PRESETS["iam"]
+    expected = replace(
+        iam, steps=9, out=config.out, optimizer=replace(iam.optimizer, lr=3e-5, clip=1.0),
+        data=replace(iam.data, train=("a.csv@0.5", "synthetic@0.5")),
+    )  # fmt: skip
+    assert config == expected and str(config.out) == "there"
+
+
+def test_the_resolved_configuration_reads_back(tmp_path):
+    config = replace(PRESETS["tiny-print-short"], seed=5)
+    (tmp_path / "config.json").write_text(json.dumps(to_plain(config)))
+    assert cli.parse(["--config", str(tmp_path / "config.json")]) == config
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("optimizer: {learning_rate: 1}", "optimizer: unknown learning_rate; known: lr"),
+        ("step: 3", "unknown step; known: out"),
+        ("steps: many", "steps must be int, not 'many'"),
+        ("steps: true", "steps must be int, not True"),
+        ("dtype: float8", "dtype must be one of float32, bfloat16"),
+        ("[1, 2]", "expected fields and values"),
+        ("a: [", "not valid YAML or JSON"),
+        ("optimizer: 3", "optimizer: expected fields and values"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(content, message, tmp_path):
+    (tmp_path / "run.yaml").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        cli.parse(["--config", str(tmp_path / "run.yaml")])
+
+
+def test_wrong_flags_exit_with_2_and_no_preset_is_said(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.parse(["--optimizer.learning-rate", "1"])
+    assert caught.value.code == 2 and "learning-rate" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no preset 'imam'; there are stage1, iam"):
+        cli.parse(["--preset", "imam"])
+    with pytest.raises(ValueError, match="--preset needs a value"):
+        cli.parse(["--preset"])
+    with pytest.raises(ValueError, match="cannot be read"):
+        cli.parse(["--config", "nowhere.yaml"])
+
+
+def test_mistakes_end_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "trocr_jax.train", "--start.model", "no/such/model/here", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "no such file or directory" in done.stderr
+
+
+def test_free_fields_exist():
+    plain = to_plain(Config())
+    for name in FREE:
+        place = plain
+        for part in name.split("."):
+            assert part in place, name
+            place = place[part]
+
+
+def test_differences_are_named_to_the_leaf():
+    a = {"x": 1, "y": {"z": 2, "w": [1]}}
+    assert differences(a, a) == []
+    assert differences(a, {"x": 1, "y": {"z": 3, "w": [1, 2]}, "new": 0}) == ["y.z", "y.w", "new"]
+
+
+# --- drawing a data set ---
+
+
+@pytest.fixture(scope="module")
+def font(tmp_path_factory):
+    """Pillow's own font as a file: no font needs to be installed."""
+    path = tmp_path_factory.mktemp("font") / "plain.ttf"
+    face = ImageFont.load_default(12)
+    path.write_bytes(face.font_bytes if isinstance(face, ImageFont.FreeTypeFont) else b"")
+    return path
+
+
+def test_a_drawn_data_set_can_be_trained_on(font, tmp_path):
+    config = draw.Config(tmp_path / "lines", font, pattern="SN @@-###?", count=40, sheet=tmp_path / "sheet.png")
+    assert draw.run(config) == 0
+    source = open_source(config.out)
+    assert len(source) == 40 and (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    import re
+
+    assert all(re.fullmatch(r"SN [A-Z]{2}-\d{3}[A-Z0-9]", source[i].text) for i in range(40))
+    assert len({source[i].text for i in range(40)}) == 40
+    again = draw.Config(tmp_path / "again", font, pattern="SN @@-###?", count=40)
+    draw.run(again)
+    for name in ("metadata.jsonl", "000007.png"):
+        assert (again.out / name).read_bytes() == (config.out / name).read_bytes()
+
+
+def test_drawing_refuses_what_it_cannot_do(font, tmp_path):
+    with pytest.raises(ValueError, match="no level dirty; there are clean, worn, rough"):
+        draw.run(draw.Config(tmp_path / "a", font, levels=("dirty",)))
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match="holds no texts"):
+        draw.run(draw.Config(tmp_path / "b", font, texts=tmp_path / "empty.txt"))
+    (tmp_path / "texts.txt").write_text("日本\n")
+    with pytest.raises(ValueError, match="glyph"):
+        draw.run(draw.Config(tmp_path / "c", font, texts=tmp_path / "texts.txt"))
+    assert not (tmp_path / "c").exists(), "nothing half done"
+
+
+# --- the log ---
+
+
+def test_the_log_survives_a_cut_line_and_repeated_steps(tmp_path):
+    log = Log(tmp_path, 10)
+    log("start", step=0)
+    for loss in (3.0, 2.0):
+        log("train", step=5, loss=loss)
+    log("bad_record", problem="a\nb")
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"kind": "train", "st')
+    events = read_log(tmp_path)
+    assert [(e["kind"], e.get("loss")) for e in events] == [("start", None), ("train", 2.0), ("bad_record", None)]
+
+
+def test_samples_and_scalars_reach_tensorboard(tmp_path):
+    log = Log(tmp_path, 10, tensorboard=True)
+    log("train", step=1, loss=1.0)
+    log.samples(1, [(np.zeros((16, 48, 3), np.uint8), "a|b", "a")])
+    log.close()
+    content = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+    assert b"train/loss" in content and b"samples/0" in content and b"a\\|b" in content
+
+
+def test_a_quiet_host_writes_nothing(tmp_path):
+    Log(tmp_path, 10, tensorboard=True, quiet=True)("train", step=1, loss=1.0)
+    assert not list(tmp_path.iterdir())
+
+

@@ -1,0 +1,167 @@
+"""The order of the data: the same for any number of hosts, exact after a pause, and not stopped by single bad records."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import tiny
+
+from trocr_jax.images import ImageProcessor
+from trocr_jax.train.data import Batches, Loader, mixed_order, parse_source, prefetch
+from trocr_jax.train.sources import Record, SourceError, open_source
+
+PROCESSOR = ImageProcessor(height=16, width=48, fit="pad")
+
+
+class Numbers:
+    """n lines whose text is their number; some of them broken."""
+
+    def __init__(self, count: int, bad: dict[int, str] | None = None):
+        self.count, self.bad = count, bad or {}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Record:
+        problem = self.bad.get(index)
+        if problem == "missing":
+            raise SourceError("the record is missing")
+        text = {"empty": "  ", "long": "1" * 30}.get(problem or "", str(index))
+        return Record(b"no image" if problem == "image" else tiny.draw(text), text, f"number {index}")
+
+
+def loader(sources, weights=None, seed=0, **options) -> Loader:
+    order = mixed_order(sources, weights or [1.0] * len(sources), seed)
+    return Loader(sources, order, tiny.TOKENIZER, PROCESSOR, seed, 8, **options)
+
+
+def batches(load, size=8, **options) -> Batches:
+    return Batches(load, size, 0, tiny.TOKENIZER.pad_token_id, 8, **options)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_the_global_order_is_the_same_for_any_number_of_hosts(hosts):
+    expected = [batches(loader([Numbers(21)]))[step].places for step in range(6)]
+    each = 8 // hosts
+    parts = [batches(loader([Numbers(21)]), rows=range(h * each, (h + 1) * each)) for h in range(hosts)]
+    assert [sum((part[step].places for part in parts), ()) for step in range(6)] == expected
+
+
+def test_each_line_once_an_epoch_and_epochs_differ():
+    order = mixed_order([Numbers(50)], [1.0], 3)
+    epochs = [[order[50 * epoch + i][1] for i in range(50)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != list(range(50))
+    assert [mixed_order([Numbers(50)], [1.0], 4)[i][1] for i in range(50)] != epochs[0], "the seed decides"
+
+
+def test_sources_are_mixed_by_weight_and_shuffled_apart():
+    order = mixed_order([Numbers(40), Numbers(30)], [0.75, 0.25], 0)
+    places = [order[i] for i in range(400)]
+    assert Counter(source for source, _ in places) == {0: 300, 1: 100}
+    assert [index for source, index in places if source == 0][:40] != list(range(40))
+    assert sorted(index for source, index in places if source == 1)[:3] == [0, 0, 0]
+
+
+def test_batches_are_a_function_of_the_step():
+    load = loader([Numbers(21)])
+    straight = [batches(load)[step] for step in range(5)]
+    resumed = [batches(loader([Numbers(21)]))[step] for step in (3, 4)]
+    for a, b in zip(straight[3:], resumed, strict=True):
+        assert a.places == b.places
+        np.testing.assert_array_equal(a.images, b.images)
+        np.testing.assert_array_equal(a.labels, b.labels)
+
+
+def test_threads_and_prefetching_change_nothing():
+    quick = batches(loader([Numbers(21)]), threads=3)
+    assert [b.places for _, b in prefetch(quick, 2, 6)] == [batches(loader([Numbers(21)]))[s].places for s in range(2, 6)]
+
+
+def test_labels_are_tokens_then_the_end_then_padding():
+    batch = batches(loader([Numbers(21)]))[0]
+    for row, (_, index) in zip(batch.labels, batch.places, strict=True):
+        label = tiny.TOKENIZER.labels(str(index))
+        assert row.tolist() == label + [tiny.TOKENIZER.pad_token_id] * (8 - len(label))
+        assert tiny.TOKENIZER.bos_token_id not in row
+
+
+def test_augmentation_is_keyed_by_seed_and_position():
+    def noisy(image, rng):
+        return image.rotate(int(rng.integers(0, 3)) * 90)
+
+    first, again, other = (loader([Numbers(9)], seed=s, augment=noisy) for s in (1, 1, 2))
+    other.order = first.order
+    pixels = [[load[i].pixels for i in range(18)] for load in (first, again, other)]
+    np.testing.assert_array_equal(pixels[0], pixels[1])
+    assert any((a != b).any() for a, b in zip(pixels[0], pixels[2], strict=True))
+    repeats = [i for i in range(9, 18) if first.order[i] == first.order[0]]
+    assert repeats, "the second epoch has every line again"
+
+
+def test_groups_sort_by_length_keep_every_line_and_pad_less():
+    load = loader([Numbers(1000)])
+    plain = [place for step in range(8) for place in batches(load)[step].places]
+    grouped = batches(load, group=4)
+    assert sorted(place for step in range(8) for place in grouped[step].places) == sorted(plain)
+    lengths = [[len(str(index)) for _, index in grouped[step].places] for step in range(4)]
+    assert sum(max(row) - min(row) for row in lengths) <= 3
+    assert grouped[5].places == batches(loader([Numbers(1000)]), group=4)[5].places, "also when a run goes on inside a group"
+
+
+def test_bad_records_are_named_once_and_their_places_filled():
+    said: list[str] = []
+    bad = {3: "missing", 7: "image", 11: "empty", 13: "long"}
+    load = loader([Numbers(400, bad)], max_bad=0.05, report=said.append)
+    places = [place for step in range(100) for place in batches(load)[step].places]
+    assert len(places) == 800 and not {index for _, index in places} & bad.keys()
+    assert len(said) == 4, "each once, though two epochs met them twice"
+    assert any("record 3: the record is missing" in line for line in said)
+    assert any("number 7: not a PNG, JPEG" in line for line in said)
+    assert any("number 11: its label is empty" in line for line in said)
+    assert any("number 13: its label has 31 tokens, more than --max-tokens 8" in line for line in said)
+    again = loader([Numbers(400, bad)], max_bad=0.05)
+    assert [place for step in range(100) for place in batches(again)[step].places] == places, "substitutes repeat too"
+
+
+def test_too_many_bad_records_end_the_run_with_a_name():
+    load = loader([Numbers(300, {index: "empty" for index in range(30)})], max_bad=0.05)
+    with pytest.raises(SourceError, match=r"of 2\d\d records cannot be used, more than --data.max-bad 0.05; the last: number"):
+        for step in range(40):
+            batches(load)[step]
+    with pytest.raises(SourceError, match="20 records in a row"):
+        loader([Numbers(3, {0: "empty", 1: "empty", 2: "empty"})], max_bad=1.0)[0]
+
+
+def test_an_exception_in_the_background_reaches_the_loop():
+    class Failing:
+        def __getitem__(self, step):
+            if step == 2:
+                raise OSError("the disk is gone")
+            return step
+
+    received = []
+    with pytest.raises(OSError, match="disk is gone"):
+        for step, item in prefetch(Failing(), 0, 10):
+            received.append((step, item))
+    assert received == [(0, 0), (1, 1)]
+
+
+def test_weights_stand_behind_an_at():
+    assert parse_source("a/b@0.3") == ("a/b", 0.3)
+    assert parse_source("mail@home/x.csv") == ("mail@home/x.csv", 1.0)
+    assert parse_source("synthetic") == ("synthetic", 1.0)
+    for wrong in ("x@0", "x@-1", "x@inf"):
+        with pytest.raises(SourceError, match="must be above 0"):
+            parse_source(wrong)
+
+
+def test_a_stored_data_set_goes_all_the_way(tmp_path):
+    source = open_source(tiny.line_folder(tmp_path / "lines"))
+    batch = batches(loader([source]))[0]
+    assert batch.images.shape == (8, 16, 48, 3) and batch.images.dtype == np.uint8
+    wanted = tiny.texts(40)
+    for (_, index), label in zip(batch.places, batch.labels, strict=True):
+        assert tiny.TOKENIZER.decode(label) == wanted[index]
+    assert json.dumps(batch.places), "plain numbers, fit for a log"

@@ -1,0 +1,92 @@
+"""Evaluation of a model on data sets and benchmarks: the tables, the published numbers, the report."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import tiny
+
+from trocr_jax import metrics
+from trocr_jax.line import Line
+from trocr_jax.train import evaluate
+from trocr_jax.train.benchmarks import BENCHMARKS, size_name
+from trocr_jax.train.evaluate import Config, Reading, Result, run
+from trocr_jax.train.report import difference, render
+from trocr_jax.train.sources import SourceError
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    data = tiny.line_folder(folder / "lines", 12)
+    with open(data, "a", encoding="utf-8") as file:
+        file.write("missing.png\t<b>7</b>\n")
+    return tiny.model_directory(folder / "model"), data
+
+
+def test_a_run_prints_tables_json_and_a_page(places, tmp_path, capsys):
+    model, data = places
+    report = tmp_path / "report.html"
+    data_sets, scores = (str(data), str(data.parent)), ("cer", "accuracy")
+    config = Config(data_sets, str(model), beams=(1, 2), scores=scores, report=report, max_tokens=8)
+    assert run(config) == 1, "an image was missing"
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert [r["beams"] for r in found["results"]] == [1, 2]
+    first = found["results"][0]
+    assert first["lines"] == 26 and first["unreadable"] == 2 and first["lines_per_s"] > 0
+    assert first["scores"].keys() == {"gt_train", "lines", "all"}
+    for score in first["scores"]["all"].values():
+        assert score["low"] <= score["value"] <= score["high"]
+    assert "beam 2" in err and "expected calibration error" in err
+    page = report.read_text()
+    assert "data:image/jpeg;base64," in page and "&lt;b&gt;7" in page and "<b>7" not in page
+    assert "http" not in page, "the page needs nothing from elsewhere"
+
+
+def test_wrong_calls_are_refused(places):
+    model, data = places
+    with pytest.raises(ValueError, match="no score bleu; there are cer, wer"):
+        run(Config((str(data),), str(model), scores=("bleu",)))
+    with pytest.raises(SourceError, match="no such file"):
+        run(Config(("nowhere",), str(model)))
+    with pytest.raises(SourceError, match="holds no part of this benchmark"):
+        run(Config((str(data.parent),), str(model), benchmark="str"))
+
+
+def test_a_benchmark_finds_its_parts_and_says_when_they_are_not_the_published_ones(places, tmp_path, capsys):
+    model, _ = places
+    tiny.line_folder(tmp_path / "SVT", 5)
+    assert run(Config((str(tmp_path),), str(model), benchmark="str", max_tokens=8)) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["results"][0]["scores"].keys() == {"SVT-647"}
+    assert "SVT-647: has 5 lines, the published test set 647" in err and "CT80-288: none of CUTE80" in err
+
+
+def test_published_numbers_stand_beside_those_of_the_same_size():
+    assert {part.name: part.published["large"]["word_accuracy"] for part in BENCHMARKS["str"].parts}["IC15-2077"] == 84.1
+    assert BENCHMARKS["iam"].parts[0].published["base"] == {"byte_cer": 3.42} and BENCHMARKS["iam"].scores[0] == "byte_cer"
+    assert BENCHMARKS["sroie"].parts[0].published["large"]["sroie_f1"] == 96.58
+    assert size_name(tiny.MODEL) == ""
+    wide = replace(tiny.MODEL.encoder, hidden_size=768)
+    assert size_name(replace(tiny.MODEL, encoder=wide, decoder=replace(tiny.MODEL.decoder, cross_attention_size=768))) == "base"
+
+
+def result(pairs: Sequence[tuple[str, str]]) -> Result:
+    readings = [Reading("s", f"n{i}", b"", wanted, Line(text=read, confidence=0.5)) for i, (wanted, read) in enumerate(pairs)]
+    texts = [[r.line.text for r in readings], [r.reference for r in readings]]
+    return Result(1, readings, {"s": metrics.score(["cer"], *texts)}, metrics.calibration([0.5], [True]), 1.0)
+
+
+def test_the_report_shows_the_worst_lines_first_and_escapes_everything():
+    found = result([("abc", "abd"), ("<script>", "xyz"), ("same", "same")])
+    page = render([found], [evaluate.Task("s", [], {"cer": 1.5})], "<m>")
+    assert "<script>" not in page and "&lt;m&gt;" in page and "1.50" in page
+    assert page.index("s: n1") < page.index("s: n0") and "s: n2" not in page
+
+
+def test_differences_are_marked():
+    assert difference("abd", "abc") == "ab<del>c</del><ins>d</ins>"
+    assert difference("a<", "a") == "a<ins>&lt;</ins>"
+    assert difference("", "xy") == "<del>xy</del>"

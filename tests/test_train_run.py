@@ -1,0 +1,246 @@
+"""Runs from start to end: killed and gone on with, ended early, refused, and what they leave behind.
+
+The runs that are killed are processes of their own; they kill themselves at a given event of their log.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from conftest import ROOT
+
+from trocr_jax import Reader, files, pretrained
+from trocr_jax.train.config import DataConfig, LoraConfig, OptimizerConfig, PreflightConfig, StartConfig
+from trocr_jax.train.log import read_log
+from trocr_jax.train.loop import train
+
+DRIVER = """
+import json, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+import tiny
+from trocr_jax.train import log, loop
+kind, step, number, changes = sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), json.loads(sys.argv[5])
+say = log.Log.__call__
+def watched(self, event, **fields):
+    say(self, event, **fields)
+    if event == kind and fields.get("step") == step:
+        os.kill(os.getpid(), number)
+log.Log.__call__ = watched
+sys.exit(loop.train(tiny.config(Path(sys.argv[1]), **changes)))
+"""
+
+
+def run_until(folder: Path, kind: str, step: int, number: int, **changes) -> int:
+    """A run in another process that gets a signal right after an event; its exit code."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    arguments = [sys.executable, "-c", DRIVER, str(folder), kind, str(step), str(number), json.dumps(changes)]
+    done = subprocess.run(arguments, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    return done.returncode
+
+
+def arrays(folder: Path) -> dict[str, np.ndarray]:
+    """All arrays of the last checkpoint of a run: parameters, optimizer, step, seed."""
+    last = sorted((folder / "run" / "checkpoints").glob("0*"))[-1]
+    found = {}
+    for part in (files.ORBAX, "state"):
+        found |= {f"{part} {name}": x for name, x in pretrained._load_orbax(last / part).items()}
+    return found
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {e["step"]: e["loss"] for e in read_log(folder / "run") if e["kind"] == "train"}
+
+
+@pytest.fixture(autouse=True)
+def _keep_the_signal_handler():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> Path:
+    """20 steps without a pause."""
+    folder = tmp_path_factory.mktemp("straight")
+    assert train(tiny.config(folder, tensorboard=True)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed(straight, tmp_path_factory) -> Path:
+    """The same run, killed when its checkpoint at step 7 was reported."""
+    folder = tmp_path_factory.mktemp("killed")
+    for part in ("start", "lines"):
+        shutil.copytree(straight / part, folder / part)
+    assert run_until(folder, "saved", 7, signal.SIGKILL, save_every=7) == -signal.SIGKILL
+    return folder
+
+
+def continued(killed: Path, folder: Path, **changes) -> Path:
+    shutil.copytree(killed, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "run" / "config.json").read_text())
+    text = json.dumps(config).replace(str(killed), str(folder))  # the copy's data lie in the copy
+    (folder / "run" / "config.json").write_text(text)
+    assert train(tiny.config(folder, **changes)) == 0
+    return folder
+
+
+def test_seven_steps_a_kill_and_thirteen_more_are_twenty_steps(straight, killed, tmp_path):
+    folder = continued(killed, tmp_path)
+    a, b = arrays(straight), arrays(folder)
+    assert int(a["state step"]) == 20 and a.keys() == b.keys() and len(a) > 60
+    tiny.equal_trees(a, b)
+    assert losses(straight) == losses(folder)
+    starts = [e["step"] for e in read_log(folder / "run") if e["kind"] == "start"]
+    assert starts == [0, 7]
+
+
+def test_a_run_goes_on_on_another_mesh(straight, killed, tmp_path, monkeypatch):
+    from trocr_jax.train import mesh
+
+    monkeypatch.setattr(mesh, "SMALL", 64)
+    folder = continued(killed, tmp_path, devices=4, fsdp=True)
+    a, b = losses(straight), losses(folder)
+    np.testing.assert_allclose([b[step] for step in (10, 15, 20)], [a[step] for step in (10, 15, 20)], rtol=1e-4)
+
+
+def test_sigterm_saves_exits_with_0_and_the_run_goes_on(straight, tmp_path):
+    for part in ("start", "lines"):
+        shutil.copytree(straight / part, tmp_path / part)
+    assert run_until(tmp_path, "train", 5, signal.SIGTERM) == 0
+    events = read_log(tmp_path / "run")
+    assert [e["step"] for e in events if e["kind"] in ("terminated", "saved")] == [5, 5]
+    assert not (tmp_path / "run" / "model").exists()
+    assert train(tiny.config(tmp_path)) == 0
+    tiny.equal_trees(arrays(straight), arrays(tmp_path))
+
+
+def test_what_a_run_leaves_behind(straight):
+    run = straight / "run"
+    events = read_log(run)
+    assert {"start", "train", "eval", "saved", "done"} <= {e["kind"] for e in events}
+    row = next(e for e in events if e["kind"] == "train")
+    assert {"step", "loss", "accuracy", "grad_norm", "lr", "lines_per_s", "device_share"} <= row.keys()
+    assert losses(straight)[20] < losses(straight)[5]
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert any((run / "tensorboard").iterdir())
+    files.check_manifest(run / "model")
+    tiny.equal_trees(
+        Reader.from_pretrained(run / "model").model, Reader.from_pretrained(run / "checkpoints" / "00000020").model
+    )
+    line = Reader.from_pretrained(run / "model").read(tiny.draw("123"))
+    assert line.error is None and line.tokens
+
+
+def test_a_folder_with_another_run_is_refused(straight, tmp_path):
+    shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
+    base = tiny.config(straight, out=tmp_path / "run")
+    with pytest.raises(ValueError, match="holds a run with another optimizer.lr, seed; choose another --out"):
+        train(replace(base, seed=3, optimizer=replace(base.optimizer, lr=0.5)))
+
+
+def test_a_finished_run_says_so_again_and_changes_nothing(straight, tmp_path):
+    shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
+    before = arrays(tmp_path)
+    assert train(tiny.config(straight, out=tmp_path / "run", tensorboard=True)) == 0
+    tiny.equal_trees(arrays(tmp_path), before)
+
+
+def test_a_loss_that_explodes_ends_the_run(tmp_path):
+    config = tiny.config(tmp_path)
+    with pytest.raises(ValueError, match="the loss is not finite at step"):
+        train(replace(config, optimizer=OptimizerConfig(lr=1e30, warmup=0, schedule="constant")))
+
+
+def test_lora_and_averages_survive_a_pause(straight, tmp_path):
+    """The model to read with is merged and averaged; the run goes on from what it was made of."""
+    for part in ("start", "lines"):
+        shutil.copytree(straight / part, tmp_path / part)
+    changes = {
+        "steps": 8, "save_every": 4, "eval_every": 8, "lora": LoraConfig(rank=2),
+        "optimizer": OptimizerConfig(lr=1e-2, warmup=0, schedule="constant", ema=0.5),
+    }  # fmt: skip
+    whole = tiny.config(tmp_path, out=tmp_path / "whole", **changes)
+    assert train(whole) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "00000008")
+    assert train(replace(whole, out=tmp_path / "run")) == 0
+    parts = [pretrained._load_orbax(tmp_path / run / "checkpoints" / "00000008" / files.ORBAX) for run in ("whole", "run")]
+    tiny.equal_trees(*parts)
+    start = pretrained.open_checkpoint(tmp_path / "start")
+    assert start.config == pretrained.open_checkpoint(tmp_path / "run" / "model").config, "no trace of LoRA in the model"
+
+
+def test_preflight_runs_first_and_stops_a_run_in_vain(tmp_path, monkeypatch):
+    config = tiny.config(tmp_path, preflight=PreflightConfig(lines=20), steps=1)
+    (tmp_path / "lines" / "gt_train.txt").write_text("000.png\t\U0001f600" + "\n")
+    monkeypatch.setattr("trocr_jax.train.preflight.round_trips", lambda tokenizer, texts: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(config)
+    assert not any((config.out / "checkpoints").iterdir())
+
+
+def test_mixing_from_scratch_with_a_new_size(tmp_path):
+    """Two sources by weight, frozen encoder, wider images, vocabulary extended: all through one configuration."""
+    base = tiny.config(tmp_path)
+    data = base.data.train[0]
+    config = replace(
+        base, steps=2, start=StartConfig(model=str(tmp_path / "start"), image_size=(16, 64), extend_vocab="ß"),
+        data=DataConfig(train=(f"{data}@0.7", f"{data}@0.3"), valid=(data,), threads=2),
+        optimizer=OptimizerConfig(lr=1e-3, rates=("^encoder=0", ".*=1")),
+    )  # fmt: skip
+    assert train(config) == 0
+    reader = Reader.from_pretrained(config.out / "model")
+    assert reader.processor.width == 64 and len(reader.tokenizer.labels("ß")) == 2
+    row = next(e for e in read_log(config.out) if e["kind"] == "start")
+    assert 0 < row["trained"] < row["parameters"] and row["devices"] == 1
+    assert jax.device_count() == 8
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model_and_survive_a_kill(straight, tmp_path):
+    """Two hosts of one device each: the losses of one process with two devices; killed after step 7 and gone on with."""
+    import socket
+
+    for part in ("start", "lines"):
+        shutil.copytree(straight / part, tmp_path / part)
+
+    def launch(kind: str, step: int, number: int) -> list[int]:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            address = f"localhost:{probe.getsockname()[1]}"
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+        driver = DRIVER.replace("**changes)", "devices=0, hosts=config.HostsConfig(2, int(sys.argv[6]), sys.argv[7]), **changes)")
+        driver = driver.replace("import log, loop", "import config, log, loop")
+        processes = []
+        for index in range(2):
+            arguments = [str(tmp_path), kind, str(step), str(number), "{}", str(index), address]
+            command = [sys.executable, "-c", driver, *arguments]
+            processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+        codes = []
+        for process in processes:
+            try:
+                _, said = process.communicate(timeout=300)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                _, said = process.communicate()
+            codes.append(process.returncode)
+            assert number == signal.SIGKILL or process.returncode == 0, said[-3000:]
+        return codes
+
+    assert launch("saved", 7, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert launch("never", 0, signal.SIGTERM) == [0, 0]
+    both, alone = losses(tmp_path), losses(straight)
+    np.testing.assert_allclose(list(both.values()), list(alone.values()), rtol=1e-4)
+    assert Reader.from_pretrained(tmp_path / "run" / "model").read(tiny.draw("1")).error is None

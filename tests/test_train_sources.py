@@ -1,0 +1,210 @@
+"""Data sets in every format people have them in, and what is wrong with some of them."""
+
+import csv
+import io
+import json
+
+import lmdb
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import tiny
+from PIL import Image
+
+from trocr_jax import images
+from trocr_jax.train.sources import SourceError, open_source
+
+TEXTS = ["one", "two 2", "drei, vier"]
+
+
+def png(text: str) -> bytes:
+    buffer = io.BytesIO()
+    tiny.draw(text).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def files(folder, names=("a.png", "b.png", "c.png")):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in zip(names, TEXTS, strict=True):
+        (folder / name).write_bytes(png(text))
+    return list(zip(names, TEXTS, strict=True))
+
+
+def unilm_str(folder):
+    rows = files(folder / "image")
+    (folder / "gt_train.txt").write_text("".join(f"{name}\t{text}  \n" for name, text in rows))
+    return folder / "gt_train.txt"
+
+
+def unilm_receipt(folder):
+    rows = files(folder / "crops")
+    (folder / "gt_train.txt").write_text("".join(f"crops/{name}\t{text}\n" for name, text in rows))
+    return folder
+
+
+def image_folder(folder):
+    rows = files(folder)
+    (folder / "metadata.jsonl").write_text("".join(json.dumps({"file_name": n, "text": t}) + "\n" for n, t in rows))
+    return folder
+
+
+def table(folder, suffix, delimiter, header=("path", "label")):
+    rows = files(folder)
+    with open(folder / f"lines{suffix}", "w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file, delimiter=delimiter).writerows([header, *rows])
+    return folder / f"lines{suffix}"
+
+
+def lmdb_folder(folder):
+    environment = lmdb.open(str(folder), map_size=1 << 20)
+    with environment.begin(write=True) as transaction:
+        transaction.put(b"num-samples", b"3")
+        for number, text in enumerate(TEXTS, 1):
+            transaction.put(f"image-{number:09d}".encode(), png(text))
+            transaction.put(f"label-{number:09d}".encode(), text.encode())
+    environment.close()
+    return folder
+
+
+def parquet(folder, struct=True):
+    folder.mkdir()
+    cells = [{"bytes": png(t), "path": None} if struct else png(t) for t in TEXTS]
+    for part, (start, stop) in enumerate([(0, 2), (2, 3)]):
+        rows = pyarrow.table({"image": cells[start:stop], "text": TEXTS[start:stop]})
+        pyarrow.parquet.write_table(rows, folder / f"part-{part}.parquet", row_group_size=1)
+    return folder
+
+
+def page_of(texts) -> Image.Image:
+    page = Image.new("RGB", (120, 80), (250, 250, 250))
+    for row, text in enumerate(texts):
+        page.paste(tiny.draw(text), (10, 4 + 24 * row))
+    return page
+
+
+def boxes():
+    return [(10, 4 + 24 * row, 10 + tiny.draw(text).width, 20 + 24 * row) for row, text in enumerate(TEXTS)]
+
+
+def sroie(folder):
+    folder.mkdir()
+    page_of(TEXTS).save(folder / "X00.png")
+    lines = [f"{a},{b},{c},{b},{c},{d},{a},{d},{t}" for (a, b, c, d), t in zip(boxes(), TEXTS, strict=True)]
+    lines.insert(1, "5,5,5,5,5,5,5,5,no area")
+    (folder / "X00.txt").write_text("\r\n".join(lines) + "\r\n")
+    return folder
+
+
+def page_xml(folder):
+    folder.mkdir()
+    page_of(TEXTS).save(folder / "p1.png")
+    lines = "".join(
+        f'<TextLine id="l{i}"><Coords points="{a},{b} {c},{b} {c},{d} {a},{d}"/>'
+        "<Word><TextEquiv><Unicode>word</Unicode></TextEquiv></Word>"
+        f"<TextEquiv><Unicode>{t}</Unicode></TextEquiv></TextLine>"
+        for i, ((a, b, c, d), t) in enumerate(zip(boxes(), TEXTS, strict=True))
+    )
+    space = "http://schema.primaresearch.org/PAGE/gts/pagecontent/2019-07-15"
+    (folder / "p1.xml").write_text(f'<PcGts xmlns="{space}"><Page imageFilename="scans/p1.png">{lines}</Page></PcGts>')
+    return folder
+
+
+def alto(folder):
+    folder.mkdir()
+    page_of(TEXTS).save(folder / "p1.png")
+    lines = "".join(
+        f'<TextLine HPOS="{a}" VPOS="{b}.0" WIDTH="{c - a}" HEIGHT="{d - b}">'
+        + '<SP WIDTH="3"/>'.join(f'<String CONTENT="{w}"/>' for w in t.split())
+        + "</TextLine>"
+        for (a, b, c, d), t in zip(boxes(), TEXTS, strict=True)
+    )
+    name = "<Description><sourceImageInformation><fileName>p1.png</fileName></sourceImageInformation></Description>"
+    space = "http://www.loc.gov/standards/alto/ns-v4#"
+    layout = f"<Layout><Page><PrintSpace>{lines}</PrintSpace></Page></Layout>"
+    (folder / "p1.xml").write_text(f'<alto xmlns="{space}">{name}{layout}</alto>')
+    return folder
+
+
+MAKERS = {
+    "unilm STR": unilm_str,
+    "unilm Receipt53K": unilm_receipt,
+    "image folder": image_folder,
+    "csv": lambda folder: table(folder, ".csv", ","),
+    "tsv": lambda folder: table(folder, ".tsv", "\t", ("image", "text")),
+    "lmdb": lmdb_folder,
+    "parquet structs": parquet,
+    "parquet bytes": lambda folder: parquet(folder, struct=False),
+    "sroie": sroie,
+    "page": page_xml,
+    "alto": alto,
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_every_format_gives_the_same_lines(kind, tmp_path):
+    source = open_source(MAKERS[kind](tmp_path / "data"))
+    assert len(source) == 3
+    for index in (2, 0, 1):
+        record = source[index]
+        assert record.text == TEXTS[index] and record.name
+        np.testing.assert_array_equal(np.asarray(images.load(record.image)), np.asarray(tiny.draw(TEXTS[index])))
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "link.png", "a\0.png", "loop.png"])
+def test_names_that_lead_out_of_the_folder_are_refused(name, tmp_path):
+    folder = tmp_path / "data"
+    files(folder)
+    (tmp_path / "secret.png").write_bytes(png("secret"))
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "lines.jsonl").write_text(json.dumps({"file_name": name, "text": "x"}) + "\n")
+    source = open_source(folder / "lines.jsonl")
+    with pytest.raises(ValueError):
+        images.load(source[0].image)
+
+
+def test_a_folder_that_is_itself_a_link_is_fine(tmp_path):
+    image_folder(tmp_path / "real")
+    (tmp_path / "linked").symlink_to(tmp_path / "real")
+    assert open_source(tmp_path / "linked")[0].text == "one"
+
+
+BROKEN = {
+    "nothing there": (lambda f: None, "no such file or directory"),
+    "empty folder": (lambda f: f.mkdir(), "no data set format recognised"),
+    "empty list": (lambda f: (f.mkdir(), (f / "gt_a.txt").write_text("\n")), "holds no lines"),
+    "two lists": (lambda f: (f.mkdir(), (f / "gt_a.txt").touch(), (f / "gt_b.txt").touch()), "name one of gt_a.txt, gt_b.txt"),
+    "no text column": (lambda f: (f.mkdir(), (f / "metadata.csv").write_text("file,words_\na.png,x\n")), "expected one of text"),
+    "broken json": (lambda f: (f.mkdir(), (f / "metadata.jsonl").write_text('{"text": 1\n')), "line 1: not valid JSON"),
+    "not objects": (lambda f: (f.mkdir(), (f / "metadata.jsonl").write_text("[1]\n")), "line 1: not a JSON object"),
+    "not UTF-8": (lambda f: (f.mkdir(), (f / "gt_a.txt").write_bytes(b"a.png\t\xff\n")), "not UTF-8"),
+    "corners": (lambda f: (sroie(f), (f / "X00.txt").write_text("1,2,3,text\n")), "line 1: expected eight coordinates"),
+    "a document type": (lambda f: (page_xml(f), (f / "p1.xml").write_text("<!DOCTYPE a><PcGts/>")), "document type"),
+    "no page image": (lambda f: (page_xml(f), (f / "p1.png").unlink()), "not beside it"),
+    "broken xml": (lambda f: (page_xml(f), (f / "p1.xml").write_text("<PcGts>")), "not well-formed"),
+    "no parquet": (lambda f: (f.mkdir(), (f / "a.parquet").write_bytes(b"PAR1")), "not a parquet file"),
+    "not a data set": (lambda f: f.write_text(""), "not a data set"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_wrong_is_said_in_one_line(case, tmp_path):
+    make, message = BROKEN[case]
+    place = tmp_path / "data"
+    make(place)
+    with pytest.raises(SourceError, match=message) as caught:
+        open_source(place)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_lmdb_and_missing_rows(tmp_path):
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    (folder / "data.mdb").write_bytes(b"no database" * 1000)
+    with pytest.raises(SourceError, match="not an LMDB data set"):
+        open_source(folder)
+    source = open_source(lmdb_folder(tmp_path / "good"))
+    source.count = 4
+    with pytest.raises(SourceError, match="image-000000004"):
+        source[3]

@@ -1,0 +1,168 @@
+"""Where training starts: checkpoints, larger images, other vocabularies, random numbers; and the checks before the first step."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from conftest import shared
+
+from trocr_jax.encoder import Encoder
+from trocr_jax.model import TrOCR
+from trocr_jax.tokens import Tokenizer, character_vocabulary
+from trocr_jax.train import preflight, vocabulary
+from trocr_jax.train.config import StartConfig
+from trocr_jax.train.data import Batch
+from trocr_jax.train.parameters import build, named
+from trocr_jax.train.start import POSITIONS, opened, random_parameters, sinusoids, start, with_image_size, with_tokenizer
+from trocr_jax.train.step import StepConfig
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return opened(tiny.model_directory(tmp_path_factory.mktemp("start") / "model"))
+
+
+def pixels(config, rows=2):
+    return jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (rows, *config.encoder.image_size, 3)).astype(np.float32))
+
+
+def test_random_kernels_keep_the_size_of_their_input():
+    parameters = random_parameters(tiny.MODEL, 0)
+    assert parameters.keys() == named(TrOCR.abstract(tiny.MODEL)).keys()
+    fc2 = np.asarray(parameters["encoder.layers.mlp.fc2.kernel"])
+    assert fc2.std() == pytest.approx(32**-0.5, rel=0.1) and not np.array_equal(fc2[0], fc2[1])
+    assert not np.asarray(parameters["encoder.layers.mlp.fc2.bias"]).any()
+
+
+def test_continued_positions_are_the_trained_ones_and_then_sinusoids(model):
+    trained = {**model.parameters, POSITIONS: model.parameters[POSITIONS] + 1.0}
+    wide = with_image_size(replace(model, parameters=trained), (16, 80), "continue")
+    table = np.asarray(wide.parameters[POSITIONS])
+    assert table.shape == (11, 16) and wide.processor.width == 80
+    assert b'"width": 80' in wide.companions["preprocessor_config.json"]
+    np.testing.assert_array_equal(table[:7], np.asarray(trained[POSITIONS]))
+    np.testing.assert_array_equal(table[7:], sinusoids(wide.config.encoder)[7:])
+    np.testing.assert_array_equal(sinusoids(wide.config.encoder)[:7], sinusoids(model.config.encoder))
+
+
+def test_interpolated_positions_are_what_the_encoder_would_interpolate(model):
+    wide = with_image_size(model, (16, 80), "interpolate")
+    expected = Encoder.positions(build(model.config, model.parameters).encoder, (16, 80))
+    np.testing.assert_allclose(np.asarray(wide.parameters[POSITIONS]), np.asarray(expected), atol=1e-6)
+    with pytest.raises(ValueError, match="no multiple of patch_size"):
+        with_image_size(model, (16, 83), "interpolate")
+
+
+def test_extending_a_byte_level_vocabulary_keeps_every_old_token(model):
+    old = model.tokenizer
+    assert len(old.labels("ż")) == 3 and len(old.labels("é")) == 2
+    grown = with_tokenizer(model, vocabulary.extended(old, "éżあ"), 0)
+    assert len(grown.tokenizer.labels("ż")) == 2 and grown.tokenizer.decode(grown.tokenizer.labels("aż あé")) == "aż あé"
+    assert old.vocabulary.keys() <= grown.tokenizer.vocabulary.keys()
+    assert grown.config.decoder.vocab_size == grown.tokenizer.size == grown.parameters[vocabulary.EMBEDDING].shape[0]
+    before, after = (np.asarray(s.parameters[vocabulary.EMBEDDING]) for s in (model, grown))
+    for token, index in old.vocabulary.items():
+        np.testing.assert_array_equal(after[grown.tokenizer.vocabulary[token]], before[index])
+    parts = [before[i] for i in old.labels("ż")[:-1]]
+    np.testing.assert_allclose(after[grown.tokenizer.labels("ż")[0]], np.mean(parts, axis=0), atol=1e-7)
+
+
+def test_an_extended_model_reads_what_it_read_before(model):
+    """The logits of old tokens are untouched, wherever the tokens have moved to."""
+    grown = with_tokenizer(model, vocabulary.extended(model.tokenizer, "ż"), 0)
+
+
+    def logits(found):
+        ids = jnp.asarray([[found.config.decoder_start_token_id, *found.tokenizer.labels("12")[:-1]]], jnp.int32)
+        return np.asarray(jax.jit(TrOCR.__call__)(build(found.config, found.parameters), pixels(found.config, 1), ids))
+
+    old, new = logits(model), logits(grown)
+    places = [grown.tokenizer.vocabulary[token] for token in model.tokenizer.vocabulary]
+    np.testing.assert_allclose(new[..., places], old[..., list(model.tokenizer.vocabulary.values())], atol=1e-5)
+
+
+def test_an_untied_head_is_resized_with_the_embeddings():
+    config = replace(tiny.MODEL, decoder=replace(tiny.MODEL.decoder, tie_word_embeddings=False))
+    parameters = random_parameters(config, 0)
+    new = character_vocabulary("éż")
+    out = vocabulary.resized(parameters, tiny.TOKENIZER, new, 0)
+    assert out[vocabulary.HEAD].shape == (16, new.size) and out[vocabulary.EMBEDDING].shape == (new.size, 16)
+    for token, index in tiny.TOKENIZER.vocabulary.items():
+        column = np.asarray(out[vocabulary.HEAD])[:, new.vocabulary[token]]
+        np.testing.assert_array_equal(column, np.asarray(parameters[vocabulary.HEAD])[:, index])
+
+
+def test_the_small_models_vocabulary_grows_too():
+    tokenizer = Tokenizer.from_directory(shared("tokenizer", "trocr-small"))
+    grown = vocabulary.extended(tokenizer, "ⓐⓑ")
+    assert grown.size == tokenizer.size + 2
+    for character in "ⓐⓑ":
+        label = grown.labels(f"x{character}y")
+        assert grown.unk_token_id not in label and grown.decode(label) == f"x{character}y"
+    sample = "Total RM 9.00, thank you"
+    assert [grown.decode([i]) for i in grown.labels(sample)] == [tokenizer.decode([i]) for i in tokenizer.labels(sample)]
+
+
+def test_a_foreign_tokenizer_moves_rows_by_token(tmp_path, model):
+    foreign = character_vocabulary("äöü")
+    foreign.save(tmp_path / "tokenizer")
+    found = start(StartConfig(model="scratch", tokenizer=str(tmp_path / "tokenizer")), 0)
+    assert found.tokenizer.vocabulary == foreign.vocabulary and found.config.decoder.vocab_size == foreign.size
+    with pytest.raises(ValueError, match="has a token for each"):
+        vocabulary.extended(foreign, "äa")
+
+
+def test_wrong_starts_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no architecture 'huge'; known: tiny-print"):
+        start(StartConfig(model="scratch", architecture="huge"), 0)
+    with pytest.raises(ValueError, match="no such file or directory"):
+        start(StartConfig(model=str(tmp_path / "nowhere")), 0)
+
+
+# --- checks before the first step ---
+
+
+def test_ids_that_do_not_belong_together_are_found(model):
+    assert "token ids agree" in preflight.token_ids(model.config, model.tokenizer)
+    with pytest.raises(preflight.Failed, match="pad_token_id is 5 in the model and 1"):
+        preflight.token_ids(replace(model.config, pad_token_id=5), model.tokenizer)
+    small = replace(model.config, decoder=replace(model.config.decoder, vocab_size=100))
+    with pytest.raises(preflight.Failed, match="and the model 100 rows"):
+        preflight.token_ids(small, model.tokenizer)
+
+
+def test_labels_that_the_tokenizer_changes_are_named():
+    tokenizer = Tokenizer.from_directory(shared("tokenizer", "trocr-small"))
+    assert "10 labels come back unchanged" in preflight.round_trips(tokenizer, ["plain words"] * 10)
+    with pytest.raises(preflight.Failed, match="such as 'ⓧ 5' to.*characters lost: ⓧ"):
+        preflight.round_trips(tokenizer, ["ⓧ 5"] * 3 + ["plain"] * 10)
+
+
+def test_generation_and_teacher_forcing_are_compared(model, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 255, (3, 16, 48, 3), np.uint8)
+    config = StepConfig(model.config, frozenset())
+    assert "agree on" in preflight.agreement(build(model.config, model.parameters), images, config, 12)
+    real = preflight._teacher_forced
+    monkeypatch.setattr(preflight, "_teacher_forced", lambda m, x, tokens, *rest: real(m, x[::-1], tokens, *rest))
+    with pytest.raises(preflight.Failed, match="disagree by"):
+        preflight.agreement(build(model.config, model.parameters), images, config, 12)
+
+
+def test_learning_by_heart_passes_on_lines_and_fails_on_noise(model):
+    config = StepConfig(replace(model.config, decoder=replace(model.config.decoder, dropout=0.0)), frozenset(model.parameters))
+    texts = ["1", "22", "345", "7"]
+    labels = np.full((4, 8), 1, np.int32)
+    for row, text in zip(labels, texts, strict=True):
+        label = model.tokenizer.labels(text)
+        row[: len(label)] = label
+    images = np.stack([model.processor(tiny.draw(text)) for text in texts])
+    before = jax.tree.map(np.array, model.parameters)
+    said = preflight.learns_by_heart(config, model.parameters, model.tokenizer, Batch(images, labels, ()), 300)
+    assert "4 lines learned by heart" in said
+    tiny.equal_trees(jax.tree.map(np.array, model.parameters), before)
+    same = np.repeat(images[:1], 4, axis=0)
+    with pytest.raises(preflight.Failed, match="were not learned by heart in 30 steps"):
+        preflight.learns_by_heart(config, model.parameters, model.tokenizer, Batch(same, labels, ()), 30)

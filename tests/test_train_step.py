@@ -1,0 +1,321 @@
+"""The training step: loss, gradients and updates equal torch's; meshes, micro-batches, LoRA and averages do what they say."""
+
+import warnings
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+import torch
+from conftest import FAMILIES, shared
+from reference import close, nchw, ours, random_config, torch_model
+from transformers import VisionEncoderDecoderModel
+
+from trocr_jax import weights
+from trocr_jax.config import TrOCRConfig
+from trocr_jax.model import TrOCR, normalize
+from trocr_jax.train import mesh as meshes
+from trocr_jax.train.config import OptimizerConfig
+from trocr_jax.train.optimizer import make_optimizer, schedule
+from trocr_jax.train.parameters import merged, named, new_lora, rates
+from trocr_jax.train.start import random_parameters
+from trocr_jax.train.step import StepConfig, TrainState, gradient_sum, inference, make_pmap_step, make_step, new_state
+
+KEY = jax.random.key(0)
+
+
+def without_dropout(config: TrOCRConfig) -> TrOCRConfig:
+    return replace(config, decoder=replace(config.decoder, dropout=0.0), encoder=replace(config.encoder, dropout=0.0))
+
+
+def batch(config: TrOCRConfig, rows: int, length: int = 9, seed: int = 0) -> tuple[jax.Array, jax.Array]:
+    """Images and labels, some of them padded."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (rows, *config.encoder.image_size, 3), np.uint8)
+    labels = rng.integers(4, config.decoder.vocab_size, (rows, length)).astype(np.int32)
+    for row, end in enumerate(rng.integers(2, length, rows)):
+        labels[row, end], labels[row, end + 1 :] = config.eos_token_id, config.pad_token_id
+    return jnp.asarray(images), jnp.asarray(labels)
+
+
+def step_config(config: TrOCRConfig, **changes) -> StepConfig:
+    return StepConfig(config, frozenset(named(TrOCR.abstract(config))), **changes)
+
+
+def fixture(family: str):
+    """Our parameters and the torch model of a stored checkpoint."""
+    path = shared("fixtures", family)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference = VisionEncoderDecoderModel.from_pretrained(path).eval()
+    positions = reference.decoder.model.decoder.embed_positions
+    if hasattr(positions, "weights"):  # transformers 5 leaves this table unfilled
+        positions.weights = positions.get_embedding(positions.weights.size(0), positions.embedding_dim, positions.padding_idx)
+    model = TrOCR.from_pretrained(path)
+    return without_dropout(model.config), named(model), reference
+
+
+def torch_loss(reference, images: jax.Array, labels: jax.Array, config: TrOCRConfig) -> torch.Tensor:
+    """Mean cross-entropy over real tokens, written out: transformers' own changed between versions."""
+    pixels = np.asarray(normalize(images, (0.5,) * 3, (0.5,) * 3))
+    targets = torch.from_numpy(np.array(labels)).long()
+    start = torch.full_like(targets[:, :1], config.decoder_start_token_id)
+    pixels = nchw(pixels).to(next(reference.parameters()).dtype)
+    logits = reference(pixel_values=pixels, decoder_input_ids=torch.cat([start, targets[:, :-1]], 1)).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=config.pad_token_id)
+
+
+def to_ours(config: TrOCRConfig, tensors: dict[str, torch.Tensor]) -> dict[str, jax.Array]:
+    arrays = {name: x.detach().numpy() for name, x in tensors.items() if "pooler" not in name}
+    return named(weights.load(TrOCR.abstract(config), arrays))
+
+
+def torch_gradients(reference, images: jax.Array, labels: jax.Array, config: TrOCRConfig) -> tuple[torch.Tensor, dict]:
+    """Loss and gradients under our names."""
+    reference.zero_grad()
+    loss = torch_loss(reference, images, labels, config)
+    loss.backward()
+    gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in reference.named_parameters()}
+    return loss, to_ours(config, {name: x.float() for name, x in gradients.items()})
+
+
+def off(a: jax.Array, truth: jax.Array) -> float:
+    """The largest error, relative to the largest value where that exceeds 1."""
+    a, truth = np.asarray(a, np.float64), np.asarray(truth, np.float64)
+    return float(np.abs(a - truth).max() / max(1.0, np.abs(truth).max()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_first_loss_and_gradients_equal_torch(family):
+    """Within 1e-4 of torch in float64, or at least nearer to it than torch in float32 is.
+
+    The second half is for family A, whose weights are drawn so wide that float32 errs by 4e-4 in torch and 1.3e-4 here.
+    """
+    config, parameters, reference = fixture(family)
+    images, labels = batch(config, 4)
+    state = new_state(step_config(config), parameters, {}, optax.identity(), 0)
+    gradient, sums = jax.jit(gradient_sum, static_argnums=3)(state, images, labels, step_config(config), KEY)
+    _, theirs = torch_gradients(reference, images, labels, config)
+    positions = reference.decoder.model.decoder.embed_positions
+    if hasattr(positions, "weights"):
+        positions.weights = positions.weights.double()
+    loss, truth = torch_gradients(reference.double(), images, labels, config)
+    close(sums["loss"] / sums["tokens"], loss, 1e-4)
+    for name, expected in truth.items():
+        error = off(gradient[name] / sums["tokens"], expected)
+        assert error <= max(1e-4, off(theirs[name], expected)), f"{name} {error:.1e}"
+
+
+def test_first_gradients_of_a_well_conditioned_model_equal_torch_to_1e_5():
+    config = without_dropout(random_config("A", 3))
+    reference = torch_model(config)
+    images, labels = batch(config, 4)
+    state = new_state(step_config(config), named(ours(reference, config)), {}, optax.identity(), 0)
+    gradient, sums = jax.jit(gradient_sum, static_argnums=3)(state, images, labels, step_config(config), KEY)
+    _, expected = torch_gradients(reference, images, labels, config)
+    assert max(off(gradient[name] / sums["tokens"], x) for name, x in expected.items()) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_three_adamw_steps_equal_torch(family):
+    """eps 1e-6: Adam divides by the gradient's size, so that for the key biases, whose gradient is 0 but for rounding, a smaller
+    one would compare the rounding of two libraries."""
+    config, parameters, reference = fixture(family)
+    options = OptimizerConfig(lr=1e-3, schedule="constant", warmup=0, weight_decay=0.1, eps=1e-6)
+    optimizer = make_optimizer(options, 3, {})
+    theirs = torch.optim.AdamW(reference.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.1)
+    state, step = new_state(step_config(config), parameters, {}, optimizer, 0), make_step(optimizer, step_config(config))
+    before = {name: np.array(x) for name, x in parameters.items()}
+    for seed in range(3):
+        images, labels = batch(config, 4, seed=seed)
+        theirs.zero_grad()
+        torch_loss(reference, images, labels, config).backward()
+        theirs.step()
+        state, _ = step(state, images, labels)
+    for name, expected in to_ours(config, reference.state_dict()).items():
+        close(state.model[name], np.asarray(expected), 1e-4)
+    moved = [np.abs(np.asarray(state.model[name]) - x).max() for name, x in before.items()]
+    assert np.median(moved) > 2e-3, "the comparison would mean nothing if hardly anything moved"
+
+
+def run(config: StepConfig, steps=4, rows=8, optimizer=None, devices=1, fsdp=False) -> tuple[TrainState, list[float]]:
+    """A few steps from random parameters on a mesh: the state and the losses."""
+    optimizer = optimizer or make_optimizer(OptimizerConfig(lr=1e-2, warmup=0, schedule="constant"), steps, {})
+    mesh = meshes.make_mesh(devices)
+    state = new_state(config, random_parameters(config.model, 0), {}, optimizer, 0)
+    shardings = meshes.state_shardings(state, mesh, fsdp)
+    state = jax.device_put(state, shardings)
+    step, losses = make_step(optimizer, config, (shardings, meshes.replicated(mesh))), []
+    for seed in range(steps):
+        images, labels = (meshes.global_array(mesh, np.asarray(x)) for x in batch(config.model, rows, seed=seed))
+        state, metrics = step(state, images, labels)
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[float]:
+    """Losses of four steps on one device, with dropout."""
+    return run(step_config(tiny.MODEL))[1]
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_any_number_of_devices_gives_the_same_losses(devices, alone):
+    """With dropout: its random numbers do not depend on the placement."""
+    state, together = run(step_config(tiny.MODEL), devices=devices)
+    np.testing.assert_allclose(together, alone, rtol=1e-4)
+    assert all(len(x.sharding.device_set) == devices for x in jax.tree.leaves(state.model))
+
+
+def test_a_cut_state_gives_the_same_losses_and_lies_in_parts(monkeypatch, alone):
+    monkeypatch.setattr(meshes, "SMALL", 64)
+    state, cut = run(step_config(tiny.MODEL), devices=4, fsdp=True)
+    np.testing.assert_allclose(cut, alone, rtol=1e-4)
+    kernel = state.model["encoder.layers.mlp.fc1.kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4
+    moments = [x for x in jax.tree.leaves(state.optimizer) if x.shape == kernel.shape]
+    assert moments and all(x.addressable_shards[0].data.size == x.size // 4 for x in moments)
+
+
+def test_the_pmap_step_equals_the_jit_step():
+    config = step_config(without_dropout(tiny.MODEL))
+    optimizer = make_optimizer(OptimizerConfig(lr=1e-2, warmup=0, schedule="constant"), 3, {})
+    _, expected = run(config, 3, optimizer=optimizer)
+    state = new_state(config, random_parameters(config.model, 0), {}, optimizer, 0)
+    state = jax.tree.map(lambda x: jnp.stack([x] * 4), state)
+    step, losses = make_pmap_step(optimizer, config), []
+    for seed in range(3):
+        images, labels = (x.reshape(4, 2, *x.shape[1:]) for x in batch(config.model, 8, seed=seed))
+        state, metrics = step(state, images, labels)
+        assert len(set(np.asarray(metrics["loss"]).tolist())) == 1, "every device has the same sum"
+        losses.append(float(metrics["loss"][0]))
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_micro_batches_add_up_to_the_batch(devices):
+    config = step_config(without_dropout(tiny.MODEL))
+    whole, losses = run(config, devices=devices)
+    parts, same = run(replace(config, accumulate=2), devices=devices)
+    np.testing.assert_allclose(same, losses, rtol=1e-5)
+    for name, x in whole.model.items():
+        np.testing.assert_allclose(np.asarray(parts.model[name]), np.asarray(x), atol=2e-4)
+
+
+def test_remat_changes_nothing_and_bfloat16_little(alone):
+    config = step_config(tiny.MODEL)
+    np.testing.assert_allclose(run(replace(config, remat=True), 2)[1], alone[:2], rtol=1e-5)
+    state, narrow = run(replace(config, dtype="bfloat16"), 2)
+    np.testing.assert_allclose(narrow, alone[:2], rtol=0.02)
+    assert narrow != alone[:2]
+    assert {x.dtype for x in state.model.values()} == {jnp.dtype("float32")}, "masters stay float32"
+
+
+def test_dropout_differs_by_step_and_seed_and_repeats_by_both():
+    config = step_config(tiny.MODEL)
+    optimizer = optax.set_to_zero()
+    images, labels = batch(tiny.MODEL, 4)
+    parameters = random_parameters(tiny.MODEL, 0)
+    step = make_step(optimizer, config)
+
+    def losses(seed: int) -> list[float]:
+        state, out = new_state(config, jax.tree.map(jnp.array, parameters), {}, optimizer, seed), []
+        for _ in range(3):
+            state, metrics = step(state, images, labels)
+            out.append(float(metrics["loss"]))
+        return out
+
+    assert len(set(losses(1))) == 3
+    assert losses(1) == losses(1) != losses(2)
+
+
+def test_frozen_parameters_do_not_move_and_have_no_optimizer_state():
+    parameters = random_parameters(tiny.MODEL, 0)
+    factors = rates(parameters, [r"^encoder\.layers\.0=0", "^encoder.layers=0.5", "^encoder=0", ".*=1"])
+    trained = frozenset(name for name, factor in factors.items() if np.any(factor))
+    assert "encoder.patch_embed.kernel" not in trained and "encoder.layers.mlp.fc1.kernel" in trained
+    optimizer = make_optimizer(OptimizerConfig(lr=1e-2, warmup=0, schedule="constant"), 2, factors)
+    before = {name: np.array(x) for name, x in parameters.items()}
+    state, _ = run(StepConfig(tiny.MODEL, trained), 2, optimizer=optimizer)
+    moved = {name: np.abs(np.asarray(x) - before[name]) for name, x in state.model.items()}
+    assert not moved["encoder.patch_embed.kernel"].any()
+    fc1 = moved["encoder.layers.mlp.fc1.kernel"]
+    assert not fc1[0].any() and fc1[1].any()
+    assert moved["decoder.layers.mlp.fc1.kernel"].max() > 1.5 * fc1[1].max(), "half the learning rate, half the way"
+    held = {name for part in state.optimizer for name in getattr(part, "mu", {})}
+    assert held == trained
+
+
+def test_rules_that_miss_are_refused():
+    parameters = random_parameters(tiny.MODEL, 0)
+    with pytest.raises(ValueError, match="no learning rate rule matches decoder"):
+        rates(parameters, ["^encoder=0"])
+    with pytest.raises(ValueError, match="decide about no parameter: encodre"):
+        rates(parameters, ["encodre=0", ".*=1"])
+    for wrong in ("encoder", "encoder=-1", "(=1", "x=fast"):
+        with pytest.raises(ValueError, match="must be a regular expression"):
+            rates(parameters, [wrong])
+
+
+def test_layer_decay_counts_from_the_end_of_each_stack():
+    factors = rates(random_parameters(tiny.MODEL, 0), [".*=1"], layer_decay=0.5)
+    np.testing.assert_array_equal(np.ravel(factors["encoder.layers.norm1.scale"]), [0.5, 1.0])
+    assert factors["encoder.patch_embed.kernel"] == 0.25 and factors["decoder.embed_tokens.embedding"] == 0.25
+    assert factors["encoder.norm.scale"] == 1.0
+
+
+def test_lora_starts_as_the_model_trains_factors_alone_and_merges():
+    config, parameters = step_config(without_dropout(tiny.MODEL), lora_scale=2.0), random_parameters(tiny.MODEL, 0)
+    lora = new_lora(parameters, r"(query|value)\.kernel$", 4, 0)
+    assert len(lora) == 2 * 2 * 3  # two factors, two kernels, three attentions
+    optimizer = make_optimizer(OptimizerConfig(lr=1e-2, warmup=0, schedule="constant"), 5, {})
+    before = {name: np.array(x) for name, x in parameters.items()}
+    state = new_state(config, parameters, lora, optimizer, 0)
+    tiny.equal_trees(inference(state, config), before)
+    step, (images, labels) = make_step(optimizer, config), batch(tiny.MODEL, 8)
+    losses = []
+    for _ in range(5):
+        state, metrics = step(state, images, labels)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
+    tiny.equal_trees(state.model, before)
+    plain = inference(state, config)
+    again = new_state(step_config(config.model), plain, {}, optimizer, 0)
+    _, sums = gradient_sum(again, images, labels, step_config(config.model), KEY)
+    _, expected = gradient_sum(state, images, labels, config, KEY)
+    np.testing.assert_allclose(float(sums["loss"]), float(expected["loss"]), rtol=1e-5)
+    assert merged(before, {}, 1.0).keys() == plain.keys()
+    with pytest.raises(ValueError, match="match no kernel"):
+        new_lora(parameters, "querry", 4, 0)
+
+
+def test_the_average_follows_the_formula():
+    config = step_config(tiny.MODEL, ema=0.9)
+    optimizer = make_optimizer(OptimizerConfig(lr=1e-2, warmup=0, schedule="constant"), 3, {})
+    state, step = new_state(config, random_parameters(tiny.MODEL, 0), {}, optimizer, 0), make_step(optimizer, config)
+    name = "encoder.norm.scale"
+    expected = np.asarray(state.model[name])
+    for t in range(3):
+        state, _ = step(state, *batch(tiny.MODEL, 4, seed=t))
+        kept = min(0.9, (1 + t) / (10 + t))
+        expected = kept * expected + (1 - kept) * np.asarray(state.model[name])
+    np.testing.assert_allclose(np.asarray(inference(state, config)[name]), expected, rtol=1e-5)
+
+
+def test_schedules():
+    """fairseq's inverse_sqrt by hand: 1e-8 at first, lr after the warmup, lr * sqrt(warmup / update) from there."""
+    rate = schedule(OptimizerConfig(lr=2e-5, warmup=500), 10_000)
+    np.testing.assert_allclose([float(rate(u)) for u in (0, 250, 500, 2000)], [1e-8, 1.0005e-5, 2e-5, 1e-5], rtol=1e-5)
+    cosine = schedule(OptimizerConfig(lr=1.0, warmup=10, schedule="cosine", final_lr=0.1), 110)
+    np.testing.assert_allclose([float(cosine(u)) for u in (10, 60, 110)], [1.0, 0.55, 0.1], rtol=1e-5)
+    linear = schedule(OptimizerConfig(lr=1.0, warmup=10, schedule="linear", final_lr=0.0), 110)
+    np.testing.assert_allclose([float(linear(u)) for u in (10, 60, 110)], [1.0, 0.5, 0.0], atol=1e-6)
+
+
+def test_clipping_bounds_the_update_of_plain_gradients():
+    clip = optax.clip_by_global_norm(1.0)
+    optimizer = make_optimizer(OptimizerConfig(lr=1.0, warmup=0, schedule="constant", clip=1.0), 1, {})
+    assert len(optimizer.init({"a": jnp.ones(3)})) == len(optax.chain(clip).init({"a": jnp.ones(3)})) + 4
