@@ -25,7 +25,7 @@ $(VENV)/read.stamp: pyproject.toml
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/read.stamp
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,serve]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/libtpu \
 	  "$$($(BIN)/python -c "from importlib.metadata import requires; print(next(r.split(';')[0] for r in requires('jax') if r.startswith('libtpu')))")"
 	@touch $@
