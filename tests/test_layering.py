@@ -5,7 +5,10 @@ import ast
 import pytest
 from conftest import ROOT
 
-LEAVES = {"images", "ink", "tokens", "metrics", "files", "tensor_files", "torch_files", "unpickle", "config", "line"}
+LEAVES = {
+    "images", "ink", "prepared", "tokens", "metrics", "files", "tensor_files", "torch_files", "unpickle", "config", "line",
+    "line_normalization",
+}  # fmt: skip
 # each module may import from the library what stands to its left in one of these chains (and any leaf)
 ORDER = [
     "config fairseq weights pretrained layers encoder decoder model logits loop sampling beam decoding reader".split(),

@@ -1,6 +1,6 @@
 """Images in, lines of text out: the whole of TrOCR behind one call.
 
-An image's path: `images` and `ink` (any input -> RGB -> uint8 pixels) -> `decoding` (pixels -> tokens, one compiled program) ->
+An image's path: `prepared` (any input -> RGB -> uint8 pixels) -> `decoding` (pixels -> tokens, one compiled program) ->
 `tokens` and `line` (tokens -> text with confidences).
 
 Images are decoded by threads ahead of the device, put together in batches of a few fixed sizes (so that few programs are
@@ -14,7 +14,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +22,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import files, images, ink
+from . import files, images
 from .decoding import GenerateConfig, Generation, read_pixels
 from .line import Line, line_from_tokens
 from .loop import bucket
 from .model import TrOCR
+from .prepared import NO_TEXT, Prepared, prepare
 from .tokens import Tokenizer
 
-NO_TEXT = "no_text"
 SURE = 0.5
 """The confidence from which a text is believed although its image looks blank."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """An image ready for the device, or why it is not."""
-
-    pixels: np.ndarray | None
-    flags: tuple[str, ...] = ()
-    error: str | None = None
 
 
 class Reader:
@@ -111,13 +102,7 @@ class Reader:
 
     def prepare(self, source: Any, max_pixels: int = images.MAX_PIXELS) -> Prepared:
         """Any image -> uint8 pixels [height,width,3] and what can be said of it without the model. Runs in a thread."""
-        try:
-            image = images.load(source, max_pixels)
-        except images.ImageError as error:
-            return Prepared(None, error=str(error))
-        if ink.is_blank(image):
-            return Prepared(self.processor(image), (NO_TEXT,))
-        return Prepared(self.processor(image), ("several_lines",) if ink.looks_like_several_lines(image) else ())
+        return prepare(source, self.processor, max_pixels)
 
     def generate(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Generation:
         """uint8 pixels [n,height,width,3] -> Generation of at least n rows: the batch is filled up to a bucket.

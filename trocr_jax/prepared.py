@@ -1,0 +1,43 @@
+"""An image on its way to the device: its pixels and what can be said of it without the model. No jax, so that it runs anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import images, ink
+
+NO_TEXT = "no_text"
+SEVERAL_LINES = "several_lines"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image ready for the device, or why it is not.
+
+    Attributes:
+        pixels: uint8 [height,width,3].
+        flags: NO_TEXT or SEVERAL_LINES.
+        error: why there are no pixels.
+        aspect: width over height of the picture as it came, by which the length of its text can be guessed.
+    """
+
+    pixels: np.ndarray | None
+    flags: tuple[str, ...] = ()
+    error: str | None = None
+    aspect: float = 0.0
+
+
+def prepare(source: Any, processor: images.ImageProcessor, max_pixels: int = images.MAX_PIXELS) -> Prepared:
+    """Any image that `images.load` takes; never raises for what an image holds."""
+    try:
+        image = images.load(source, max_pixels)
+    except images.ImageError as error:
+        return Prepared(None, error=str(error))
+    aspect = image.width / image.height
+    if ink.is_blank(image):
+        return Prepared(processor(image), (NO_TEXT,), aspect=aspect)
+    flags = (SEVERAL_LINES,) if ink.looks_like_several_lines(image) else ()
+    return Prepared(processor(image), flags, aspect=aspect)
