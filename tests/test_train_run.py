@@ -112,7 +112,7 @@ def test_a_run_goes_on_on_another_mesh(straight, killed, tmp_path, monkeypatch):
     monkeypatch.setattr(mesh, "SMALL", 64)
     folder = continued(killed, tmp_path, devices=4, fsdp=True)
     a, b = losses(straight), losses(folder)
-    np.testing.assert_allclose([b[step] for step in (10, 15, 20)], [a[step] for step in (10, 15, 20)], rtol=1e-4)
+    np.testing.assert_allclose(list(b.values()), list(a.values()), rtol=1e-4)
 
 
 def test_sigterm_saves_exits_with_0_and_the_run_goes_on(straight, tmp_path):

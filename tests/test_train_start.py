@@ -97,13 +97,18 @@ def test_an_untied_head_is_resized_with_the_embeddings():
 
 def test_the_small_models_vocabulary_grows_too():
     tokenizer = Tokenizer.from_directory(shared("tokenizer", "trocr-small"))
-    grown = vocabulary.extended(tokenizer, "ⓐⓑ")
+    grown = vocabulary.extended(tokenizer, "ꙮᚠ")
     assert grown.size == tokenizer.size + 2
-    for character in "ⓐⓑ":
+    for character in "ꙮᚠ":
         label = grown.labels(f"x{character}y")
         assert grown.unk_token_id not in label and grown.decode(label) == f"x{character}y"
     sample = "Total RM 9.00, thank you"
     assert [grown.decode([i]) for i in grown.labels(sample)] == [tokenizer.decode([i]) for i in tokenizer.labels(sample)]
+
+
+def test_a_character_that_the_tokenizer_replaces_is_refused():
+    with pytest.raises(ValueError, match="this tokenizer replaces ⓐ by other characters"):
+        vocabulary.extended(Tokenizer.from_directory(shared("tokenizer", "trocr-small")), "ⓐꙮ")
 
 
 def test_a_foreign_tokenizer_moves_rows_by_token(tmp_path, model):

@@ -64,7 +64,7 @@ def config(folder: Path, **changes) -> Config:
         line_folder(folder / "lines")
     base = Config(
         out=folder / "run", start=StartConfig(model=str(model)), steps=20, batch_size=8, max_tokens=8, eval_lines=8,
-        data=DataConfig(train=(str(data),), valid=(str(data),), threads=1), log_every=5, eval_every=20, save_every=7,
+        data=DataConfig(train=(str(data),), valid=(str(data),), threads=1), log_every=1, eval_every=20, save_every=7,
         optimizer=OptimizerConfig(lr=1e-3, warmup=5), preflight=PreflightConfig(enabled=False), devices=1,
     )  # fmt: skip
     return replace(base, **changes)

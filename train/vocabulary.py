@@ -28,7 +28,8 @@ def extended(tokenizer: Tokenizer, characters: Iterable[str]) -> Tokenizer:
     get pieces.
 
     Raises:
-        ValueError: every character is there already, or the tokenizer is of a kind that cannot be extended.
+        ValueError: every character is there already, the tokenizer replaces one before it looks for tokens (sentencepiece
+            writes a circled a as an a), or it is of a kind that cannot be extended.
     """
     new = [c for c in sorted(set(characters)) if not _is_token(tokenizer, c)]
     if not new:
@@ -36,7 +37,7 @@ def extended(tokenizer: Tokenizer, characters: Iterable[str]) -> Tokenizer:
     if "merges.txt" in tokenizer.files and "vocab.json" in tokenizer.files:
         return _with_merges(tokenizer, new)
     if "sentencepiece.bpe.model" in tokenizer.files:
-        return _with_pieces(tokenizer, new)
+        return _checked(_with_pieces(tokenizer, new), new)
     raise ValueError("a lone tokenizer.json cannot be extended; train with --start.tokenizer and a directory instead")
 
 
@@ -66,6 +67,13 @@ def _with_pieces(tokenizer: Tokenizer, characters: list[str]) -> Tokenizer:
     for character in characters:
         proto.pieces.add(piece=character, score=lowest - 1.0)
     return Tokenizer({**_without_copies(tokenizer), "sentencepiece.bpe.model": proto.SerializeToString()})
+
+
+def _checked(tokenizer: Tokenizer, characters: list[str]) -> Tokenizer:
+    """The tokenizer, if it gives these characters back."""
+    if lost := [c for c in characters if tokenizer.decode(tokenizer.labels(f"x{c}y")) != f"x{c}y"]:
+        raise ValueError(f"this tokenizer replaces {' '.join(lost)} by other characters before it looks for tokens")
+    return tokenizer
 
 
 def _without_copies(tokenizer: Tokenizer) -> dict[str, bytes]:
