@@ -40,6 +40,17 @@ def batches(load, size=8, **options) -> Batches:
     return Batches(load, size, 0, tiny.TOKENIZER.pad_token_id, 8, **options)
 
 
+def test_empty_columns_are_cut_off_three_batches_of_four():
+    whole, cut = (batches(loader([Numbers(60)]), cut=16) for _ in range(2))
+    whole.cut = 0
+    for step in range(8):
+        a, b = whole[step], cut[step]
+        width = b.images.shape[2]
+        assert (a.images[:, :, :width] == b.images).all() and (a.labels == b.labels).all()
+        assert (a.images[:, :, width:] == a.images[:, :, -1:]).all(), "nothing but paper is lost"
+        assert width == (48 if step % 4 == 0 else 32), "two digits are 22 pixels wide"
+
+
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_the_global_order_is_the_same_for_any_number_of_hosts(hosts):
     expected = [batches(loader([Numbers(21)]))[step].places for step in range(6)]

@@ -22,7 +22,7 @@ from trocr_jax.train.config import OptimizerConfig
 from trocr_jax.train.optimizer import make_optimizer, schedule
 from trocr_jax.train.parameters import merged, named, new_lora, rates
 from trocr_jax.train.start import random_parameters
-from trocr_jax.train.step import StepConfig, TrainState, gradient_sum, inference, make_pmap_step, make_step, new_state
+from trocr_jax.train.step import StepConfig, TrainState, cut, gradient_sum, inference, loss_sum, make_pmap_step, make_step, new_state
 
 KEY = jax.random.key(0)
 
@@ -230,6 +230,21 @@ def test_dropout_differs_by_step_and_seed_and_repeats_by_both():
 
     assert len(set(losses(1))) == 3
     assert losses(1) == losses(1) != losses(2)
+
+
+def test_images_without_their_last_columns_have_the_first_positions():
+    config = step_config(without_dropout(tiny.MODEL))
+    images, labels = batch(config.model, 4)
+    parameters, table = random_parameters(config.model, 0), "encoder.position_embedding"
+    narrow = replace(config.model, encoder=replace(config.model.encoder, image_size=(16, 32)))
+    assert parameters[table].shape[0] == 1 + 6
+    short = {**parameters, table: parameters[table][:5]}
+    loss, _ = loss_sum(parameters, images[:, :, :32], labels, KEY, config)
+    expected, _ = loss_sum(short, images[:, :, :32], labels, KEY, replace(config, model=narrow))
+    np.testing.assert_array_equal(loss, expected)
+    square = replace(config.model, encoder=replace(config.model.encoder, patch_size=(8, 8)))
+    with pytest.raises(ValueError, match="rows of patches"):
+        cut(square, parameters, 32)
 
 
 def test_frozen_parameters_do_not_move_and_have_no_optimizer_state():

@@ -15,7 +15,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -31,6 +31,7 @@ Place = tuple[int, int]
 SYNTHETIC = "synthetic"
 LENGTH_STEP = 16  # labels are padded to a multiple of it, so that few programs are compiled
 SUBSTITUTES = 20
+WHOLE_EVERY = 4  # steps
 JUDGED_FROM = 200  # records, before the share of bad ones counts
 
 
@@ -202,12 +203,14 @@ class Batches:
         load: position -> Example.
         rows: which rows of every global batch this host reads.
         group: batches that are sorted by length together.
+        cut: pixels; empty columns at the right are left out, to a multiple of it; 0 never.
     """
 
     def __init__(
         self, load: Any, batch_size: int, seed: int, pad: int, max_tokens: int, rows: range | None = None, group: int = 1,
-        threads: int = 1,
+        threads: int = 1, cut: int = 0,
     ):  # fmt: skip
+        self.cut = cut
         self.load, self.batch_size, self.seed, self.pad, self.max_tokens = load, batch_size, seed, pad, max_tokens
         self.rows, self.group = rows or range(batch_size), group
         self.threads = ThreadPoolExecutor(threads) if threads > 1 else None
@@ -215,13 +218,13 @@ class Batches:
 
     def __getitem__(self, step: int) -> Batch:
         if self.group == 1:
-            return self._collate(self._read(step), self.max_tokens)
+            return self._cut(step, self._collate(self._read(step), self.max_tokens))
         number, place = divmod(step, self.group)
         if self._group[0] != number:
             self._group = (number, self._sorted(number))
         rows = self._group[1][place]
         longest = max(len(row.label) for row in rows)
-        return self._collate(rows, min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.max_tokens))
+        return self._cut(step, self._collate(rows, min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.max_tokens)))
 
     def _sorted(self, number: int) -> list[list[Example]]:
         """The examples of a group's steps, the shortest labels in one batch and so on, and the batches in random order."""
@@ -239,6 +242,14 @@ class Batches:
         for label, row in zip(labels, rows, strict=True):
             label[: len(row.label)] = row.label
         return Batch(np.stack([row.pixels for row in rows]), labels, tuple(row.place for row in rows))
+
+    def _cut(self, step: int, batch: Batch) -> Batch:
+        """Without the columns at the right that are like the last one in every image; every fourth step stays whole."""
+        if not self.cut or step % WHOLE_EVERY == 0:
+            return batch
+        differs = (batch.images != batch.images[:, :, -1:]).any(axis=(0, 1, 3))
+        used = int(np.flatnonzero(differs)[-1]) + 1 if differs.any() else 1
+        return replace(batch, images=batch.images[:, :, : -(-used // self.cut) * self.cut])
 
 
 def prefetch(batches: Any, first: int, last: int, ahead: int = 4) -> Iterator[tuple[int, Any]]:

@@ -108,10 +108,12 @@ class Run:
             augmentation(data.augment), lambda problem: self.log("bad_record", problem=problem),
         )  # fmt: skip
         rows = meshes.own_rows(self.mesh, config.batch_size)
+        if data.cut and len(rows) < config.batch_size:
+            raise ValueError("--data.cut looks at whole batches, which one host alone has; set it to 0")
         if data.group > 1 and len(rows) < config.batch_size:
             raise ValueError("--data.group sorts whole batches, which one host alone has; set it to 1")
         pad = self.model.config.pad_token_id
-        return Batches(loader, config.batch_size, config.seed, pad, config.max_tokens, rows, data.group, data.threads)
+        return Batches(loader, config.batch_size, config.seed, pad, config.max_tokens, rows, data.group, data.threads, data.cut)
 
     def _pool(self) -> LinePool:
         pool = LinePool(self.config.synthetic, self.model.processor)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from trocr_jax import line_normalization
 from trocr_jax.images import ImageProcessor
 
 from . import fonts, synthesis
@@ -129,5 +130,6 @@ def _digest(config: SyntheticConfig, processor: ImageProcessor) -> str:
     folder = Path(config.fonts).expanduser()
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
     code = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in CODE]
+    code.append(Path(line_normalization.__file__).read_text(encoding="utf-8"))
     content = json.dumps([decisive, processor.to_hf(), SHARD, ATTEMPTS, names, code])
     return hashlib.sha256(content.encode()).hexdigest()[:16]

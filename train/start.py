@@ -32,7 +32,7 @@ _WIDTH = 256
 ARCHITECTURES: dict[str, TrOCRConfig] = {
     "tiny-print": TrOCRConfig(
         EncoderConfig(
-            "vit", (32, 384), (32, 8), hidden_size=_WIDTH, num_layers=4, num_heads=4, mlp_size=4 * _WIDTH, activation="relu",
+            "vit", (32, 512), (32, 8), hidden_size=_WIDTH, num_layers=4, num_heads=4, mlp_size=4 * _WIDTH, activation="relu",
             qkv_bias=True, layer_norm_eps=1e-6,
         ),
         DecoderConfig(
@@ -64,6 +64,8 @@ def start(config: StartConfig, seed: int) -> Start:
         ValueError: no such checkpoint or architecture, or a size or tokenizer that does not fit it.
     """
     found = _scratch(config, seed) if config.model == "scratch" else opened(None if config.model == "package" else config.model)
+    if config.fit:
+        found = with_processor(found, replace(found.processor, fit=config.fit))
     if config.image_size:
         found = with_image_size(found, config.image_size, config.positions)
     if config.tokenizer:
@@ -92,7 +94,7 @@ def _scratch(config: StartConfig, seed: int) -> Start:
     architecture = ARCHITECTURES[config.architecture]
     size = _pair(config.image_size or architecture.encoder.image_size)
     tokenizer = character_vocabulary(CHARACTERS)
-    processor = ImageProcessor(height=size[0], width=size[1], fit="pad")
+    processor = ImageProcessor(height=size[0], width=size[1], fit="line")
     architecture = replace(
         architecture,
         encoder=replace(architecture.encoder, image_size=size),
@@ -149,14 +151,15 @@ def with_image_size(found: Start, size: Iterable[int], positions: str) -> Start:
         patches = continue_grid(table[special:], sinusoids(new)[special:], old.grid, new.grid)
     else:
         patches = interpolate_grid(table[special:], old.grid, new.grid)
-    processor = replace(found.processor, height=new.image_size[0], width=new.image_size[1])
-    return replace(
-        found,
-        config=replace(found.config, encoder=new),
-        parameters={**found.parameters, POSITIONS: jnp.concatenate([table[:special], patches])},
-        processor=processor,
-        companions={**found.companions, "preprocessor_config.json": _json(processor.to_hf())},
-    )
+    found = with_processor(found, replace(found.processor, height=new.image_size[0], width=new.image_size[1]))
+    parameters = {**found.parameters, POSITIONS: jnp.concatenate([table[:special], patches])}
+    return replace(found, config=replace(found.config, encoder=new), parameters=parameters)
+
+
+def with_processor(found: Start, processor: ImageProcessor) -> Start:
+    """The same model with other preprocessing, and the file that says so."""
+    companions = {**found.companions, "preprocessor_config.json": _json(processor.to_hf())}
+    return replace(found, processor=processor, companions=companions)
 
 
 def continue_grid(table: jax.Array, sinusoidal: np.ndarray, old: Size, new: Size) -> jax.Array:

@@ -9,7 +9,7 @@ The random numbers of a step come from (seed, step), so a resumed run draws what
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -106,12 +106,27 @@ def loss_sum(params: Arrays, images: Array, labels: Array, key: Array, config: S
         labels: int32 [B,T], end token last, padded.
     """
     with precision(jnp.dtype(config.dtype)):
-        model = build(config.model, params, jnp.dtype(config.dtype))
+        model = build(*cut(config.model, params, images.shape[2]), jnp.dtype(config.dtype))
         pixels = normalize(images, config.mean, config.std)
         logits = model(pixels, shift_right(labels, config.model), key=key, remat=config.remat)
     loss, tokens = cross_entropy(logits, labels, config.model.pad_token_id, label_smoothing=config.label_smoothing)
     right = (jnp.argmax(logits, axis=-1) == labels) & (labels != config.model.pad_token_id)
     return loss, {"loss": loss, "tokens": tokens, "right": jnp.sum(right.astype(jnp.float32))}
+
+
+def cut(config: TrOCRConfig, params: Arrays, width: int) -> tuple[TrOCRConfig, Arrays]:
+    """The model for images that lack columns at the right: the positions of those columns are left out, the others stay.
+
+    Raises:
+        ValueError: the model has several rows of patches, whose positions do not lie side by side.
+    """
+    encoder, name = config.encoder, "encoder.position_embedding"
+    if width == encoder.image_size[1]:
+        return config, params
+    if encoder.grid[0] != 1:
+        raise ValueError(f"images {width} pixels wide do not fit a model of {encoder.grid[0]} rows of patches: set data.cut to 0")
+    smaller = replace(encoder, image_size=(encoder.image_size[0], width))
+    return replace(config, encoder=smaller), {**params, name: params[name][: smaller.num_tokens]}
 
 
 def gradient_sum(state: TrainState, images: Array, labels: Array, config: StepConfig, key: Array) -> tuple[Arrays, Metrics]:

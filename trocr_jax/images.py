@@ -32,6 +32,8 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from .line_normalization import normalize_line
+
 MAX_PIXELS = 50_000_000  # an A4 page at 600 dpi has 35 million; a decoded pixel takes up to 8 bytes on the way to RGB
 EXTENSIONS = frozenset(".png .jpg .jpeg .jpe .jfif .webp .tif .tiff .gif .bmp .ppm .pgm .pbm .pnm".split())
 
@@ -221,8 +223,9 @@ class ImageProcessor:
 
     fit: "stretch" ignores the aspect ratio, as every public checkpoint was trained; "pad" scales to the height, keeps
     the aspect and fills the right with the paper's colour (the median of the image's border: white would draw an edge
-    on grey or dark paper that looks like a stroke), and squeezes a line that is wider than the model. transformers does
-    not know "pad" and would stretch.
+    on grey or dark paper that looks like a stroke), and squeezes a line that is wider than the model; "line" does so after
+    making it dark on white, level and always of the same height (`line_normalization`). transformers knows neither of the
+    two and would stretch.
     """
 
     height: int = 384
@@ -230,7 +233,7 @@ class ImageProcessor:
     resample: Image.Resampling = Image.Resampling.BILINEAR
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    fit: Literal["stretch", "pad"] = "stretch"
+    fit: Literal["stretch", "pad", "line"] = "stretch"
 
     @classmethod
     def from_hf(cls, preprocessor: dict[str, Any], image_size: tuple[int, int] | None = None) -> ImageProcessor:
@@ -259,7 +262,7 @@ class ImageProcessor:
 
     def __post_init__(self) -> None:
         _require(self.height > 0 and self.width > 0, f"size {self.height} x {self.width} has no pixels")
-        _require(self.fit in ("stretch", "pad"), f"fit {self.fit!r} is neither stretch nor pad")
+        _require(self.fit in ("stretch", "pad", "line"), f"fit {self.fit!r} is none of stretch, pad and line")
         _require(all(self.std), "image_std has a zero")
 
     def to_hf(self) -> dict[str, Any]:
@@ -281,6 +284,8 @@ class ImageProcessor:
         """RGB image (from `load`) to uint8 [height, width, 3]."""
         if image.mode != "RGB":
             raise ValueError(f"ImageProcessor takes an RGB image and got mode {image.mode}: pass it through load()")
+        if self.fit == "line":
+            return normalize_line(image, self.height, self.width)
         if self.fit == "stretch":
             return np.asarray(image.resize((self.width, self.height), self.resample))
         width = min(max(round(image.width * self.height / image.height), 1), self.width)

@@ -1,0 +1,100 @@
+"""Text line normalisation: what arithmetic can undo, the model never sees."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from trocr_jax.images import ImageProcessor
+from trocr_jax.line_normalization import normalize_line
+
+HEIGHT, WIDTH = 32, 512
+
+
+def draw(text="Hamburg 27, quote", size=40, margin=(10, 10), paper=255, ink=0):
+    """A line with (sideways, up and down) margins in pixels."""
+    font = ImageFont.load_default(size)
+    left, top, right, bottom = font.getbbox(text)
+    picture = Image.new("L", (int(right - left) + 2 * margin[0], int(bottom - top) + 2 * margin[1]), paper)
+    ImageDraw.Draw(picture).text((margin[0] - left, margin[1] - top), text, fill=ink, font=font)
+    return picture
+
+
+def normal(picture):
+    return normalize_line(picture.convert("RGB"), HEIGHT, WIDTH).astype(float)
+
+
+def likeness(a, b):
+    """Correlation of the writing of two normalised lines, stretched to one width: rasters of two sizes differ by pixels."""
+
+    def writing(pixels):
+        inked = np.flatnonzero((pixels < 128).any(axis=(0, 2)))
+        part = pixels[:, inked[0] : inked[-1] + 1, 0].astype(np.uint8)
+        return np.asarray(Image.fromarray(part).resize((256, HEIGHT), Image.Resampling.BILINEAR), float)
+
+    return np.corrcoef(writing(a).ravel(), writing(b).ravel())[0, 1]
+
+
+ALIKE = 0.85  # a rotated line is levelled by shearing, which leaves its letters slanted by the angle; another line is below 0.6
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return normal(draw())
+
+
+@pytest.mark.parametrize(
+    ("name", "picture"),
+    [
+        ("light on dark", draw(paper=20, ink=230)),
+        ("little contrast", draw(paper=150, ink=95)),
+        ("loose above and below", draw(margin=(10, 60))),
+        ("loose sideways", draw(margin=(200, 10))),
+        ("another size", draw(size=80, margin=(20, 20))),
+        ("tilted", draw(margin=(20, 30)).rotate(2, Image.Resampling.BICUBIC, expand=True, fillcolor=255)),
+        ("on coloured paper", ImageOps.colorize(draw(), (40, 0, 90), (200, 230, 170))),
+    ],
+)
+def test_the_same_line_gives_the_same_pixels(plain, name, picture):
+    assert likeness(plain, normal(picture)) > ALIKE, name
+
+
+def test_another_line_gives_other_pixels(plain):
+    assert likeness(plain, normal(draw("Bremen 1932, apply"))) < 0.6
+
+
+def test_light_that_falls_off_along_the_line(plain):
+    line = np.asarray(draw(paper=220), np.float32)
+    shaded = line * np.linspace(1, 0.45, line.shape[1])[None]
+    assert likeness(plain, normal(Image.fromarray(shaded.astype(np.uint8)))) > ALIKE
+
+
+def test_ink_is_dark_paper_white_and_the_rest_of_the_width_white(plain):
+    assert plain.shape == (HEIGHT, WIDTH, 3)
+    assert plain.min() < 30
+    assert (plain[:, -50:] == 255).all()
+    assert (plain[..., 0] == plain[..., 1]).all()
+
+
+def test_a_long_line_is_squeezed_not_cut():
+    pixels = normal(draw("All of this long text must still be there when it has been squeezed into the width, end."))
+    inked = np.flatnonzero((pixels < 200).any(axis=(0, 2)))
+    assert inked[0] < 12 and WIDTH - 12 < inked[-1] < WIDTH
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (2, 3), (1, 400), (400, 1), (5000, 3), (7, 3000)])
+@pytest.mark.parametrize("fill", [0, 255, "noise"])
+def test_any_picture_gives_pixels(size, fill):
+    if fill == "noise":
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, size[::-1], np.uint8))
+    else:
+        picture = Image.new("L", size, fill)
+    pixels = normalize_line(picture.convert("RGB"), HEIGHT, WIDTH)
+    assert pixels.shape == (HEIGHT, WIDTH, 3) and pixels.dtype == np.uint8
+
+
+def test_the_processor_says_so_in_its_json_and_reads_it_back():
+    processor = ImageProcessor(height=HEIGHT, width=WIDTH, fit="line")
+    again = ImageProcessor.from_hf(processor.to_hf(), (HEIGHT, WIDTH))
+    picture = draw().convert("RGB")
+    assert again == processor
+    assert (again(picture) == normalize_line(picture, HEIGHT, WIDTH)).all()
