@@ -22,7 +22,17 @@ from trocr_jax.train.config import OptimizerConfig
 from trocr_jax.train.optimizer import make_optimizer, schedule
 from trocr_jax.train.parameters import merged, named, new_lora, rates
 from trocr_jax.train.start import random_parameters
-from trocr_jax.train.step import StepConfig, TrainState, cut, gradient_sum, inference, loss_sum, make_pmap_step, make_step, new_state
+from trocr_jax.train.step import (
+    StepConfig,
+    TrainState,
+    cut,
+    gradient_sum,
+    inference,
+    loss_sum,
+    make_pmap_step,
+    make_step,
+    new_state,
+)
 
 KEY = jax.random.key(0)
 
