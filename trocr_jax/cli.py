@@ -16,6 +16,7 @@ VERBS = {
     "convert": ("trocr_jax.convert.cli", "convert weights: hub, fairseq, BEiT + RoBERTa, Orbax"),
     "train": ("trocr_jax.train.cli", "fine-tune or train a model"),
     "eval": ("trocr_jax.train.evaluate", "measure a model: CER, WER, accuracy, calibration"),
+    "batch": ("trocr_jax.serve.batch", "read millions of line images, on any number of machines"),
     "serve": ("trocr_jax.serve.cli", "an OpenAI-compatible server with a web page"),
     "bench": ("trocr_jax.serve.bench", "measure speed beside other implementations"),
     "doctor": ("trocr_jax.doctor", "check this machine and a checkpoint"),

@@ -1,0 +1,207 @@
+"""Reads millions of line images: a folder, a glob, a list, tar shards, parquet files or an LMDB, here or at a URL.
+
+OUTPUT becomes a folder of parts (JSON lines or parquet) with id, text, confidence, words, flags and error of every line.
+Run the same command again to go on after any interruption, and on as many machines as share OUTPUT to go faster: the
+result is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from trocr_jax import files
+from trocr_jax.cli import UsageError
+from trocr_jax.files import FilesError
+from trocr_jax.line import Line
+
+from . import batch_inputs as inputs
+from . import batch_output as output
+from .batch_progress import Progress, Share, report
+from .batch_units import Columns, Item
+from .batch_work import Job, Worker, begin_job, disk_full, open_job
+
+
+@dataclass(frozen=True)
+class Config:
+    input: tyro.conf.Positional[str]
+    """Folder, glob, list, .tar, .parquet or LMDB folder; a path, or a URL that fsspec knows (gs://, s3://, ...)."""
+    output: tyro.conf.Positional[Path]
+    """A folder that all workers share: empty or absent, or of the job to go on with."""
+    format: Literal["jsonl", "parquet"] | None = None
+    """Of the parts. By default jsonl."""
+    model: str | None = None
+    """Hub name or directory. By default the model in the package."""
+    beams: Annotated[int | None, tyro.conf.arg(aliases=("-k",))] = None
+    """Beams of the search; 1 is greedy. By default as the checkpoint says."""
+    batch_size: int | None = None
+    """Images a step. By default 8 on CPU, 128 on TPU and GPU."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """By default float32 on CPU, bfloat16 on TPU and GPU."""
+    max_tokens: int | None = None
+    """Most new tokens a line. By default as the checkpoint says, else 128."""
+    unit_lines: int | None = None
+    """Lines of a work unit, which is a part of OUTPUT. By default 1024. A tar shard is always one unit."""
+    image_column: str | None = None
+    """Of parquet files. By default image, img, bytes, ..."""
+    id_column: str | None = None
+    """Of parquet files. By default id, key or __key__; without one, ids are file#row."""
+    decoders: int | None = None
+    """Processes that decode images. By default one a core."""
+    lease: float = 60.0
+    """Seconds after which the work of a worker on another machine that gives no sign of life is done by others."""
+    price_per_hour: float | None = None
+    """What this machine costs, to report the cost of 1,000 lines."""
+
+
+def run(config: Config) -> int:
+    """Works until the job is done; 1 where images failed."""
+    numbers = [config.beams, config.batch_size, config.max_tokens, config.unit_lines, config.decoders]
+    if any(number is not None and number < 1 for number in numbers):
+        raise UsageError("--beams, --batch-size, --max-tokens, --unit-lines and --decoders must be at least 1")
+    if not config.lease > 0 or not (config.price_per_hour or 0) >= 0:
+        raise UsageError("--lease must be above 0, and --price-per-hour not below")
+    began = time.perf_counter()
+    folder = config.output.expanduser()
+    job = open_job(folder) or _begin(folder, config)
+    check_settings(job, config)
+    previous = signal.signal(signal.SIGTERM, _leave)  # a preempted machine gives its leases back
+    try:
+        return work(job, config, began)
+    except FilesError as error:
+        hint = "; free some space and run the same command again, finished parts are kept" if disk_full(error) else ""
+        raise FilesError(f"{error}{hint}") from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _leave(*_: Any) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _begin(folder: Path, config: Config) -> Job:
+    from trocr_jax.reader import default_batch_size, default_dtype
+
+    settings = {
+        "input": config.input, "format": config.format or "jsonl", "model": config.model, "digest": digest(config.model),
+        "beams": config.beams, "batch_size": config.batch_size or default_batch_size(), "dtype": config.dtype or default_dtype(),
+        "max_tokens": config.max_tokens, "unit_lines": config.unit_lines or 1024,
+        "image_column": config.image_column, "id_column": config.id_column,
+    }  # fmt: skip
+    columns = Columns(config.image_column, config.id_column)
+    return begin_job(folder, settings, lambda listing: inputs.plan(config.input, settings["unit_lines"], listing, columns))
+
+
+def check_settings(job: Job, config: Config) -> None:
+    """What a flag says must be what the job was begun with; what no flag says is taken from it.
+
+    Raises:
+        UsageError: something differs.
+    """
+    for name in (field.name for field in fields(config) if field.name in job.settings):
+        asked, begun = getattr(config, name), job.settings[name]
+        if asked is not None and asked != begun:
+            flag = "INPUT" if name == "input" else "--" + name.replace("_", "-")
+            raise UsageError(f"{job.folder}: the job was begun with {flag} {begun}, not {asked}; choose another OUTPUT")
+    if digest(job.settings["model"]) != job.settings["digest"]:
+        raise UsageError(f"{job.folder}: the job was begun with other weights than the model has now; choose another OUTPUT")
+
+
+def digest(model: str | None) -> str:
+    """What tells a checkpoint from another without reading its weights: names and sizes of its files, small ones whole.
+
+    Raises:
+        FilesError: there is no such checkpoint.
+    """
+    place = files.resolve(model)
+    found, small = hashlib.sha256(), 1 << 20
+    for path in sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]:
+        size = path.stat().st_size
+        found.update(f"{path.relative_to(place)} {size}\n".encode())
+        found.update(path.read_bytes() if size < small else b"")
+    return found.hexdigest()[:16]
+
+
+def work(job: Job, config: Config, began: float) -> int:
+    """This process's share of a job, and the report."""
+    worker = Worker(job, config.lease)
+    share = Share()
+    try:
+        if len(job.done()) < len(job.units):
+            share = _share(job, worker, config, began)
+        worker.sweep()
+    finally:
+        worker.close()
+    return report(job, share, config.price_per_hour)
+
+
+def _share(job: Job, worker: Worker, config: Config, began: float) -> Share:
+    """Reads units until the job is done."""
+    from trocr_jax.reader import Reader, cache_compilations
+
+    from .batch_decode import Decoders
+    from .batch_pipeline import Pipeline, windows
+
+    cache_compilations()
+    reader = Reader.from_pretrained(job.settings["model"], dtype=job.settings["dtype"])
+    asked = {"num_beams": job.settings["beams"], "max_new_tokens": job.settings["max_tokens"]}
+    options = replace(reader.defaults, **{name: value for name, value in asked.items() if value is not None})
+    columns = Columns(job.settings["image_column"], job.settings["id_column"])
+    decoders = Decoders(reader.processor, config.decoders or os.cpu_count() or 1)
+    progress = Progress(job)
+    writer = Writer(job, worker, progress)
+
+    def source() -> Iterator[Any]:
+        while (number := worker.claim(progress.waiting)) is not None:
+            yield from windows(number, inputs.read(job.units[number], job.listing, columns), decoders)
+
+    pipeline = Pipeline(reader, options, job.settings["batch_size"], writer.store, progress.advance)
+    try:
+        pipeline.run(source())
+        writer.close()
+    finally:
+        worker.stopped.set()
+        decoders.close()
+        pipeline.close()
+        progress.close()
+    startup = (pipeline.clock.first or time.perf_counter()) - began
+    return Share(progress.own, time.perf_counter() - began, startup, pipeline.clock.waited())
+
+
+class Writer:
+    """Stores units in a thread of its own: the device does not wait for the disk."""
+
+    def __init__(self, job: Job, worker: Worker, progress: Progress):
+        self.job, self.worker, self.progress = job, worker, progress
+        self._pool = ThreadPoolExecutor(1, "writer")
+        self._pending: deque[Future[None]] = deque()
+
+    def store(self, number: int, items: list[Item], lines: list[Line]) -> None:
+        """Raises what an earlier unit's writing raised."""
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(self._write, number, items, lines))
+
+    def close(self) -> None:
+        """Waits for the last unit; raises what writing raised."""
+        self._pool.shutdown()
+        for pending in self._pending:
+            pending.result()
+
+    def _write(self, number: int, items: list[Item], lines: list[Line]) -> None:
+        rows = [output.row(item.id, line) for item, line in zip(items, lines, strict=True)]
+        for row in rows:
+            if row["error"]:
+                self.progress.say(f"{row['id']}: {row['error']}")
+        self.worker.finish(number, output.encode(rows, self.job.settings["format"]), output.count(rows))
+        self.progress.stored(len(rows))

@@ -1,0 +1,151 @@
+"""Images in containers: webdataset's tar shards, parquet with an image column, LMDB. Each gives units, and a unit's images.
+
+All are read by one thread as a stream; the bytes go to the decoders.
+"""
+
+from __future__ import annotations
+
+import itertools
+import lzma
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from trocr_jax.images import EXTENSIONS
+
+from .batch_places import PlaceError, opened
+from .batch_units import Columns, Item, Unit
+
+IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "png", "jpg", "jpeg")
+ID_COLUMNS = ("id", "key", "__key__")
+ROWS = 64  # of a parquet file in memory at a time
+
+
+# --- tar ---
+
+
+def read_tar(unit: Unit, columns: Columns) -> Iterator[Item]:
+    """Every image of a shard, compressed or not, in order; labels and other members are passed over."""
+    with opened(unit.place) as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r|*") as archive:
+                for member in archive:
+                    if member.isfile() and f".{member.name.rpartition('.')[2].lower()}" in EXTENSIONS:
+                        content = archive.extractfile(member)
+                        yield Item(f"{unit.name}/{member.name}", content.read() if content else None)
+        except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise PlaceError(unit.place, f"the archive is damaged or cut off ({type(error).__name__})") from None
+
+
+# --- parquet ---
+
+
+def parquet_units(name: str, place: str, unit_lines: int, columns: Columns) -> list[Unit]:
+    """Row groups, put together up to `unit_lines` rows. A damaged file is a unit of one error.
+
+    Raises:
+        PlaceError: it has no column of images.
+    """
+    try:
+        with opened(place) as file:
+            parquet = _parquet(file, place)
+            sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+            names = parquet.schema_arrow.names
+    except PlaceError as error:
+        return [Unit("broken", place, lines=1, name=name, error=error.reason)]
+    _column(names, columns.image, IMAGE_COLUMNS, place)
+    units, start, first = [], 0, 0
+    while start < len(sizes):
+        end, lines = start + 1, sizes[start]
+        while end < len(sizes) and lines + sizes[end] <= unit_lines:
+            lines, end = lines + sizes[end], end + 1
+        units.append(Unit("parquet", place, start, end, lines, first, name))
+        start, first = end, first + lines
+    return units
+
+
+def read_parquet(unit: Unit, columns: Columns) -> Iterator[Item]:
+    """The rows of some row groups, a few at a time in memory."""
+    import pyarrow
+
+    with opened(unit.place) as file:
+        parquet = _parquet(file, unit.place)
+        names = parquet.schema_arrow.names
+        image = _column(names, columns.image, IMAGE_COLUMNS, unit.place)
+        key = columns.id or next((name for name in ID_COLUMNS if name in names), None)
+        wanted = [image] if key is None else [image, _column(names, key, (), unit.place)]
+        number = itertools.count(unit.first)
+        try:
+            for batch in parquet.iter_batches(ROWS, row_groups=range(unit.start, unit.end), columns=wanted):
+                for row in batch.to_pylist():
+                    here = f"{unit.name}#{next(number)}"
+                    yield _row_item(here if key is None else str(row[key]), row[image])
+        except (pyarrow.ArrowException, OSError):
+            raise PlaceError(unit.place, "the parquet file is damaged or cut off") from None
+
+
+def _row_item(name: str, image: Any) -> Item:
+    image = image.get("bytes") if isinstance(image, dict) else image
+    return Item(name, image) if isinstance(image, bytes) else Item(name, None, "the row holds no image bytes")
+
+
+def _parquet(file: Any, place: str) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise ValueError(f"{place}: needs the Python package 'pyarrow': pip install 'trocr-jax[batch]'") from None
+    try:
+        return pyarrow.parquet.ParquetFile(file)
+    except (pyarrow.ArrowException, OSError):
+        raise PlaceError(place, "not a parquet file, or damaged") from None
+
+
+def _column(names: list[str], asked: str | None, usual: tuple[str, ...], place: str) -> str:
+    wanted = (asked,) if asked else usual
+    found = next((name for name in wanted if name in names), None)
+    if found is None:
+        raise PlaceError(place, f"has the columns {', '.join(names)}; expected one of {', '.join(wanted)}")
+    return found
+
+
+# --- LMDB ---
+
+
+def lmdb_units(place: str, unit_lines: int) -> list[Unit]:
+    """Stretches of 1 to num-samples.
+
+    Raises:
+        PlaceError: not a database of lines.
+    """
+    with _lmdb(place) as environment, environment.begin() as transaction:
+        count = transaction.get(b"num-samples")
+    if count is None or not count.isdigit():
+        raise PlaceError(place, "has no num-samples: not an LMDB of lines")
+    starts = range(1, int(count) + 1, unit_lines)
+    ends = [min(start + unit_lines, int(count) + 1) for start in starts]
+    return [Unit("lmdb", place, start, end, end - start) for start, end in zip(starts, ends, strict=True)]
+
+
+def read_lmdb(unit: Unit, columns: Columns) -> Iterator[Item]:
+    """image-000000001 and so on."""
+    with _lmdb(unit.place) as environment, environment.begin() as transaction:
+        for number in range(unit.start, unit.end):
+            key = f"image-{number:09d}"
+            image = transaction.get(key.encode())
+            yield Item(key, image, None if image is not None else "the database lacks it")
+
+
+def _lmdb(place: str) -> Any:
+    try:
+        import lmdb
+    except ModuleNotFoundError:
+        raise ValueError(f"{place}: needs the Python package 'lmdb': pip install 'trocr-jax[batch]'") from None
+    try:
+        return lmdb.open(place, readonly=True, lock=False, readahead=False, meminit=False)
+    except lmdb.Error:
+        raise PlaceError(place, "not an LMDB, or damaged") from None
+
+
+READERS: dict[str, Callable[..., Iterator[Any]]] = {"tar": read_tar, "parquet": read_parquet, "lmdb": read_lmdb}

@@ -1,0 +1,127 @@
+"""What a batch job reads: INPUT as a plan of work units, and the images of one unit.
+
+    folder or glob of images    id: the path below the folder
+    .txt .list                  a path or URL a line, relative to the list; id: the line
+    .jsonl                      objects with a path or URL (`image`, `file_name`, `path`, ...) and perhaps an `id`
+    .tar .tar.gz .tgz           webdataset shards; every image in them is a line; id: shard/member
+    .parquet                    a column of images: bytes, or {bytes, path}; id: a column, else file#row
+    folder with data.mdb        LMDB as scene text benchmarks come: num-samples, image-%09d; id: the key
+
+A plan is made once and kept in the job, so that all workers mean the same lines by the same unit whatever happens to INPUT:
+names of single files are frozen in a listing, of which a unit is a stretch of bytes; of containers a unit is a shard, row
+groups or keys.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from trocr_jax.images import EXTENSIONS
+
+from . import batch_containers as containers
+from .batch_places import PlaceError, expand, is_url, join, opened, parent
+from .batch_units import Columns, Item, Unit, groups
+
+FILE_KEYS = ("image", "file_name", "file", "filename", "path", "image_path", "url")
+LISTS, TARS = (".txt", ".list", ".jsonl"), (".tar", ".tar.gz", ".tgz")
+
+
+def plan(place: str, unit_lines: int, listing: BinaryIO, columns: Columns) -> list[Unit]:
+    """The units of an input; names of single files are written to `listing`.
+
+    Raises:
+        PlaceError: nothing there, or nothing that can be read.
+    """
+    if not is_url(place) and (Path(place).expanduser() / "data.mdb").is_file():
+        return containers.lmdb_units(str(Path(place).expanduser().resolve()), unit_lines)
+    files = expand(place)
+    if len(files) == 1 and files[0][1].endswith(LISTS):
+        return freeze(read_list(files[0][1]), unit_lines, listing)
+    if shards := [file for file in files if file[1].endswith(TARS)]:
+        return [Unit("tar", _absolute(path), name=name) for name, path in shards]
+    if parts := [file for file in files if file[1].endswith(".parquet")]:
+        found = [containers.parquet_units(name, _absolute(path), unit_lines, columns) for name, path in parts]
+        return list(itertools.chain.from_iterable(found))
+    images = [file for file in files if _is_image(file[1])]
+    if not images:
+        raise PlaceError(place, "holds no images, tar shards, parquet files or data.mdb; a list ends in .txt, .list or .jsonl")
+    return freeze((Item(name, _absolute(path)) for name, path in images), unit_lines, listing)
+
+
+def read(unit: Unit, listing: Path, columns: Columns) -> Iterator[Item]:
+    """The lines of a unit; what cannot be read is an Item with an error."""
+    if unit.kind == "listing":
+        return _read_listing(unit, listing)
+    if unit.kind == "broken":
+        return iter([Item(unit.name, None, unit.error)])
+    return _named(unit, containers.READERS[unit.kind](unit, columns))
+
+
+def _named(unit: Unit, items: Iterator[Item]) -> Iterator[Item]:
+    """A container that breaks while it is read: what came before it counts."""
+    try:
+        yield from items
+    except PlaceError as error:
+        yield Item(unit.name, None, error.reason)
+
+
+def read_list(path: str) -> Iterator[Item]:
+    """A list's lines. One that cannot be understood is an Item with an error.
+
+    Raises:
+        PlaceError: the list cannot be read.
+    """
+    folder, name = parent(path if is_url(path) else _absolute(path)), path.rpartition("/")[2]
+    with opened(path) as file:
+        for number, raw in enumerate(file, 1):
+            line = raw.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n") if number == 1 else raw.rstrip(b"\r\n")
+            if line.strip():
+                yield _list_item(line, folder, f"{name} line {number}", path.endswith(".jsonl"))
+
+
+def _list_item(line: bytes, folder: str, here: str, objects: bool) -> Item:
+    text = line.decode("utf-8", "surrogateescape")
+    if not objects:
+        return Item(text, join(folder, text))
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return Item(here, None, "not valid JSON")
+    if not isinstance(row, dict):
+        return Item(here, None, "not a JSON object")
+    file = next((row[key] for key in FILE_KEYS if isinstance(row.get(key), str)), None)
+    item = Item(str(row.get("id", file or here)), None)
+    if file is None:
+        return replace(item, error=f"the object names no file; expected one of {', '.join(FILE_KEYS)}")
+    return replace(item, image=join(folder, file))
+
+
+def freeze(items: Iterable[Item], unit_lines: int, listing: BinaryIO) -> list[Unit]:
+    """Writes the items down and gives the stretches of it."""
+    units, start, end = [], 0, 0
+    for group in groups(items, unit_lines):
+        end += listing.write("".join(json.dumps(asdict(item)) + "\n" for item in group).encode())  # ASCII: names may be anything
+        units.append(Unit("listing", "", start, end, len(group)))
+        start = end
+    return units
+
+
+def _read_listing(unit: Unit, listing: Path) -> Iterator[Item]:
+    with open(listing, "rb") as file:
+        file.seek(unit.start)
+        rows = file.read(unit.end - unit.start)
+    for row in rows.splitlines():
+        yield Item(**json.loads(row))
+
+
+def _is_image(path: str) -> bool:
+    return f".{path.rpartition('.')[2].lower()}" in EXTENSIONS
+
+
+def _absolute(path: str) -> str:
+    return path if is_url(path) else str(Path(path).expanduser().absolute())

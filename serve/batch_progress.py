@@ -1,0 +1,112 @@
+"""What a batch job tells a person while it runs and at its end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from trocr_jax import files
+
+from .batch_work import Job
+
+CALM = 10.0
+"""Seconds between signs of life in a log file."""
+
+
+class Progress:
+    """A bar on stderr over the lines of the whole job, with rate and time left, and remarks above it.
+
+    Shards whose lines nobody has counted are taken to be as long as those that were read.
+
+    Attributes:
+        own: lines that this process has read.
+    """
+
+    def __init__(self, job: Job):
+        self.job, self.own = job, 0
+        self._counted = all(unit.lines is not None for unit in job.units)
+        self._stored: list[int] = []
+        total = self._lines(range(len(job.units))) if self._counted else None
+        calm = 0.1 if sys.stderr.isatty() else CALM
+        self._bar: Any = tqdm(total=total, initial=self._lines(job.done()), unit="line", mininterval=calm, file=sys.stderr)
+
+    def advance(self, lines: int) -> None:
+        """So many more were read here."""
+        self.own += lines
+        self._bar.update(lines)
+
+    def stored(self, lines: int) -> None:
+        """A unit of so many lines was stored here; what other workers stored in the meantime is counted too."""
+        self._stored.append(lines)
+        if not self._counted:
+            self._bar.total = round(sum(self._stored) / len(self._stored) * len(self.job.units))
+        others = self._lines(self.job.done()) - self._bar.n
+        if self._counted and others > 0:
+            self._bar.update(others)
+
+    def waiting(self, units: int) -> None:
+        """Others hold the last units."""
+        self.say(f"waiting for {units} units that other workers hold")
+
+    def say(self, message: str) -> None:
+        """One line on stderr."""
+        self._bar.write(f"trocr-jax: {message}", file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _lines(self, numbers: Any) -> int:
+        return sum(self.job.units[number].lines or 0 for number in numbers)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What this process did of a job.
+
+    Attributes:
+        lines: that it read.
+        seconds: from its start to its end.
+        startup: of these, until the device had its first images: loading, compiling, decoding the first window.
+        waited: share of the time after that in which the device had nothing to do.
+    """
+
+    lines: int = 0
+    seconds: float = 0.0
+    startup: float = 0.0
+    waited: float = 0.0
+
+    def cost(self, price_per_hour: float | None) -> float | None:
+        """Of 1,000 lines, in the price's currency; None without price or lines."""
+        return None if price_per_hour is None or not self.lines else price_per_hour * self.seconds / 3.6 / self.lines
+
+
+def report(job: Job, share: Share, price_per_hour: float | None) -> int:
+    """Tells about the whole job and this process's share of it; 1 where images failed."""
+    counts = [files.read_json(job.counts(number)) for number in range(len(job.units))]
+    lines = sum(unit["lines"] for unit in counts)
+    errors = sum((Counter(unit["errors"]) for unit in counts), Counter())
+    rate, cost = share.lines / share.seconds if share.seconds else 0.0, share.cost(price_per_hour)
+    print(f"{lines:,} lines in {len(counts):,} parts in {job.folder}; {errors.total():,} could not be read", file=sys.stderr)
+    for kind, count in errors.most_common():
+        print(f"  {count:>9,}  {kind}", file=sys.stderr)
+    if share.lines:
+        money = "" if cost is None else f"; {cost:.4f} for 1,000 lines at {price_per_hour:g} an hour"
+        print(
+            f"here: {share.lines:,} lines in {share.seconds:,.1f} s, {rate:,.1f} lines/s; until the first batch "
+            f"{share.startup:,.1f} s, after it the device waited {share.waited:.1%} of the time{money}",
+            file=sys.stderr,
+        )
+    summary = {
+        "lines": lines, "parts": len(counts), "errors": dict(errors.most_common()), "output": str(job.folder),
+        "here": {
+            "lines": share.lines, "seconds": round(share.seconds, 3), "lines_per_second": round(rate, 2),
+            "startup_seconds": round(share.startup, 3), "device_waited": round(share.waited, 4), "cost_per_1000": cost,
+        },
+    }  # fmt: skip
+    print(json.dumps(summary, ensure_ascii=False), flush=True)
+    return 1 if errors else 0
