@@ -31,7 +31,27 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def linear(d_in: int, d_out: int, *, bias: bool = True, std: float = 0.02, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Linear:
     """Linear map with kernel [d_in, d_out], normal(std) as the checkpoints were initialised."""
     init = nnx.initializers.normal(std)
-    return nnx.Linear(d_in, d_out, use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=dtype, rngs=rngs)
+    return nnx.Linear(
+        d_in, d_out, use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=dtype, dot_general=dot_general, rngs=rngs
+    )
+
+
+def dot_general(lhs: Array, rhs: Array, dimensions: Any, **options: Any) -> Array:
+    """`lax.dot_general` in the operands' dtype, which a CPU multiplies twice as fast if told that the sum is float32.
+
+    Only there: elsewhere the sum is float32 anyway, and the backward pass would move float32 instead of bfloat16.
+    """
+
+    def wide(lhs: Array, rhs: Array) -> Array:
+        wanted = {**options, "preferred_element_type": softmax_dtype(lhs)}
+        return jax.lax.dot_general(lhs, rhs, dimensions, **wanted).astype(lhs.dtype)
+
+    def plain(lhs: Array, rhs: Array) -> Array:
+        return jax.lax.dot_general(lhs, rhs, dimensions, **options)
+
+    if lhs.dtype == softmax_dtype(lhs):
+        return plain(lhs, rhs)
+    return jax.lax.platform_dependent(lhs, rhs, cpu=wide, default=plain)
 
 
 def layer_norm(size: int, eps: float, *, dtype: Dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:

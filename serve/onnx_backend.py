@@ -1,0 +1,132 @@
+"""Reading with ONNX Runtime instead of XLA: greedy decoding, float32 or int8, on the CPU.
+
+The graphs are written from the same weights (`onnx_export`), so any checkpoint that this package loads can be read this way.
+float32 gives the tokens of `generate`. int8 is faster and gives mostly the same (docs/performance.md has the agreement); its
+activations are rounded with one scale a batch, so that a line's text can depend on the lines beside it.
+
+    from trocr_jax.serve.onnx_backend import OnnxReader
+    reader = OnnxReader.from_pretrained(precision="int8")
+    print(reader.read("line.png").text)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import jax
+import numpy as np
+import onnx
+
+from trocr_jax.decoding import GenerateConfig
+from trocr_jax.loop import Generation
+from trocr_jax.model import TrOCR
+from trocr_jax.reader import Reader
+
+from . import onnx_export
+from .onnx_graph import Style
+
+Precision = Literal["float32", "int8"]
+
+
+class OnnxModel:
+    """The two graphs of a model, ready to run.
+
+    Args:
+        model: whose weights they hold.
+        style: how they are written.
+        threads: of ONNX Runtime; 0 is one a core.
+    """
+
+    def __init__(self, model: TrOCR, style: Style, threads: int = 0):
+        self.config, self.style, self._model = model.config, style, TrOCR.abstract(model.config)
+        self.encoder = session(onnx_export.encoder(model, style), threads)
+        self.step = session(onnx_export.step(model, style), threads)
+
+    def generate(self, pixels: np.ndarray, config: GenerateConfig) -> Generation:
+        """Greedy decoding of normalised pixels [B,height,width,3] float32; arrays of the result are numpy's, R is 1.
+
+        Raises:
+            ValueError: an option other than max_new_tokens and min_new_tokens.
+        """
+        check(config)
+        B, ids = len(pixels), self.config
+        names = [output.name for output in self.encoder.get_outputs()]
+        encoded = dict(zip(names, self.encoder.run(None, {"pixels": pixels}), strict=True))
+        if self.style.cross_cache:
+            del encoded["memory"]
+        tokens = np.full((B, config.max_new_tokens), ids.pad_token_id, np.int32)
+        logprobs, done = np.zeros(tokens.shape, np.float32), np.zeros(B, bool)
+        current, cache = np.full((B, 1), ids.decoder_start_token_id, np.int64), self._empty_cache(B)
+        for place in range(config.max_new_tokens):
+            scores, total, cache = self._run_step(current, place, encoded, cache)
+            if place < config.min_new_tokens:
+                scores[:, ids.eos_token_id] = -np.inf
+            best = scores.argmax(axis=1)
+            tokens[:, place] = np.where(done, ids.pad_token_id, best)
+            logprobs[:, place] = np.where(done, 0.0, scores[np.arange(B), best] - total[:, 0])
+            done |= best == ids.eos_token_id
+            if done.all():
+                break
+            current = tokens[:, place : place + 1].astype(np.int64)
+        return _generation(tokens, logprobs, done, ids.eos_token_id)
+
+    def _empty_cache(self, rows: int) -> dict[str, np.ndarray]:
+        c = self.config.decoder
+        empty = np.zeros((rows, c.num_heads, 0, c.hidden_size // c.num_heads), np.float32)
+        return {f"past_{name}_{i}": empty for i in range(c.num_layers) for name in ("key", "value")}
+
+    def _run_step(
+        self, ids: np.ndarray, place: int, encoded: dict[str, np.ndarray], cache: dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        rows = onnx_export.position_rows(ids, place, self._model)
+        names = ["logits", "total", *(name.removeprefix("past_") for name in cache)]
+        logits, total, *new = self.step.run(names, {"ids": ids, "rows": rows, **encoded, **cache})
+        return logits, total, dict(zip(cache, new, strict=True))
+
+
+class OnnxReader(Reader):
+    """A `Reader` whose pixels are read by ONNX Runtime; greedy, whatever the checkpoint says."""
+
+    def __init__(self, *arguments: Any, precision: Precision = "int8", **options: Any):
+        super().__init__(*arguments, **options)
+        self.onnx = OnnxModel(self.model, Style(int8=precision == "int8"))
+        self.defaults = GenerateConfig(self.defaults.max_new_tokens)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path | None = None, *, dtype: Any = None, precision: Precision = "int8") -> OnnxReader:
+        """As `Reader.from_pretrained`; `dtype` is that of the weights that the graphs are written from.
+
+        Raises:
+            ValueError: as there, and an unknown precision.
+        """
+        if precision not in ("float32", "int8"):
+            raise ValueError(f"precision must be 'float32' or 'int8', not {precision!r}")
+        reader = Reader.from_pretrained(name, dtype=dtype)
+        return cls(reader.model, reader.tokenizer, reader.processor, reader.defaults, reader.name, precision=precision)
+
+    def generate(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Generation:
+        """uint8 pixels [n,height,width,3] -> Generation of n rows."""
+        mean, std = (np.asarray(values, np.float32) for values in (self.processor.mean, self.processor.std))
+        return self.onnx.generate((pixels.astype(np.float32) * np.float32(1 / 255) - mean) / std, config)
+
+
+def check(config: GenerateConfig) -> None:
+    """Raises ValueError for options that these graphs have no operators for."""
+    if config != GenerateConfig(config.max_new_tokens, config.min_new_tokens):
+        raise ValueError("ONNX Runtime decodes greedily: of the options only max_new_tokens and min_new_tokens are possible")
+
+
+def session(model: onnx.ModelProto, threads: int = 0) -> Any:
+    """An ONNX Runtime session on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _generation(tokens: np.ndarray, logprobs: np.ndarray, finished: np.ndarray, end: int) -> Generation:
+    lengths = np.where(finished, (tokens == end).argmax(axis=1) + 1, tokens.shape[1]).astype(np.int32)
+    fields = (tokens, logprobs, lengths, logprobs.sum(axis=1), finished)
+    return Generation(*(cast(jax.Array, field[:, None]) for field in fields))  # numpy serves all that a Reader does with them

@@ -1,0 +1,171 @@
+"""A model as two ONNX graphs, written from our weights: the encoder, and one decoding step with its cache.
+
+Letters: B rows, S image tokens, E their width, P tokens before, V vocabulary, D width, N heads, H head dim.
+
+* encoder: `pixels` [B,height,width,3] normalised float32 -> `memory` [B,S,E]; with `Style.cross_cache` also `cross_key_i` and
+  `cross_value_i` [B,N,S,H] of every decoder layer.
+* step: `ids` [B,1], `rows` [B,1] (of the position table, see `position_rows`), `memory` or the cross keys and values, and
+  `past_key_i`, `past_value_i` [B,N,P,H] -> `logits` [B,V], `total` [B,1] (the logarithm of the sum of their exponentials) and
+  `key_i`, `value_i` [B,N,P+1,H].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from trocr_jax.decoder import POSITION_OFFSET, sinusoidal_table
+from trocr_jax.layers import Attention
+from trocr_jax.model import TrOCR
+
+from .onnx_graph import MICROSOFT, Graph, Style, array
+
+Heads = tuple[str, str]
+
+
+def encoder(model: TrOCR, style: Style) -> onnx.ModelProto:
+    """The encoder's graph."""
+    config, graph = model.config.encoder, Graph("encoder", style)
+    pixels = graph.input("pixels", ["B", *config.image_size, config.num_channels])
+    x = _embed_image(graph, pixels, model)
+    for index in range(config.num_layers):
+        layer = _layer(model.encoder.layers, index)
+        normed = graph.norm(x, layer.norm1)
+        x = graph.op("Add", x, _self_attention(graph, normed, layer.attention, config.hidden_size))
+        x = graph.op("Add", x, graph.mlp(graph.norm(x, layer.norm2), layer.mlp))
+    memory = graph.norm(x, model.encoder.norm)
+    if model.config.has_projection:
+        memory = graph.linear(memory, model.enc_to_dec_proj)
+    graph.output(memory, "memory", ["B", config.num_tokens, model.config.memory_size])
+    if style.cross_cache:
+        _output_cross_cache(graph, memory, model)
+    return graph.build()
+
+
+def step(model: TrOCR, style: Style) -> onnx.ModelProto:
+    """The graph of one decoding step."""
+    config, graph = model.config.decoder, Graph("step", style)
+    ids, rows = (graph.input(name, ["B", 1], TensorProto.INT64) for name in ("ids", "rows"))
+    memory = "" if style.cross_cache else graph.input("memory", ["B", "S", model.config.memory_size])
+    table = array(model.decoder.embed_tokens.embedding)
+    x = _embed_tokens(graph, ids, rows, table, model)
+    for index in range(config.num_layers):
+        layer = _layer(model.decoder.layers, index)
+        attended = _cached_attention(graph, x, layer.self_attention, index, model)
+        x = graph.norm(graph.op("Add", x, attended), layer.self_attention_norm)
+        if style.cross_cache:
+            cross = _cross_attention_cached(graph, x, layer.cross_attention, index, model)
+        else:
+            cross = _cross_attention(graph, x, memory, layer.cross_attention, config.hidden_size)
+        x = graph.norm(graph.op("Add", x, cross), layer.cross_attention_norm)
+        x = graph.norm(graph.op("Add", x, graph.mlp(x, layer.mlp)), layer.mlp_norm)
+    _output_logits(graph, x, table, model)
+    return graph.build()
+
+
+def position_rows(ids: np.ndarray, position: int, model: TrOCR) -> np.ndarray:
+    """Rows of the position table for ids [B,1] at a 0-based position."""
+    row = np.full_like(ids, position + POSITION_OFFSET)
+    return row if model.config.decoder.learned_positions else np.where(ids == model.decoder.pad_token_id, ids, row)
+
+
+def _layer(stacked: Any, index: int) -> Any:
+    return jax.tree.map(lambda parameter: np.asarray(parameter[index]), stacked)
+
+
+def _embed_image(graph: Graph, pixels: str, model: TrOCR) -> str:
+    config, encoder = model.config.encoder, model.encoder
+    (h, w), (down, across), C = config.patch_size, config.grid, config.num_channels
+    x = graph.op("Reshape", pixels, graph.ints(0, down, h, across, w, C))
+    x = graph.op("Transpose", x, perm=[0, 1, 3, 2, 4, 5])
+    x = graph.op("Reshape", x, graph.ints(0, down * across, h * w * C))
+    x = graph.linear(x, encoder.patch_embed)
+    tokens = [array(encoder.cls_token)] + ([array(encoder.distillation_token)] if config.model_type == "deit" else [])
+    shape = graph.op("Concat", graph.op("Shape", pixels, start=0, end=1), graph.ints(1, 1), axis=0)
+    special = graph.op("Expand", graph.constant(np.stack(tokens)[None]), shape)
+    return graph.op("Add", graph.op("Concat", special, x, axis=1), graph.constant(array(encoder.position_embedding)))
+
+
+def _self_attention(graph: Graph, x: str, module: Attention, size: int) -> str:
+    query, key, value = (graph.linear(x, part) for part in (module.query, module.key, module.value))
+    if not graph.style.fused:
+        key, value = (graph.split_heads(part, module.num_heads, size) for part in (key, value))
+    return graph.linear(graph.attend(query, key, value, module, size), module.out)
+
+
+def _embed_tokens(graph: Graph, ids: str, rows: str, table: np.ndarray, model: TrOCR) -> str:
+    config, decoder = model.config.decoder, model.decoder
+    x = graph.op("Gather", graph.constant(table), ids)
+    if config.scale_embedding:
+        x = graph.op("Mul", x, graph.floats(config.hidden_size**0.5))
+    if config.learned_positions:
+        positions = array(decoder.position_embedding)
+    else:
+        positions = sinusoidal_table(
+            config.max_positions + decoder.pad_token_id + 1, config.hidden_size, decoder.pad_token_id
+        )  # fmt: skip
+    x = graph.op("Add", x, graph.op("Gather", graph.constant(positions), rows))
+    return graph.norm(x, decoder.embed_norm) if config.layernorm_embedding else x
+
+
+def _cached_attention(graph: Graph, x: str, module: Attention, index: int, model: TrOCR) -> str:
+    """Self-attention of x [B,1,D] over the tokens before and itself; declares the cache's inputs and outputs."""
+    size, N = model.config.decoder.hidden_size, module.num_heads
+    past = [graph.input(f"past_{name}_{index}", ["B", N, "P", size // N]) for name in ("key", "value")]
+    query, *new = (graph.linear(x, part) for part in (module.query, module.key, module.value))
+    if graph.style.fused:
+        y, *full = graph.ops(
+            "MultiHeadAttention", 3, query, *new, "", "", "", *past, domain=MICROSOFT, num_heads=N, scale=(size // N) ** -0.5
+        )  # fmt: skip
+    else:
+        full = [graph.op("Concat", p, graph.split_heads(n, N, size), axis=2) for p, n in zip(past, new, strict=True)]
+        y = graph.attend(query, full[0], full[1], module, size)
+    for name, value in zip(("key", "value"), full, strict=True):
+        graph.output(value, f"{name}_{index}", ["B", N, "P+1", size // N])
+    return graph.linear(y, module.out)
+
+
+def _cross_attention(graph: Graph, x: str, memory: str, module: Attention, size: int) -> str:
+    """As `decoder.StepLayer` does it: the key's kernel moved to the query and the value's behind the sum."""
+    N, H = module.num_heads, size // module.num_heads
+    key, value = (array(part.kernel).reshape(-1, N, H) for part in (module.key, module.value))  # [E,N,H]
+    query = graph.op("Mul", graph.linear(x, module.query), graph.floats(H**-0.5))
+    query = graph.op("Transpose", graph.op("Reshape", query, graph.ints(0, N, H)), perm=[1, 0, 2])  # [N,B,H]
+    query = graph.op("Transpose", graph.op("MatMul", query, graph.constant(key.transpose(1, 2, 0))), perm=[1, 0, 2])  # [B,N,E]
+    scores = graph.op("MatMul", query, graph.op("Transpose", memory, perm=[0, 2, 1]))
+    context = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), memory)
+    context = graph.op("MatMul", graph.op("Transpose", context, perm=[1, 0, 2]), graph.constant(value.transpose(1, 0, 2)))
+    y = graph.op("Reshape", graph.op("Transpose", context, perm=[1, 0, 2]), graph.ints(0, 1, size))
+    if module.value.bias is not None:
+        y = graph.op("Add", y, graph.constant(array(module.value.bias)))
+    return graph.linear(y, module.out)
+
+
+def _cross_attention_cached(graph: Graph, x: str, module: Attention, index: int, model: TrOCR) -> str:
+    size, N = model.config.decoder.hidden_size, module.num_heads
+    key, value = (graph.input(f"cross_{name}_{index}", ["B", N, "S", size // N]) for name in ("key", "value"))
+    return graph.linear(graph.attend(graph.linear(x, module.query), key, value, module, size), module.out)
+
+
+def _output_cross_cache(graph: Graph, memory: str, model: TrOCR) -> None:
+    size = model.config.decoder.hidden_size
+    for index in range(model.config.decoder.num_layers):
+        module = _layer(model.decoder.layers, index).cross_attention
+        for name, part in (("key", module.key), ("value", module.value)):
+            heads = graph.split_heads(graph.linear(memory, part), module.num_heads, size)
+            graph.output(heads, f"cross_{name}_{index}", ["B", module.num_heads, "S", size // module.num_heads])
+
+
+def _output_logits(graph: Graph, x: str, table: np.ndarray, model: TrOCR) -> None:
+    config = model.config.decoder
+    flat = graph.op("Reshape", x, graph.ints(0, config.hidden_size))
+    if config.tie_word_embeddings:
+        logits = graph.op("Gemm", flat, graph.constant(table), transB=1)
+    else:
+        logits = graph.op("MatMul", flat, graph.constant(array(model.decoder.head.kernel)))
+    graph.output(logits, "logits", ["B", config.vocab_size])
+    graph.output(graph.op("ReduceLogSumExp", logits, graph.ints(1), keepdims=1), "total", ["B", 1])

@@ -1,0 +1,152 @@
+"""Writing ONNX graphs by hand: nodes, constants, and the few building blocks that TrOCR needs.
+
+Letters: B rows, T queries, S keys, D width, N heads, H head dim. Values are referred to by name; a block returns the name of its
+result. `Style` chooses between operators that any runtime knows and the fused ones of ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from trocr_jax.layers import Attention, Mlp
+
+OPSET = 20  # the first with Gelu
+IR_VERSION = 10
+MICROSOFT = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a graph is written.
+
+    Attributes:
+        int8: linear maps with int8 weights, a scale an output channel, and activations rounded as they come (uint8, one scale a
+            tensor). Attention, norms, embeddings and the output head stay float32.
+        fused: attention and rounding as ONNX Runtime's own operators; otherwise standard operators alone.
+        cross_cache: keep every layer's keys and values of the image; otherwise all layers read the same image tokens.
+    """
+
+    int8: bool = False
+    fused: bool = True
+    cross_cache: bool = False
+
+
+class Graph:
+    """A graph under construction."""
+
+    def __init__(self, name: str, style: Style):
+        self.name, self.style = name, style
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[int, tuple[str, np.ndarray]] = {}
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._rounded: dict[str, tuple[str, ...]] = {}
+
+    def input(self, name: str, shape: list[int | str], dtype: int = TensorProto.FLOAT) -> str:
+        """Declares an input; a string is a dimension known only when the graph runs."""
+        self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
+        return name
+
+    def output(self, value: str, name: str, shape: list[int | str], dtype: int = TensorProto.FLOAT) -> None:
+        """Gives a value to the caller under a name."""
+        self._nodes.append(helper.make_node("Identity", [value], [name]))
+        self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
+
+    def constant(self, array: Any) -> str:
+        """An array, once however often it is used (by identity)."""
+        if id(array) not in self._constants:
+            self._constants[id(array)] = f"c{len(self._constants)}", array  # the array is kept, so that no other gets its id
+        return self._constants[id(array)][0]
+
+    def floats(self, *values: float) -> str:
+        """A scalar, or a vector."""
+        return self.constant(np.array(values if len(values) > 1 else values[0], np.float32))
+
+    def ints(self, *values: int) -> str:
+        """A vector of int64: shapes and axes."""
+        return self.constant(np.array(values, np.int64))
+
+    def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """A node with one result."""
+        (name,) = self.ops(kind, 1, *inputs, domain=domain, **attributes)
+        return name
+
+    def ops(self, kind: str, results: int, *inputs: str, domain: str = "", **attributes: Any) -> tuple[str, ...]:
+        """A node with several results."""
+        names = tuple(f"v{len(self._nodes)}_{i}" for i in range(results))
+        self._nodes.append(helper.make_node(kind, inputs, names, domain=domain, **attributes))
+        return names
+
+    def build(self) -> onnx.ModelProto:
+        """The finished model."""
+        constants = [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in self._constants.values()]
+        graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, constants)
+        imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        return helper.make_model(graph, opset_imports=imports if self.style.fused else imports[:1], ir_version=IR_VERSION)
+
+    # --- blocks ---
+
+    def linear(self, x: str, module: Any) -> str:
+        """x [...,in] -> [...,out] through an nnx.Linear."""
+        kernel, bias = array(module.kernel), None if module.bias is None else array(module.bias)
+        if self.style.int8 and self.style.fused:
+            return self._linear_int8(x, kernel, bias)
+        y = self.op("MatMul", x, self.constant(kernel))
+        return y if bias is None else self.op("Add", y, self.constant(bias))
+
+    def _linear_int8(self, x: str, kernel: np.ndarray, bias: np.ndarray | None) -> str:
+        if x not in self._rounded:  # query, key and value share it
+            self._rounded[x] = self.ops("DynamicQuantizeLinear", 3, x)
+        rounded, scale, zero = self._rounded[x]
+        weights, scales = quantize(kernel)
+        inputs = [rounded, self.constant(weights), scale, self.constant(scales), zero, ""]
+        inputs += [] if bias is None else [self.constant(bias)]
+        return self.op("MatMulIntegerToFloat", *inputs, domain=MICROSOFT)
+
+    def norm(self, x: str, module: Any) -> str:
+        """LayerNorm over the last axis."""
+        scale, bias = self.constant(array(module.scale)), self.constant(array(module.bias))
+        return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=float(module.epsilon))
+
+    def mlp(self, x: str, module: Mlp) -> str:
+        """fc2(activation(fc1(x)))"""
+        return self.linear(self._activation(self.linear(x, module.fc1), module.activation), module.fc2)
+
+    def _activation(self, x: str, name: str) -> str:
+        if name == "relu":
+            return self.op("Relu", x)
+        if name == "silu":
+            return self.op("Mul", x, self.op("Sigmoid", x))
+        return self.op("Gelu", x, approximate="tanh" if name == "gelu_new" else "none")
+
+    def split_heads(self, x: str, heads: int, size: int) -> str:
+        """[B,T,D] -> [B,N,T,H]"""
+        return self.op("Transpose", self.op("Reshape", x, self.ints(0, 0, heads, size // heads)), perm=[0, 2, 1, 3])
+
+    def attend(self, query: str, key: str, value: str, module: Attention, size: int) -> str:
+        """query [B,T,D] over key and value, [B,S,D] or by heads [B,N,S,H] -> [B,T,D]; standard operators take them by heads."""
+        scale = (size // module.num_heads) ** -0.5
+        if self.style.fused:
+            options = {"num_heads": module.num_heads, "scale": scale}
+            return self.op("MultiHeadAttention", query, key, value, domain=MICROSOFT, **options)
+        query = self.split_heads(query, module.num_heads, size)
+        scores = self.op("MatMul", query, self.op("Transpose", key, perm=[0, 1, 3, 2]))
+        weights = self.op("Softmax", self.op("Mul", scores, self.floats(scale)), axis=-1)
+        context = self.op("Transpose", self.op("MatMul", weights, value), perm=[0, 2, 1, 3])
+        return self.op("Reshape", context, self.ints(0, 0, size))
+
+
+def array(parameter: Any) -> np.ndarray:
+    """A parameter as float32."""
+    return np.asarray(parameter[...], np.float32)
+
+
+def quantize(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[in,out] -> int8 [in,out] and scales [out]: symmetric, the largest magnitude of a column becomes 127."""
+    scales = np.maximum(np.abs(kernel).max(axis=0), np.finfo(np.float32).tiny) / np.float32(127)
+    return np.rint(kernel / scales).astype(np.int8), scales.astype(np.float32)

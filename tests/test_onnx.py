@@ -1,0 +1,69 @@
+"""The ONNX graphs: the same tokens and log-probabilities as our own decoding, in every family and style."""
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from reference import ours, random_config, random_pixels, torch_model
+
+from trocr_jax import Reader, generate
+from trocr_jax.decoding import GenerateConfig
+
+onnx_backend = pytest.importorskip("trocr_jax.serve.onnx_backend", reason="needs onnx")
+pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+from trocr_jax.serve.onnx_graph import Style, quantize  # noqa: E402
+
+STYLES = [Style(), Style(cross_cache=True), Style(fused=False), Style(fused=False, cross_cache=True)]
+
+
+@pytest.mark.parametrize("family", ["A", "B", "C"])
+@pytest.mark.parametrize("style", STYLES, ids=str)
+def test_graphs_give_the_tokens_and_log_probabilities_of_generate(family, style):
+    config = random_config(family, 5)
+    model = ours(torch_model(config, 5), config)
+    pixels = random_pixels(config, 3)
+    options = GenerateConfig(6, min_new_tokens=2)
+    expected = generate(model, model.encode(pixels), options)
+    found = onnx_backend.OnnxModel(model, style).generate(pixels, options)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.lengths, expected.lengths)
+    np.testing.assert_array_equal(found.finished, expected.finished)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-4)
+
+
+def test_int8_stays_close_to_float32():
+    config = random_config("A", 5)
+    model = ours(torch_model(config, 5), config)
+    pixels = random_pixels(config, 3)
+    exact, rounded = (onnx_backend.OnnxModel(model, Style(int8=int8)) for int8 in (False, True))
+    a, b = (m.encoder.run(["memory"], {"pixels": pixels})[0] for m in (exact, rounded))
+    error = np.linalg.norm(a - b) / np.linalg.norm(a)
+    assert 0 < error < 0.05
+
+
+def test_quantized_weights_are_within_half_a_step():
+    kernel = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
+    kernel[:, 3] = 0.0
+    weights, scales = quantize(kernel)
+    assert weights.dtype == np.int8 and np.abs(weights[:, :3]).max() == 127
+    assert (np.abs(weights * scales - kernel) <= scales / 2 * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_reader_on_onnx_runtime_reads_as_the_reader(precision):
+    images = sorted((ROOT / "examples").glob("*.png"))[:4]
+    expected = Reader.from_pretrained().read(images, num_beams=1)
+    found = onnx_backend.OnnxReader.from_pretrained(precision=precision).read(images)
+    if precision == "float32":
+        assert [line.text for line in found] == [line.text for line in expected]
+    same = sum(a.tokens == b.tokens or a.text == b.text for a, b in zip(found, expected, strict=True))
+    assert same >= len(images) / 2
+    assert all(line.finish_reason in ("stop", "length") for line in found)
+
+
+def test_what_the_graphs_cannot_do_is_refused():
+    config = random_config("A", 5)
+    model = onnx_backend.OnnxModel(ours(torch_model(config, 5), config), Style())
+    with pytest.raises(ValueError, match="decodes greedily"):
+        model.generate(random_pixels(config, 1), GenerateConfig(4, num_beams=2))
+    with pytest.raises(ValueError, match="precision must be"):
+        onnx_backend.OnnxReader.from_pretrained(precision="int4")
