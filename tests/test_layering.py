@@ -15,7 +15,9 @@ ORDER = [
     "decoding slots engine".split(),
     "engine reader".split(),
     "reader read_command doctor cli".split(),
-    "config sharding".split(),
+    "decoding sharding reader".split(),
+    "page_formats page".split(),
+    "reader page read_command".split(),
 ]
 NO_JAX = LEAVES | {"fairseq"}
 APPS = ("convert", "train", "serve")

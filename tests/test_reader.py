@@ -12,7 +12,8 @@ from PIL import Image
 
 from trocr_jax import decoding
 from trocr_jax.line import Line, line_from_tokens
-from trocr_jax.reader import Prepared, Reader, bucket
+from trocr_jax.loop import bucket
+from trocr_jax.reader import Prepared, Reader
 
 
 @pytest.fixture(scope="module")

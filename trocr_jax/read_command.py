@@ -35,6 +35,8 @@ class Config:
     """Images a step. By default 8 on CPU, 128 on TPU and GPU."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """By default float32 on CPU, bfloat16 on TPU and GPU."""
+    mesh: str | None = None
+    """Devices to read with: data=8, or data=4,model=2 for a model cut over pairs of them. By default one."""
     max_tokens: int | None = None
     """Most new tokens a line, the start token not counted. By default as the checkpoint says, else 128."""
 
@@ -49,6 +51,7 @@ def run(config: Config) -> int:
     options = {name: value for name, value in options.items() if value is not None}
     if any(value < 1 for value in (*options.values(), config.batch_size or 1)):
         raise UsageError("--beams, --batch-size and --max-tokens must be at least 1")
+    _check_mesh(config.mesh)
     paths, failed = [], False
     for argument in config.paths:
         try:
@@ -63,7 +66,7 @@ def _read(paths: list[Path], config: Config, options: dict[str, Any]) -> int:
     from .reader import Reader, cache_compilations
 
     cache_compilations()
-    reader = Reader.from_pretrained(config.model, dtype=config.dtype)
+    reader = Reader.from_pretrained(config.model, dtype=config.dtype, mesh=config.mesh)
     _introduce(reader)
     failures = 0
     for path, line in _with_progress(paths, reader.stream(paths, batch_size=config.batch_size, **options)):
@@ -74,6 +77,18 @@ def _read(paths: list[Path], config: Config, options: dict[str, Any]) -> int:
     if failures:
         print(f"trocr-jax: {failures} of {len(paths)} images could not be read", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _check_mesh(text: str | None) -> None:
+    """Here, so that a mistake is told before a model is loaded."""
+    if text is None:
+        return
+    from . import sharding
+
+    try:
+        sharding.parse_mesh(text)
+    except ValueError as error:
+        raise UsageError(f"--mesh: {error}") from None
 
 
 def render(path: Path, line: Line, form: str) -> str:

@@ -15,17 +15,18 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from . import files, images
+from . import files, images, sharding
 from .decoding import GenerateConfig, Generation, read_pixels
 from .line import Line, line_from_tokens
-from .loop import bucket
 from .model import TrOCR
 from .prepared import NO_TEXT, Prepared, prepare
 from .tokens import Tokenizer
@@ -42,12 +43,15 @@ class Reader:
         tokenizer, processor: of the same checkpoint.
         defaults: how to decode where `read` is not told otherwise.
         name: what to call the model in messages.
+        mesh: devices that the model was placed on, to read with all of them; see `sharding`.
     """
 
     def __init__(
-        self, model: TrOCR, tokenizer: Tokenizer, processor: images.ImageProcessor, defaults: GenerateConfig, name: str = "model"
-    ):
+        self, model: TrOCR, tokenizer: Tokenizer, processor: images.ImageProcessor, defaults: GenerateConfig,
+        name: str = "model", mesh: Mesh | None = None,
+    ):  # fmt: skip
         self.model, self.tokenizer, self.processor, self.defaults, self.name = model, tokenizer, processor, defaults, name
+        self.mesh = mesh
         if tokenizer.size > model.config.decoder.vocab_size:
             raise ValueError(
                 f"{name}: the tokenizer has {tokenizer.size} tokens, the model's vocabulary {model.config.decoder.vocab_size}: "
@@ -55,27 +59,30 @@ class Reader:
             )
 
     @classmethod
-    def from_pretrained(cls, name: str | Path | None = None, *, dtype: Any = None) -> Reader:
+    def from_pretrained(cls, name: str | Path | None = None, *, dtype: Any = None, mesh: str | None = None) -> Reader:
         """A checkpoint by hub name or directory, or without a name the model in the package, which needs no network.
 
         Args:
             dtype: "float32" or "bfloat16"; by default float32 on CPU, bfloat16 on TPU and GPU.
+            mesh: "data=8" reads with 8 devices, "data=4,model=2" cuts the weights over pairs of them; by default one device.
 
         Raises:
-            ValueError: no such checkpoint, or a damaged or unsupported one; the message says which file and why.
+            ValueError: no such checkpoint, or a damaged or unsupported one; the message says which file and why. No such mesh.
         """
         directory = files.resolve(name)
-        model = TrOCR.from_pretrained(directory, dtype=jnp.dtype(dtype or default_dtype()))
+        devices = sharding.make_mesh(mesh) if mesh else None
+        put = sharding.putter(devices) if devices else None
+        model = TrOCR.from_pretrained(directory, dtype=jnp.dtype(dtype or default_dtype()), put=put)
         processor = images.ImageProcessor.from_hf(files.read_preprocessor(directory), model.config.encoder.image_size)
         defaults = default_generation(directory, model)
-        return cls(model, Tokenizer.from_directory(directory), processor, defaults, str(name or "tiny-print"))
+        return cls(model, Tokenizer.from_directory(directory), processor, defaults, str(name or "tiny-print"), devices)
 
     def read(self, source: Any, *, batch_size: int | None = None, seed: int = 0, **options: Any) -> Any:
         """Reads one image, or many.
 
         Args:
             source: an image (path, bytes, PIL image, array), or a list, tuple or iterator of images.
-            batch_size: images a step of the device; by default 8 on CPU, 128 elsewhere.
+            batch_size: images a step of all devices; by default 8 a device on CPU, 128 elsewhere.
             seed: of the draws, where `do_sample`; image i draws from (seed, i), whatever it is batched with.
             options: fields of GenerateConfig (num_beams, max_new_tokens, ...).
 
@@ -89,7 +96,7 @@ class Reader:
     def stream(self, sources: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, **options: Any) -> Iterator[Line]:
         """As `read` for many images, one Line at a time as they are done; reads ahead of the caller by two batches."""
         config = replace(self.defaults, **options)
-        size = batch_size or default_batch_size()
+        size = batch_size or default_batch_size() * sharding.rows_for(1, self.mesh)
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             pending: deque[tuple[list[Prepared], Generation | None]] = deque()
             batches = _batches(_prepared(pool, self.prepare, sources, 2 * size), size)
@@ -109,7 +116,7 @@ class Reader:
 
         Dispatches and returns; the arrays of the result are waited for when they are used.
         """
-        rows = bucket(len(pixels))
+        rows = sharding.rows_for(len(pixels), self.mesh)
         padded = np.zeros((rows, *pixels.shape[1:]), np.uint8)
         padded[: len(pixels)] = pixels
         draws = None
@@ -117,7 +124,8 @@ class Reader:
             draws = jnp.asarray(np.resize(np.arange(len(pixels)) if seeds is None else seeds, rows).astype(np.uint32))
         mask = jnp.asarray(np.arange(rows) < len(pixels))
         processor = self.processor
-        return read_pixels(self.model, jnp.asarray(padded), config, processor.mean, processor.std, draws, mask)
+        read = partial(sharding.read_pixels, mesh=self.mesh) if self.mesh else read_pixels
+        return read(self.model, jnp.asarray(padded), config, processor.mean, processor.std, draws, mask)
 
     def line(self, tokens: np.ndarray, logprobs: np.ndarray, length: int, finished: bool, flags: tuple[str, ...] = ()) -> Line:
         """One row of a Generation, tokens and logprobs [T] of which `length` count, as a Line.

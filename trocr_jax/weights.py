@@ -133,7 +133,7 @@ def load(abstract: Any, tensors: Tensors, put: Put | None = None) -> Any:
         WeightsError: missing, surplus or ill-shaped tensors; all of them in one message.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract)
-    parameters = {_name(path): leaf for path, leaf in leaves}
+    parameters = {name_of(path): leaf for path, leaf in leaves}
     found = hub_names(tensors)
     problems = [] if "decoder.head.kernel" in parameters else _merge_tied(found)
     problems += _differences(expected_shapes(abstract), found)
@@ -151,7 +151,7 @@ def dump(model: Any) -> dict[str, np.ndarray]:
 
 def arrays(model: Any) -> dict[str, np.ndarray]:
     """The model's parameters under our names, on the host."""
-    return {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
+    return {name_of(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
 
 
 def to_hub(ours: Mapping[str, np.ndarray], config: TrOCRConfig) -> dict[str, np.ndarray]:
@@ -189,7 +189,7 @@ def expected_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     if deepest > MAX_LAYERS:
         raise WeightsError(f"the config asks for {deepest} layers; more than {MAX_LAYERS} are taken for an error")
     zero, leaves = np.zeros((), "f4"), jax.tree_util.tree_leaves_with_path(model)
-    views = to_hub({_name(path): np.broadcast_to(zero, leaf.shape) for path, leaf in leaves}, model.config)
+    views = to_hub({name_of(path): np.broadcast_to(zero, leaf.shape) for path, leaf in leaves}, model.config)
     return {name: view.shape for name, view in views.items()}
 
 
@@ -199,7 +199,8 @@ def dtype_of(tensors: Tensors) -> np.dtype:
     return found.pop() if len(found) == 1 else np.dtype("f4")
 
 
-def _name(path: tuple[Any, ...]) -> str:
+def name_of(path: tuple[Any, ...]) -> str:
+    """Our name of a parameter, "encoder.norm.scale", from its path in the model's tree."""
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 

@@ -1,0 +1,147 @@
+"""One model on 8 virtual devices: every way gives the tokens of one device, and copies of the weights never talk."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from conftest import ROOT
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from trocr_jax import Reader, cli, decoding, sharding
+from trocr_jax.decoding import GenerateConfig
+from trocr_jax.model import normalize
+
+COLLECTIVE = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter")
+CONFIG = GenerateConfig(12)
+IMAGES = 100
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return Reader.from_pretrained(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def pixels(reader):
+    """100 different images of the packaged model's size, uint8."""
+    drawn = [reader.processor(tiny.draw(text)) for text in tiny.texts(IMAGES)]
+    return jnp.asarray(np.stack(drawn))
+
+
+@pytest.fixture(scope="module")
+def memory(reader, pixels):
+    """[100,S,E]"""
+    encode = jax.jit(lambda model, x: model.encode(normalize(x, reader.processor.mean, reader.processor.std)))
+    return encode(reader.model, pixels)
+
+
+@pytest.fixture(scope="module")
+def alone(reader, memory):
+    """What one device generates, and its logits for those tokens under teacher forcing."""
+    result = decoding.generate(reader.model, memory, CONFIG)
+    assert len({row.tobytes() for row in np.asarray(result.tokens)}) > 10, "the images must differ, or this proves nothing"
+    return result, jax.jit(logits)(reader.model, result.tokens[:, 0], memory)
+
+
+def logits(model, ids, memory):
+    return model.decoder.logits(model.decoder(ids, memory))
+
+
+def assert_same(result, expected):
+    np.testing.assert_array_equal(np.asarray(result.tokens), np.asarray(expected.tokens))
+    np.testing.assert_array_equal(np.asarray(result.finished), np.asarray(expected.finished))
+    np.testing.assert_allclose(np.asarray(result.logprobs), np.asarray(expected.logprobs), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "mesh, rules",
+    [("data=8", None), ("data=4,model=2", None), ("data=8", sharding.FSDP), ("data=2,model=4", sharding.TENSOR_FSDP)],
+    ids=["shard_map", "data x model", "FSDP", "data x model, FSDP"],
+)
+def test_every_mesh_gives_the_tokens_and_logits_of_one_device(reader, memory, alone, mesh, rules):
+    mesh = sharding.make_mesh(mesh)
+    model = sharding.place(reader.model, mesh, rules)
+    sizes = {x.addressable_shards[0].data.size / x.size for x in jax.tree.leaves(model)}
+    assert sizes == {1.0} if rules is None and mesh.shape["model"] == 1 else min(sizes) <= 1 / 2
+    assert_same(sharding.generate(model, memory, CONFIG, mesh=mesh), alone[0])
+    ids, rows = (jax.device_put(x[:96], NamedSharding(mesh, P("data"))) for x in (alone[0].tokens[:, 0], memory))
+    np.testing.assert_allclose(np.asarray(jax.jit(logits)(model, ids, rows)), np.asarray(alone[1])[:96], atol=1e-4)
+
+
+def test_pmap_gives_the_tokens_and_logits_of_one_device(reader, memory, alone):
+    copies, parts = jax.tree.map(lambda x: jnp.stack([x] * 4), reader.model), memory.reshape(4, 25, *memory.shape[1:])
+    result = sharding.pmap_generate(copies, parts, CONFIG)
+    assert_same(jax.tree.map(lambda x: x.reshape(IMAGES, *x.shape[2:]), result), alone[0])
+    found = jax.pmap(logits)(copies, alone[0].tokens[:, 0].reshape(4, 25, -1), parts)
+    np.testing.assert_allclose(np.asarray(found).reshape(alone[1].shape), np.asarray(alone[1]), atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=["greedy", "beam"])
+def test_copies_of_the_weights_never_wait_for_each_other(directory, options):
+    """From pixels to tokens; weights that are cut must talk, which shows that the pattern finds it."""
+    small = Reader.from_pretrained(directory)
+    config = GenerateConfig(4, **options)
+    key = (decoding.read_pixels, (("config", config), ("mean", small.processor.mean), ("std", small.processor.std)))
+    found = {}
+    for text in ("data=8", "data=4,model=2"):
+        mesh = sharding.make_mesh(text)
+        images, mask = (
+            jax.device_put(x, NamedSharding(mesh, P("data"))) for x in (np.zeros((8, *tiny.SIZE, 3), np.uint8), np.ones(8, bool))
+        )
+        program = sharding.partitioned if "model" in text else sharding.data_parallel
+        compiled = program.lower(sharding.place(small.model, mesh), images, None, mask, key, mesh).compile().as_text()
+        found[text] = len(COLLECTIVE.findall(compiled))
+    assert found["data=8"] == 0 and found["data=4,model=2"] > 0, found
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tiny.model_directory(tmp_path_factory.mktemp("sharding") / "model")
+
+
+def test_13_images_on_8_devices_return_13(directory):
+    drawn = [tiny.draw(text) for text in tiny.texts(13)]
+    one, eight = Reader.from_pretrained(directory), Reader.from_pretrained(directory, mesh="data=8")
+    options = {"max_new_tokens": 4, "num_beams": 2}
+    expected = one.read(drawn, **options)
+    lines = eight.read(drawn, **options)
+    assert len(lines) == 13 and [line.text for line in lines] == [line.text for line in expected]
+    memory = jnp.asarray(np.random.default_rng(0).normal(size=(13, 7, 16)), jnp.float32)
+    assert sharding.generate(eight.model, memory, GenerateConfig(4), mesh=eight.mesh).tokens.shape == (13, 1, 4)
+
+
+def test_draws_do_not_depend_on_the_mesh(directory):
+    drawn = [tiny.draw(text) for text in tiny.texts(5)]
+    options = {"max_new_tokens": 4, "do_sample": True, "seed": 7}
+    texts = [
+        [line.text for line in Reader.from_pretrained(directory, mesh=mesh).read(drawn, **options)]
+        for mesh in (None, "data=4,model=2", "data=8")
+    ]
+    assert texts[0] == texts[1] == texts[2] and len(set(texts[0])) > 1
+
+
+def test_every_parameter_needs_a_rule_and_odd_axes_stay_whole(reader):
+    mesh = sharding.make_mesh("data=4,model=2")
+    with pytest.raises(ValueError, match="no sharding rule matches the parameter decoder.embed_norm.bias"):
+        sharding.place(reader.model, mesh, ((r"encoder\..*", P()),))
+    assert sharding.sharding_of("decoder.embed_tokens.embedding", (459, 256), mesh, sharding.TENSOR).spec == P(None, None)
+    assert sharding.sharding_of("decoder.embed_tokens.embedding", (460, 256), mesh, sharding.TENSOR).spec == P("model", None)
+
+
+@pytest.mark.parametrize("text", ["", "8", "data=0", "data=8,", "data=8;model=2", "rows=3", "data=-1", "data=8.0", "data=9" * 9])
+def test_what_is_no_mesh_is_refused(text):
+    with pytest.raises(ValueError, match="a mesh is written as data=8 or data=4,model=2"):
+        sharding.parse_mesh(text)
+
+
+def test_the_command_reads_on_a_mesh_and_tells_what_is_wrong(directory, tmp_path, capsys):
+    path = str(ROOT / "examples" / "sum.png")
+    assert cli.main(["read", path, "--model", str(directory), "--mesh", "data=2", "--max-tokens", "2"]) == 0
+    assert cli.main(["read", path, "--mesh", "data=nine"]) == 2
+    assert "--mesh: a mesh is written as data=8" in capsys.readouterr().err
+    assert cli.main(["read", path, "--mesh", "data=9"]) == 1
+    assert "needs 9 devices, but there are 8" in capsys.readouterr().err

@@ -1,0 +1,197 @@
+"""One model on many devices: a mesh, where weights and batches lie on it, and reading with all of its devices at once.
+
+    weights            how it runs                               the devices talk
+    copied to all      `jax.shard_map` over "data"               never: each reads its own images and stops on its own
+    cut by rules       `jax.jit` over arrays placed on the mesh  as the compiler finds necessary
+    copied, by hand    `pmap_generate`, a literal `jax.pmap`     never
+
+A mesh has two axes: images are cut over "data", weights over "model" (tensor parallel) or over "data" as well (FSDP). Which
+weights are cut, and where, is said by rules outside the model: (pattern of the parameter's name, PartitionSpec), first match.
+All ways give the same tokens. A batch is filled up to the mesh with masked rows, and what comes back has the rows that went in.
+
+Letters: B images, n devices, S image tokens, E their width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from . import decoding, weights
+from .decoding import GenerateConfig, Generation
+from .layers import Array
+from .loop import bucket
+from .model import TrOCR
+
+DATA, MODEL = "data", "model"
+Rules = Sequence[tuple[str, P]]
+
+REPLICATED: Rules = ((r".*", P()),)
+TENSOR: Rules = (
+    (r".*\.(query|key|value|fc1)\.kernel", P(None, None, MODEL)),  # heads, and the MLP's width, over the devices
+    (r".*\.(query|key|value|fc1)\.bias", P(None, MODEL)),
+    (r".*\.(out|fc2)\.kernel", P(None, MODEL, None)),
+    (r"decoder\.embed_tokens\.embedding", P(MODEL, None)),  # the vocabulary, also where the head is tied to it
+    (r"decoder\.head\.kernel", P(None, MODEL)),
+    (r".*", P()),
+)
+FSDP: Rules = (
+    (r".*\.layers\..*\.kernel", P(None, DATA, None)),
+    (r".*\.(kernel|embedding)", P(DATA, None)),
+    (r".*", P()),
+)
+TENSOR_FSDP: Rules = (
+    (r".*\.(query|key|value|fc1)\.kernel", P(None, DATA, MODEL)),
+    (r".*\.(out|fc2)\.kernel", P(None, MODEL, DATA)),
+    (r"decoder\.embed_tokens\.embedding", P(MODEL, DATA)),
+    (r"decoder\.head\.kernel", P(DATA, MODEL)),
+    *TENSOR,
+)
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """ "data=4,model=2" -> {"data": 4, "model": 2}; an axis that is not named has size 1.
+
+    Raises:
+        ValueError: anything else.
+    """
+    sizes = {DATA: 1, MODEL: 1}
+    for part in text.split(","):
+        found = re.fullmatch(rf"\s*({DATA}|{MODEL})=([1-9]\d{{0,5}})\s*", part)
+        if not found:
+            raise ValueError(f"a mesh is written as data=8 or data=4,model=2, not as {text!r}")
+        sizes[found[1]] = int(found[2])
+    return sizes
+
+
+def make_mesh(sizes: str | dict[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """The first devices as a mesh over "data" and "model".
+
+    Args:
+        sizes: as `parse_mesh` takes or gives it.
+        devices: by default those of this host: reading needs no others, and a dead peer must not end it.
+
+    Raises:
+        ValueError: not a mesh, or more devices than there are.
+    """
+    sizes = parse_mesh(sizes) if isinstance(sizes, str) else sizes
+    shape = (sizes[DATA], sizes[MODEL])
+    available = list(jax.local_devices() if devices is None else devices)
+    if (count := shape[0] * shape[1]) > len(available):
+        raise ValueError(f"the mesh data={shape[0]},model={shape[1]} needs {count} devices, but there are {len(available)}")
+    return jax.make_mesh(shape, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=available[:count])
+
+
+def default_rules(mesh: Mesh) -> Rules:
+    """Tensor parallel where the mesh has a model axis, else a copy on every device."""
+    return TENSOR if mesh.shape.get(MODEL, 1) > 1 else REPLICATED
+
+
+def sharding_of(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> NamedSharding:
+    """Where the parameter `name` lies. An axis that its devices do not divide stays whole.
+
+    Raises:
+        ValueError: no rule matches: what is forgotten is said, not copied in silence.
+    """
+    for pattern, spec in rules:
+        if re.fullmatch(pattern, name):
+            padded = (*spec, *[None] * len(shape))[: len(shape)]
+            kept = [axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
+                    for axis, size in zip(padded, shape, strict=True)]  # fmt: skip
+            return NamedSharding(mesh, P(*kept))
+    raise ValueError(f"no sharding rule matches the parameter {name}")
+
+
+def putter(mesh: Mesh, rules: Rules | None = None) -> weights.Put:
+    """For `TrOCR.from_pretrained(put=...)`: every parameter goes to its devices at once and is never whole on one of them."""
+    chosen = default_rules(mesh) if rules is None else rules
+    return lambda name, array: jax.device_put(array, sharding_of(name, array.shape, mesh, chosen))
+
+
+def place(model: TrOCR, mesh: Mesh, rules: Rules | None = None) -> TrOCR:
+    """A model, wherever it lies, placed on the mesh by the rules (`default_rules` without)."""
+    put = putter(mesh, rules)
+    return jax.tree_util.tree_map_with_path(lambda path, x: put(weights.name_of(path), x), model)
+
+
+def rows_for(count: int, mesh: Mesh | None) -> int:
+    """B that so many images are filled up to: the same power of two on each device, of which there is one without a mesh."""
+    n = mesh.shape[DATA] if mesh else 1
+    return n * bucket(-(-count // n))
+
+
+def generate(
+    model: TrOCR, memory: Array, config: GenerateConfig, seeds: Array | None = None, mask: Array | None = None, *, mesh: Mesh
+) -> Generation:
+    """`decoding.generate` on a mesh: memory [B,S,E] of any B -> Generation of B rows. The model lies on the mesh (`place`)."""
+    return _spread(partial(decoding.generate, config=config), model, memory, seeds, mask, mesh)
+
+
+def read_pixels(
+    model: TrOCR, images: Array, config: GenerateConfig, mean: tuple[float, ...], std: tuple[float, ...],
+    seeds: Array | None = None, mask: Array | None = None, *, mesh: Mesh,
+) -> Generation:  # fmt: skip
+    """`decoding.read_pixels` on a mesh: uint8 images [B,height,width,C] of any B -> Generation of B rows."""
+    return _spread(partial(decoding.read_pixels, config=config, mean=mean, std=std), model, images, seeds, mask, mesh)
+
+
+@partial(jax.pmap, axis_name=DATA, static_broadcasted_argnums=2)
+def pmap_generate(
+    model: TrOCR, memory: Array, config: GenerateConfig, seeds: Array | None = None, mask: Array | None = None
+) -> Generation:
+    """`decoding.generate` as a literal `jax.pmap`, for code bases that are built around it.
+
+    Every array has a leading axis n: the model's parameters repeated, memory [n,B/n,S,E], seeds and mask [n,B/n]; the result
+    too. Positional arguments only, and `config` third, as pmap wants it.
+    """
+    return decoding.generate(model, memory, config, seeds, mask)
+
+
+def _spread(
+    read: partial[Generation], model: TrOCR, rows: Array, seeds: Array | None, mask: Array | None, mesh: Mesh
+) -> Generation:
+    """Fills up to the mesh, runs the program that fits the weights' places, and takes the filling off again."""
+    count = rows.shape[0]
+    total = -(-count // mesh.shape[DATA]) * mesh.shape[DATA]
+    mask = jnp.ones(count, bool) if mask is None else mask
+    cut = NamedSharding(mesh, P(DATA))
+    batch = tuple(None if x is None else jax.device_put(_fill(x, total), cut) for x in (rows, seeds, mask))
+    key = (read.func, tuple(read.keywords.items()))
+    copied = all(x.sharding.is_fully_replicated for x in jax.tree.leaves(model))
+    result = data_parallel(model, *batch, key, mesh) if copied else partitioned(model, *batch, key, mesh)
+    return result if total == count else jax.tree.map(lambda x: x[:count], result)
+
+
+def _fill(x: Array, total: int) -> Array | np.ndarray:
+    return x if x.shape[0] == total else np.concatenate([x, np.zeros((total - x.shape[0], *x.shape[1:]), x.dtype)])
+
+
+@partial(jax.jit, static_argnames=("key", "mesh"))
+def data_parallel(model: TrOCR, rows: Array, seeds: Array | None, mask: Array, key: Any, mesh: Mesh) -> Generation:
+    """The program for copied weights: each device decodes its rows in a loop of its own.
+
+    Args:
+        key: static, (function of `decoding`, its fixed arguments as pairs).
+    """
+    read = partial(key[0], **dict(key[1]))
+
+    def local(model: TrOCR, rows: Array, seeds: Array | None, mask: Array) -> Generation:
+        return read(model, rows, seeds=seeds, mask=mask)
+
+    specs = (P(), P(DATA), P(DATA), P(DATA))
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(DATA), check_vma=False)(model, rows, seeds, mask)
+
+
+@partial(jax.jit, static_argnames=("key", "mesh"))
+def partitioned(model: TrOCR, rows: Array, seeds: Array | None, mask: Array, key: Any, mesh: Mesh) -> Generation:
+    """The program for cut weights: one loop for all, its arrays placed by the compiler, the result whole on every device."""
+    result = partial(key[0], **dict(key[1]))(model, rows, seeds=seeds, mask=mask)
+    return jax.lax.with_sharding_constraint(result, NamedSharding(mesh, P()))
