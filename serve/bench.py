@@ -1,28 +1,36 @@
 """Measures how fast a model reads, beside other implementations on the same weights, images and tokens, in one run.
 
-Rounds alternate between the candidates, so that a machine that slows down slows all of them. Prints a table, then a JSON line.
+Rounds alternate between the candidates, so that a machine that slows down slows all of them. Prints a table for every batch
+size and number of tokens, then one JSON line. `--lines` reads real line images instead (`bench_lines`).
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trocr_jax import sharding
 from trocr_jax.config import PRESETS
 from trocr_jax.decoding import GenerateConfig, generate, precision
 from trocr_jax.model import TrOCR
 
-from . import peers
+from . import peers, roofline
 
 Read = peers.Read
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -31,16 +39,28 @@ class Config:
     """Hub name or directory; by default the model in the package."""
     random: bool = False
     """Random weights in the shape of a public checkpoint: no download, the same speed."""
-    batch_size: int = 8
-    """Images a batch."""
-    tokens: int = 20
-    """New tokens a line, exactly so many."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of our side."""
+    batch_size: tuple[int, ...] = (8,)
+    """Images a batch; each is measured."""
+    tokens: tuple[int, ...] = (20,)
+    """New tokens a line, exactly so many; each is measured."""
+    dtype: tuple[str, ...] = ("float32",)
+    """Of our side: float32, bfloat16 or both. The first is what tokens are compared with."""
+    devices: int = 1
+    """Devices that share a batch of ours."""
     rounds: int = 5
-    """Timed batches of every candidate."""
+    """Timed batches of every candidate; with few of them p99 is the slowest."""
     peers: bool = True
-    """Run what else is installed: transformers on torch."""
+    """Run what else is installed: transformers on torch, ONNX Runtime, OpenVINO."""
+    only: tuple[str, ...] = ()
+    """Of the peers, those whose names contain one of these."""
+    price_per_hour: float = 0.0
+    """Of this machine, in any currency: gives the cost of 1,000 lines."""
+    cold_start: bool = False
+    """Also start a new process that reads one batch: its seconds and its peak memory."""
+    plot: Path | None = None
+    """Where to put a roofline as PNG."""
+    lines: Path | None = None
+    """A folder of line images to read with float32 and the faster modes, and with Tesseract, instead of random pixels."""
     seed: int = 0
     """Of images and random weights."""
 
@@ -60,36 +80,82 @@ class Timing:
 
 
 def run(config: Config) -> int:
-    """Measures, prints a table and a JSON line."""
+    """Measures, prints tables and a JSON line."""
+    check(config)
+    if config.lines is not None:
+        from . import bench_lines
+
+        print(json.dumps(setting(config) | bench_lines.run(config.lines, config.model, config.rounds)))
+        return 0
     model = load(config)
-    pixels = (
-        np.random.default_rng(config.seed)
-        .uniform(-1, 1, (config.batch_size, *model.config.encoder.image_size, 3))
-        .astype(np.float32)
-    )
-    candidates: dict[str, Read] = {f"trocr-jax ({jax.default_backend()}, {config.dtype})": ours(model)}
-    if config.peers:
-        candidates |= {name: make(model) for name, make in peers.available().items()}
-    timings = measure(candidates, pixels, config.tokens, config.rounds)
-    report(config, timings)
+    candidates = make_candidates(config, model)
+    limits = roofline.ceilings(jnp.dtype(config.dtype[0]))
+    results: list[dict[str, Any]] = []
+    points: list[tuple[str, roofline.Work, float]] = []
+    for batch in config.batch_size:
+        for tokens in config.tokens:
+            timings = measure(candidates, draw_pixels(config, model, batch), tokens, config.rounds)
+            stages = own_stages(config, model, batch, tokens, timings[0], limits)
+            report(config, batch, tokens, timings, stages)
+            results.append({"batch_size": batch, "tokens": tokens, "results": rows(config, batch, timings), "roofline": stages})
+            work = roofline.Work(stages["flops"], stages["bytes"])
+            points.append((f"{batch} lines, {tokens} tokens", work, timings[0].median * config.devices))
+    if config.plot:
+        roofline.plot(config.plot, limits, points)
+    del model, candidates
+    cold = cold_start(config) if config.cold_start else {}
+    print(json.dumps(setting(config) | {"ceilings": asdict(limits), "measured": results, **memory(), **cold}))
     return 0
 
 
+def check(config: Config) -> None:
+    """Raises ValueError, naming the option, for what cannot be measured."""
+    if min(*config.batch_size, *config.tokens, config.rounds, config.devices) < 1:
+        raise ValueError("--batch-size, --tokens, --rounds and --devices must be at least 1")
+    if not config.dtype or not set(config.dtype) <= set(DTYPES):
+        raise ValueError(f"--dtype must be one or both of {', '.join(DTYPES)}")
+    if config.devices > (have := jax.local_device_count()):
+        raise ValueError(f"--devices is {config.devices}, but there are {have}")
+    if config.random and config.model not in PRESETS:
+        raise ValueError(f"--random needs --model to be one of: {', '.join(PRESETS)}")
+    if config.lines is not None and config.random:
+        raise ValueError("--lines needs a model that can read, not --random")
+
+
 def load(config: Config) -> TrOCR:
-    """The model to measure, in the dtype to measure."""
-    dtype = jnp.dtype(config.dtype)
+    """The model to measure, in the first dtype to measure."""
+    dtype = jnp.dtype(config.dtype[0])
     if not config.random:
         return TrOCR.from_pretrained(config.model, dtype=dtype)
-    if config.model not in PRESETS:
-        raise ValueError(f"--random needs --model to be one of: {', '.join(PRESETS)}")
     rng = np.random.default_rng(config.seed)
     return jax.tree.map(
         lambda leaf: jnp.asarray(0.02 * rng.standard_normal(leaf.shape, np.float32), leaf.dtype),
-        TrOCR.abstract(PRESETS[config.model], dtype),
+        TrOCR.abstract(PRESETS[config.model or ""], dtype),
     )
 
 
-def ours(model: TrOCR) -> Read:
+def draw_pixels(config: Config, model: TrOCR, batch: int) -> np.ndarray:
+    """Normalised pixels [B,height,width,C], noise."""
+    shape = (batch, *model.config.encoder.image_size, model.config.encoder.num_channels)
+    return np.random.default_rng(config.seed).uniform(-1, 1, shape).astype(np.float32)
+
+
+def make_candidates(config: Config, model: TrOCR) -> dict[str, Read]:
+    """Ours first, then the peers that are installed and asked for, each built as it is needed."""
+    found: dict[str, Read] = {}
+    for dtype in config.dtype:
+        own = model if dtype == config.dtype[0] else load(replace(config, dtype=(dtype,)))
+        found[f"trocr-jax (XLA {jax.default_backend()}, {dtype})"] = ours(own, config.devices)
+    if config.peers:
+        for name, make in peers.available().items():
+            if not config.only or any(part in name for part in config.only):
+                print(f"building {name}", file=sys.stderr)
+                found[name] = make(model)
+                gc.collect()
+    return found
+
+
+def ours(model: TrOCR, devices: int = 1) -> Read:
     """Encode and decode as the reader does, with the number of tokens fixed."""
 
     def encode(model: TrOCR, pixels: jax.Array) -> jax.Array:
@@ -97,10 +163,16 @@ def ours(model: TrOCR) -> Read:
             return model.encode(pixels)
 
     encode = jax.jit(encode)
+    mesh = sharding.make_mesh({sharding.DATA: devices, sharding.MODEL: 1}) if devices > 1 else None
+    model = sharding.place(model, mesh) if mesh else model
 
     def read(pixels: np.ndarray, tokens: int) -> np.ndarray:
-        memory = encode(model, jnp.asarray(pixels))
-        return np.asarray(generate(model, memory, GenerateConfig(tokens, min_new_tokens=tokens)).tokens[:, 0])
+        options = GenerateConfig(tokens, min_new_tokens=tokens)
+        if mesh is None:
+            return np.asarray(generate(model, encode(model, jnp.asarray(pixels)), options).tokens[:, 0])
+        cut = jax.NamedSharding(mesh, jax.P(sharding.DATA))
+        memory = encode(model, jax.device_put(pixels, cut))
+        return np.asarray(sharding.generate(model, memory, options, mesh=mesh).tokens)[:, 0]
 
     return read
 
@@ -115,36 +187,101 @@ def measure(candidates: dict[str, Read], pixels: np.ndarray, tokens: int, rounds
     return [Timing(name, first[name][0], tuple(seconds[name]), first[name][1]) for name in candidates]
 
 
-def timed(read: Callable[..., np.ndarray], *arguments) -> tuple[float, np.ndarray]:
+def timed(read: Callable[..., np.ndarray], *arguments: Any) -> tuple[float, np.ndarray]:
     """Seconds until the result is on the host, and the result."""
     start = time.perf_counter()
     result = read(*arguments)
     return time.perf_counter() - start, result
 
 
-def report(config: Config, timings: list[Timing]) -> None:
-    """The table for people, then the JSON line for programs."""
-    own, B = timings[0], config.batch_size
-    print(f"{config.model or 'tiny-print'}, {B} images, {config.tokens} tokens, greedy, {config.rounds} rounds")
-    print(f"{'':<40} {'first s':>8} {'median s':>9} {'min s':>8} {'lines/s':>8} {'ratio':>6} {'same tokens':>12}")
-    rows = []
-    for t in timings:
-        agreement = float((t.tokens == own.tokens).mean())
-        row = {
-            "name": t.name, "first_s": t.first, "median_s": t.median, "min_s": min(t.seconds), "lines_per_s": B / t.median,
-            "ours_over_this": t.median / own.median, "token_agreement": agreement,
-        }  # fmt: skip
-        rows.append(row)
+def own_stages(
+    config: Config, model: TrOCR, batch: int, tokens: int, own: Timing, limits: roofline.Ceilings
+) -> dict[str, float]:  # fmt: skip
+    """Counts of our first candidate, and the share of the roofline that it reaches: the least time over the measured one."""
+    size = jnp.dtype(config.dtype[0]).itemsize
+    encode, decode = roofline.encoding(model.config, batch, size), roofline.decoding(model.config, batch, tokens, size)
+    least = (encode.seconds(limits) + decode.seconds(limits)) / config.devices
+    return {
+        "flops": encode.flops + decode.flops, "bytes": encode.bytes + decode.bytes, "encode_flops": encode.flops,
+        "decode_flops": decode.flops, "decode_bytes": decode.bytes, "least_s": least, "share": least / own.median,
+    }  # fmt: skip
+
+
+def rows(config: Config, batch: int, timings: list[Timing]) -> list[dict[str, Any]]:
+    """What the JSON says of each candidate."""
+    own, price = timings[0], config.price_per_hour
+    return [
+        {
+            "name": t.name, "first_s": t.first, "compile_s": max(0.0, t.first - t.median), "median_s": t.median,
+            "min_s": min(t.seconds), "p50_s": t.median, "p99_s": float(np.percentile(t.seconds, 99)),
+            "lines_per_s": batch / t.median, "ms_per_line": 1000 * t.median / batch, "ours_over_this": t.median / own.median,
+            "token_agreement": float((t.tokens == own.tokens).mean()), "cost_per_1000_lines": t.median / batch / 3.6 * price,
+        }
+        for t in timings
+    ]  # fmt: skip
+
+
+def report(config: Config, batch: int, tokens: int, timings: list[Timing], stages: dict[str, float]) -> None:
+    """The table for people."""
+    print(f"{config.model or 'tiny-print'}, {batch} images, {tokens} tokens, greedy, {config.rounds} rounds")
+    titles = ("compile s", "p50 s", "p99 s", "ms/line", "lines/s", "cost/1000", "ratio", "same tokens")
+    print(f"{'':<46}" + "".join(f" {title:>11}" for title in titles))
+    for row in rows(config, batch, timings):
         print(
-            f"{t.name:<40} {t.first:8.2f} {t.median:9.3f} {min(t.seconds):8.3f} {B / t.median:8.2f} "
-            f"{t.median / own.median:6.2f} {agreement:12.2%}"
+            f"{row['name']:<46} {row['compile_s']:11.2f} {row['p50_s']:11.4f} {row['p99_s']:11.4f} {row['ms_per_line']:11.2f} "
+            f"{row['lines_per_s']:11.2f} {row['cost_per_1000_lines']:11.4f} {row['ours_over_this']:11.2f} "
+            f"{row['token_agreement']:11.2%}"
         )
-    print("ratio: how many times the candidate's time is ours", file=sys.stderr)
-    settings = {
-        "model": config.model,
-        "batch_size": B,
-        "tokens": config.tokens,
-        "dtype": config.dtype,
-        "device": jax.devices()[0].device_kind,
-    }
-    print(json.dumps({**settings, "results": rows}))
+    print(
+        f"ours: {stages['flops'] / 1e9:.1f} GFLOP, {stages['bytes'] / 1e9:.2f} GB, {stages['share']:.0%} of the measured "
+        f"roofline ({stages['least_s']:.3f} s)\n"
+    )
+
+
+def setting(config: Config) -> dict[str, Any]:
+    """What was measured where and when."""
+    return {
+        "model": config.model or "tiny-print", "dtype": config.dtype, "devices": config.devices, "rounds": config.rounds,
+        "device": jax.devices()[0].device_kind, "processor": processor(), "jax": jax.__version__, "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
+def processor() -> str:
+    """The CPU's name, for what runs on it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def commit() -> str:
+    """Of the checkout that this runs in; empty in an installed package."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def memory() -> dict[str, float]:
+    """The device's peak where it tells; a CPU does not, see `--cold-start`."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {"device_peak_bytes": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {}
+
+
+def cold_start(config: Config) -> dict[str, float]:
+    """A new process that imports, loads, compiles and reads one batch: its seconds, and its peak memory in bytes."""
+    alone = replace(config, peers=False, plot=None, batch_size=config.batch_size[:1], tokens=config.tokens[:1])
+    program = f"from pathlib import *; from {__name__} import Config, first_batch; print(first_batch({alone!r}))"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"the cold start failed: {done.stderr.strip().splitlines()[-1]}")
+    return {"cold_start_s": time.perf_counter() - start, "cold_peak_bytes": float(done.stdout.split()[-1])}
+
+
+def first_batch(config: Config) -> int:
+    """Reads one batch with ours alone and tells the process's peak memory in bytes."""
+    model = load(config)
+    ours(model, config.devices)(draw_pixels(config, model, config.batch_size[0]), config.tokens[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

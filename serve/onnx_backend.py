@@ -11,6 +11,7 @@ activations are rounded with one scale a batch, so that a line's text can depend
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -35,13 +36,14 @@ class OnnxModel:
     Args:
         model: whose weights they hold.
         style: how they are written.
-        threads: of ONNX Runtime; 0 is one a core.
+        open_session: what runs a graph; by default ONNX Runtime.
     """
 
-    def __init__(self, model: TrOCR, style: Style, threads: int = 0):
+    def __init__(self, model: TrOCR, style: Style, open_session: Callable[[onnx.ModelProto], Any] | None = None):
         self.config, self.style, self._model = model.config, style, TrOCR.abstract(model.config)
-        self.encoder = session(onnx_export.encoder(model, style), threads)
-        self.step = session(onnx_export.step(model, style), threads)
+        self.encoder, self.step = (
+            (open_session or session)(write(model, style)) for write in (onnx_export.encoder, onnx_export.step)
+        )
 
     def generate(self, pixels: np.ndarray, config: GenerateConfig) -> Generation:
         """Greedy decoding of normalised pixels [B,height,width,3] float32; arrays of the result are numpy's, R is 1.
@@ -117,12 +119,12 @@ def check(config: GenerateConfig) -> None:
         raise ValueError("ONNX Runtime decodes greedily: of the options only max_new_tokens and min_new_tokens are possible")
 
 
-def session(model: onnx.ModelProto, threads: int = 0) -> Any:
+def session(model: onnx.ModelProto) -> Any:
     """An ONNX Runtime session on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.log_severity_level = 3
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -101,7 +101,7 @@ def _embed_tokens(graph: Graph, ids: str, rows: str, table: np.ndarray, model: T
     config, decoder = model.config.decoder, model.decoder
     x = graph.op("Gather", graph.constant(table), ids)
     if config.scale_embedding:
-        x = graph.op("Mul", x, graph.floats(config.hidden_size**0.5))
+        x = graph.op("Mul", x, graph.number(config.hidden_size**0.5))
     if config.learned_positions:
         positions = array(decoder.position_embedding)
     else:
@@ -133,7 +133,7 @@ def _cross_attention(graph: Graph, x: str, memory: str, module: Attention, size:
     """As `decoder.StepLayer` does it: the key's kernel moved to the query and the value's behind the sum."""
     N, H = module.num_heads, size // module.num_heads
     key, value = (array(part.kernel).reshape(-1, N, H) for part in (module.key, module.value))  # [E,N,H]
-    query = graph.op("Mul", graph.linear(x, module.query), graph.floats(H**-0.5))
+    query = graph.op("Mul", graph.linear(x, module.query), graph.number(H**-0.5))
     query = graph.op("Transpose", graph.op("Reshape", query, graph.ints(0, N, H)), perm=[1, 0, 2])  # [N,B,H]
     query = graph.op("Transpose", graph.op("MatMul", query, graph.constant(key.transpose(1, 2, 0))), perm=[1, 0, 2])  # [B,N,E]
     scores = graph.op("MatMul", query, graph.op("Transpose", memory, perm=[0, 2, 1]))

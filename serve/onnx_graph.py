@@ -63,9 +63,9 @@ class Graph:
             self._constants[id(array)] = f"c{len(self._constants)}", array  # the array is kept, so that no other gets its id
         return self._constants[id(array)][0]
 
-    def floats(self, *values: float) -> str:
-        """A scalar, or a vector."""
-        return self.constant(np.array(values if len(values) > 1 else values[0], np.float32))
+    def number(self, value: float) -> str:
+        """A scalar of float32."""
+        return self.constant(np.array(value, np.float32))
 
     def ints(self, *values: int) -> str:
         """A vector of int64: shapes and axes."""
@@ -136,7 +136,7 @@ class Graph:
             return self.op("MultiHeadAttention", query, key, value, domain=MICROSOFT, **options)
         query = self.split_heads(query, module.num_heads, size)
         scores = self.op("MatMul", query, self.op("Transpose", key, perm=[0, 1, 3, 2]))
-        weights = self.op("Softmax", self.op("Mul", scores, self.floats(scale)), axis=-1)
+        weights = self.op("Softmax", self.op("Mul", scores, self.number(scale)), axis=-1)
         context = self.op("Transpose", self.op("MatMul", weights, value), perm=[0, 2, 1, 3])
         return self.op("Reshape", context, self.ints(0, 0, size))
 

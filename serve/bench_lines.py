@@ -1,0 +1,112 @@
+"""Real line images through the whole path, decoding of the files included: every mode of ours, and Tesseract where installed.
+
+Faster modes are compared with float32 line by line and token by token: speed never pays with quality silently.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trocr_jax import images
+from trocr_jax.line import Line
+from trocr_jax.reader import Reader
+
+ReadAll = Callable[[Sequence[Path]], list[Line]]
+
+
+def run(folder: Path, model: str | None, rounds: int) -> dict[str, Any]:
+    """Reads all images of a folder with every candidate in turn; prints a table and returns what the JSON line says."""
+    paths = images.find_images([str(folder)])
+    candidates = make_candidates(model)
+    lines = {name: read(paths) for name, read in candidates.items()}  # also warms up
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, read in candidates.items():
+            start = time.perf_counter()
+            read(paths)
+            seconds[name].append(time.perf_counter() - start)
+    exact = next(iter(lines.values()))
+    rows = [_row(name, float(np.median(seconds[name])), lines[name], exact) for name in candidates]
+    print(f"{len(paths)} line images of {folder}, {rounds} rounds")
+    print(f"{'':<40} {'median s':>9} {'lines/s':>9} {'same lines':>11} {'same tokens':>12}")
+    for row in rows:
+        same = "" if row["token_agreement"] is None else f"{row['line_agreement']:11.2%} {row['token_agreement']:12.2%}"
+        print(f"{row['name']:<40} {row['median_s']:9.3f} {row['lines_per_s']:9.1f} {same}")
+    return {"lines": len(paths), "results": rows}
+
+
+def make_candidates(model: str | None) -> dict[str, ReadAll]:
+    """float32 on XLA first; what is not installed is left out and said."""
+    readers: dict[str, Callable[[], Reader]] = {
+        "trocr-jax (XLA, float32)": lambda: Reader.from_pretrained(model, dtype="float32"),
+        "trocr-jax (XLA, bfloat16)": lambda: Reader.from_pretrained(model, dtype="bfloat16"),
+    }
+    if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime"):
+        from .onnx_backend import OnnxReader
+
+        for precision in ("float32", "int8"):
+            readers[f"trocr-jax (ONNX Runtime, {precision})"] = lambda p=precision: OnnxReader.from_pretrained(model, precision=p)
+    found = {name: _reading(make()) for name, make in readers.items()}
+    if shutil.which("tesseract"):
+        found["Tesseract (a process a core)"] = tesseract
+    else:
+        print("tesseract is not installed and left out", file=sys.stderr)
+    return found
+
+
+def _reading(reader: Reader) -> ReadAll:
+    return lambda paths: reader.read(list(paths), num_beams=1)
+
+
+def tesseract(paths: Sequence[Path]) -> list[Line]:
+    """One process a core, each with one thread and a list of files: its fastest way to read many lines."""
+    count = os.cpu_count() or 1
+    shares = [share for share in (paths[i::count] for i in range(count)) if share]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(count) as pool:
+        lists = [Path(folder) / f"{i}.txt" for i in range(len(shares))]
+        for path, share in zip(lists, shares, strict=True):
+            path.write_text("\n".join(str(p.resolve()) for p in share))
+        list(pool.map(_run_tesseract, lists))
+    return []
+
+
+def _run_tesseract(names: Path) -> None:
+    command = ["tesseract", str(names), "stdout", "--psm", "7"]
+    environment = os.environ | {"OMP_THREAD_LIMIT": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise ValueError(f"tesseract failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+
+
+def _row(name: str, seconds: float, lines: list[Line], exact: list[Line]) -> dict[str, Any]:
+    row = {
+        "name": name,
+        "median_s": seconds,
+        "lines_per_s": len(exact) / seconds,
+        "line_agreement": None,
+        "token_agreement": None,
+    }
+    if not lines:
+        return row
+    pairs = [(ids(line), ids(other)) for line, other in zip(lines, exact, strict=True)]
+    longest = sum(max(len(a), len(b)) for a, b in pairs)
+    same = sum(x == y for a, b in pairs for x, y in zip(a, b, strict=False))
+    agreement = {"line_agreement": sum(a == b for a, b in pairs) / len(pairs), "token_agreement": same / max(longest, 1)}
+    return row | agreement
+
+
+def ids(line: Line) -> list[int]:
+    """The token ids of a line."""
+    return [token.id for token in line.tokens]

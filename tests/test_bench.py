@@ -1,0 +1,132 @@
+"""The benchmark: what it prints, what it counts, and that its candidates do the same work. Speed itself is not tested."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from conftest import ROOT
+
+from trocr_jax import images
+from trocr_jax.config import PRESETS
+from trocr_jax.model import TrOCR
+from trocr_jax.serve import bench, bench_lines, peers, roofline
+
+BASE = PRESETS["microsoft/trocr-base-handwritten"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tiny.model_directory(tmp_path_factory.mktemp("bench") / "model"))
+
+
+def last_json(text: str) -> dict:
+    return json.loads(text.splitlines()[-1])
+
+
+def test_one_table_a_setting_and_one_json_line(folder, tmp_path, capsys):
+    plot = tmp_path / "roofline.png"
+    config = bench.Config(
+        folder, batch_size=(1, 2), tokens=(3, 5), dtype=("float32", "bfloat16"), rounds=2, peers=False, price_per_hour=3.6,
+        plot=plot,
+    )  # fmt: skip
+    assert bench.run(config) == 0
+    out = capsys.readouterr().out
+    found = last_json(out)
+    assert [(m["batch_size"], m["tokens"]) for m in found["measured"]] == [(1, 3), (1, 5), (2, 3), (2, 5)]
+    assert out.count("same tokens") == 4 and out.count("XLA cpu, bfloat16") == 4 + 4
+    for measured in found["measured"]:
+        own, narrow = measured["results"]
+        assert own["token_agreement"] == 1.0 and "bfloat16" in narrow["name"]
+        assert own["lines_per_s"] == pytest.approx(measured["batch_size"] / own["median_s"])
+        assert own["cost_per_1000_lines"] == pytest.approx(1000 * 3.6 / 3600 / own["lines_per_s"])
+        assert own["p50_s"] <= own["p99_s"] and own["compile_s"] >= 0
+        assert measured["roofline"]["share"] == pytest.approx(measured["roofline"]["least_s"] / own["median_s"])
+    assert found["ceilings"]["flops"] > 1e8 and found["ceilings"]["bytes"] > 1e7
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_peer_gives_the_same_number_of_tokens_and_the_exact_ones_the_same_tokens():
+    model = TrOCR.from_pretrained()
+    pixels = np.stack([np.asarray(_pixels(name)) for name in ("print-1", "sum")])
+    expected = bench.ours(model)(pixels, 6)
+    for name, make in peers.available().items():
+        if "compiled" in name:
+            continue  # minutes of a C++ compiler
+        found = make(model)(pixels, 6)
+        assert found.shape == expected.shape, name
+        if "float32" in name:
+            np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
+def _pixels(name: str) -> np.ndarray:
+    from trocr_jax import Reader
+
+    reader = Reader.from_pretrained()
+    return reader.processor.normalize(reader.processor(images.load(ROOT / "examples" / f"{name}.png")))
+
+
+def test_devices_share_a_batch_and_give_the_same_tokens(folder):
+    model = bench.load(bench.Config(folder))
+    pixels = bench.draw_pixels(bench.Config(folder), model, 4)
+    np.testing.assert_array_equal(bench.ours(model, 2)(pixels, 4), bench.ours(model)(pixels, 4))
+
+
+def test_cold_start_is_a_process_of_its_own(folder):
+    found = bench.cold_start(bench.Config(folder, batch_size=(1,), tokens=(2,)))
+    assert found["cold_start_s"] > 0.5 and found["cold_peak_bytes"] > 1 << 26
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": (8, 0)}, "at least 1"),
+        ({"dtype": ("float16",)}, "float32, bfloat16"),
+        ({"devices": 999}, "--devices is 999"),
+        ({"random": True, "model": "nobody/none"}, "--random needs --model"),
+        ({"random": True, "model": "microsoft/trocr-base-handwritten", "lines": ROOT}, "can read"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        bench.run(replace(bench.Config(), **changes))
+
+
+def test_the_counts_of_the_base_model_are_known():
+    encode, decode = roofline.encoding(BASE, 1, 4), roofline.decoding(BASE, 1, 20, 4)
+    assert encode.flops == pytest.approx(111e9, rel=0.01)
+    assert decode.flops == pytest.approx(20 * 108e9 / 128, rel=0.03)  # the TPU compiler's count, design.md section 4
+    assert decode.bytes == pytest.approx(20 * 4 * 247e6, rel=0.1)  # the decoder's weights at every step, and little else
+
+
+@pytest.mark.parametrize("family", ["vit", "deit"])
+def test_encoder_arithmetic_is_what_the_compiler_counts(family):
+    """On layers without a scan, whose body the compiler would count once."""
+    encoder = replace(BASE.encoder, model_type=family, image_size=(64, 128), num_layers=1, activation="relu")
+    config = replace(BASE, encoder=encoder)
+    abstract = TrOCR.abstract(config)
+    pixels = jax.ShapeDtypeStruct((2, 64, 128, 3), jnp.float32)
+    counted = jax.jit(TrOCR.encode).lower(abstract, pixels).cost_analysis()["flops"]
+    assert roofline.encoding(config, 2, 4).flops == pytest.approx(counted, rel=0.05)
+
+
+def test_least_time_is_the_slower_of_arithmetic_and_traffic():
+    ceilings = roofline.Ceilings(100.0, 10.0)
+    assert roofline.Work(200.0, 10.0).seconds(ceilings) == 2.0
+    assert roofline.Work(200.0, 50.0).seconds(ceilings) == 5.0
+
+
+def test_lines_are_read_by_every_mode(capsys):
+    found = bench_lines.run(ROOT / "examples", None, 1)
+    assert found["lines"] == len(list((ROOT / "examples").glob("*.png")))
+    exact, narrow, *others = found["results"]
+    assert exact["line_agreement"] == exact["token_agreement"] == 1.0
+    assert 0 < narrow["token_agreement"] <= 1
+    for row in others:
+        assert (row["token_agreement"] is None) == row["name"].startswith("Tesseract"), row
+        if "float32" in row["name"]:
+            assert row["line_agreement"] == 1.0
+    assert "same tokens" in capsys.readouterr().out
