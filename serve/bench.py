@@ -285,3 +285,9 @@ def first_batch(config: Config) -> int:
     model = load(config)
     ours(model, config.devices)(draw_pixels(config, model, config.batch_size[0]), config.tokens[0])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":  # for machines without tyro: the fields of Config as one JSON object
+    given = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    raise SystemExit(run(Config(**fields)))

@@ -13,7 +13,7 @@ from conftest import ROOT
 from trocr_jax import images
 from trocr_jax.config import PRESETS
 from trocr_jax.model import TrOCR
-from trocr_jax.serve import bench, bench_lines, peers, roofline
+from trocr_jax.serve import bench, bench_lines, curves, peers, refill, roofline
 
 BASE = PRESETS["microsoft/trocr-base-handwritten"]
 
@@ -130,3 +130,36 @@ def test_lines_are_read_by_every_mode(capsys):
         if "float32" in row["name"]:
             assert row["line_agreement"] == 1.0
     assert "same tokens" in capsys.readouterr().out
+
+
+def test_refilling_counts_steps():
+    assert refill.static([1, 9, 4, 4], 2) == 12 + 4
+    assert refill.refilled([1, 9, 4, 4], 2) == 12  # 1, 4 and 4 one after another beside 9
+    assert refill.refilled([5] * 6, 3) == refill.static([5] * 6, 3) == 16
+
+
+def test_curves_are_measured_and_drawn(tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "tiny", tiny.MODEL)
+    config = curves.Config(
+        tmp_path / "curves",
+        model="tiny",
+        models=("tiny",),
+        batch_sizes=(1, 2),
+        tokens=(2,),
+        widths=(16,),
+        batch=1,
+        length=3,
+        rounds=1,
+    )
+    assert curves.run(config) == 0
+    found = json.loads((tmp_path / "curves.json").read_text())
+    assert [(p["curve"], p["batch"], p["tokens"]) for p in found["points"]] == [
+        ("batch", 1, 3), ("batch", 2, 3), ("tokens", 1, 2), ("width", 1, 3), ("model", 1, 3)
+    ]  # fmt: skip
+    assert all(p["encode_s"] > 0 and p["decode_s"] > 0 for p in found["points"])
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_where_decoding_becomes_the_longer_stage():
+    rows = [{"curve": "tokens", "x": x, "encode_s": 10.0, "decode_s": float(x)} for x in (4, 8, 16)]
+    assert curves.crossing(rows) == 10 and curves.crossing(rows[:2]) is None

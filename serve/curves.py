@@ -1,0 +1,142 @@
+"""How the cost of a line grows with batch, tokens, image width and model size: seconds of encoding and decoding, each alone.
+
+    python -m trocr_jax.serve.curves --out docs/results/curves
+
+writes OUT.json and OUT.png. Random weights of the public checkpoints' shapes; one setting varies, the others stay at its middle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trocr_jax.config import PRESETS, TrOCRConfig
+from trocr_jax.decoding import GenerateConfig, generate
+from trocr_jax.model import TrOCR
+
+from . import bench, roofline
+
+
+@dataclass(frozen=True)
+class Config:
+    out: Path
+    """Where to, without an ending."""
+    model: str = "microsoft/trocr-base-handwritten"
+    """Of which everything but the model size is measured."""
+    models: tuple[str, ...] = tuple(f"microsoft/trocr-{size}-handwritten" for size in ("small", "base", "large"))
+    """For the curve over model size."""
+    batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
+    tokens: tuple[int, ...] = (4, 8, 16, 32, 64)
+    widths: tuple[int, ...] = (96, 192, 384, 768)
+    """Of the image, in pixels."""
+    batch: int = 4
+    """Where it does not vary."""
+    length: int = 20
+    """New tokens, where they do not vary."""
+    dtype: str = "float32"
+    rounds: int = 2
+    """Of which the faster counts."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting: which curve it belongs to, where on it, and what is read."""
+
+    curve: str
+    x: int
+    config: TrOCRConfig
+    batch: int
+    tokens: int
+
+
+def run(config: Config) -> int:
+    """Measures, writes and prints a row a point."""
+    limits = roofline.ceilings(jnp.dtype(config.dtype))
+    found = []
+    for point in points(config):
+        found.append(measure(point, config, limits))
+        print("{curve:<8} {x:>12}  encode {encode_s:8.3f} s  decode {decode_s:8.3f} s".format(**found[-1]), flush=True)
+    setting = bench.setting(bench.Config(config.model, dtype=(config.dtype,), rounds=config.rounds))
+    result = setting | {"bytes_per_s": limits.bytes, "flops_per_s": limits.flops, "points": found, "crossing": crossing(found)}
+    config.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    plot(config.out.with_suffix(".png"), found)
+    return 0
+
+
+def points(config: Config) -> Iterator[Point]:
+    """Every point of every curve."""
+    base, batch, length = PRESETS[config.model], config.batch, config.length
+    yield from (Point("batch", b, base, b, length) for b in config.batch_sizes)
+    yield from (Point("tokens", t, base, batch, t) for t in config.tokens)
+    for width in config.widths:
+        encoder = replace(base.encoder, image_size=(base.encoder.image_size[0], width))
+        yield Point("width", width, replace(base, encoder=encoder), batch, length)
+    for name in config.models:
+        model = PRESETS[name]
+        yield Point("model", sum(x.size for x in jax.tree.leaves(TrOCR.abstract(model))), model, batch, length)
+
+
+def measure(point: Point, config: Config, limits: roofline.Ceilings) -> dict[str, Any]:
+    """Seconds of both stages, and the least that the device's ceilings allow."""
+    abstract = TrOCR.abstract(point.config, jnp.dtype(config.dtype))
+    rng = np.random.default_rng(0)
+    model = jax.tree.map(lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32), x.dtype), abstract)
+    pixels = jnp.asarray(rng.uniform(-1, 1, (point.batch, *point.config.encoder.image_size, 3)), jnp.float32)
+    encode, options = jax.jit(TrOCR.encode), GenerateConfig(point.tokens, min_new_tokens=point.tokens)
+    memory, size = encode(model, pixels), jnp.dtype(config.dtype).itemsize
+    stages = {
+        "encode": (
+            roofline.best(encode, model, pixels, rounds=config.rounds),
+            roofline.encoding(point.config, point.batch, size),
+        ),
+        "decode": (
+            roofline.best(generate, model, memory, options, rounds=config.rounds),
+            roofline.decoding(point.config, point.batch, point.tokens, size),
+        ),
+    }
+    row: dict[str, Any] = {"curve": point.curve, "x": point.x, "batch": point.batch, "tokens": point.tokens}
+    for name, (seconds, work) in stages.items():
+        row |= {f"{name}_s": seconds, f"{name}_flops": work.flops, f"{name}_least_s": work.seconds(limits)}
+    return row
+
+
+def crossing(found: Sequence[dict[str, Any]]) -> float | None:
+    """The number of tokens from which decoding takes longer than encoding, between the points that enclose it; None without."""
+    curve = [row for row in found if row["curve"] == "tokens"]
+    for a, b in zip(curve, curve[1:], strict=False):
+        low, high = (row["decode_s"] - row["encode_s"] for row in (a, b))
+        if low < 0 <= high:
+            return a["x"] + (b["x"] - a["x"]) * -low / (high - low)
+    return None
+
+
+def plot(path: Path, found: Sequence[dict[str, Any]]) -> None:
+    """One panel a curve, milliseconds a line."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(row["curve"] for row in found))
+    figure = Figure(figsize=(4 * len(names), 3.4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        rows = [row for row in found if row["curve"] == name]
+        for stage, colour in (("encode", "tab:blue"), ("decode", "tab:orange")):
+            for key, line in (("_s", "o-"), ("_least_s", ":")):
+                values = [1000 * row[stage + key] / row["batch"] for row in rows]
+                axes.plot(
+                    [row["x"] for row in rows], values, line, color=colour, label=stage + (" at best" if line == ":" else "")
+                )
+        axes.set(xscale="log", yscale="log", xlabel="parameters" if name == "model" else name, ylabel="ms a line")
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    raise SystemExit(run(tyro.cli(Config)))
