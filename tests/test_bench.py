@@ -30,14 +30,15 @@ def last_json(text: str) -> dict:
 def test_one_table_a_setting_and_one_json_line(folder, tmp_path, capsys):
     plot = tmp_path / "roofline.png"
     config = bench.Config(
-        folder, batch_size=(1, 2), tokens=(3, 5), dtype=("float32", "bfloat16"), rounds=2, peers=False, price_per_hour=3.6,
+        folder, batch_size=(2, 1), tokens=(3,), dtype=("float32", "bfloat16"), rounds=2, peers=False, price_per_hour=3.6,
         plot=plot,
     )  # fmt: skip
-    assert bench.run(config) == 0
+    with jax.numpy_dtype_promotion("standard"):  # flax's LayerNorm widens bfloat16 implicitly
+        assert bench.run(config) == 0
     out = capsys.readouterr().out
     found = last_json(out)
-    assert [(m["batch_size"], m["tokens"]) for m in found["measured"]] == [(1, 3), (1, 5), (2, 3), (2, 5)]
-    assert out.count("same tokens") == 4 and out.count("XLA cpu, bfloat16") == 4 + 4
+    assert [(m["batch_size"], m["tokens"]) for m in found["measured"]] == [(2, 3), (1, 3)]
+    assert out.count("same tokens") == 2 and out.count("XLA cpu, bfloat16") == 2 + 2
     for measured in found["measured"]:
         own, narrow = measured["results"]
         assert own["token_agreement"] == 1.0 and "bfloat16" in narrow["name"]
@@ -120,7 +121,8 @@ def test_least_time_is_the_slower_of_arithmetic_and_traffic():
 
 
 def test_lines_are_read_by_every_mode(capsys):
-    found = bench_lines.run(ROOT / "examples", None, 1)
+    with jax.numpy_dtype_promotion("standard"):  # flax's LayerNorm widens bfloat16 implicitly
+        found = bench_lines.run(ROOT / "examples", None, 1)
     assert found["lines"] == len(list((ROOT / "examples").glob("*.png")))
     exact, narrow, *others = found["results"]
     assert exact["line_agreement"] == exact["token_agreement"] == 1.0

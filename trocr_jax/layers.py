@@ -136,7 +136,7 @@ def _attend_head_by_head(q: Array, k: Array, v: Array) -> Array:
 
 def softmax_dtype(x: Array) -> Dtype:
     """float32 for anything narrower: half-precision scores lose the small weights."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32
 
 
 class Mlp(nnx.Module):
