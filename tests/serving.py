@@ -4,10 +4,17 @@ Programs are compiled once a process: further servers of the same slots start in
 """
 
 import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import httpx2
 import uvicorn
@@ -40,11 +47,12 @@ def lines():
 class Running:
     """A server that runs. `url` is its address, `service` its inside."""
 
-    def __init__(self, limits=None, keys=(), hosts=(), models=(MODEL,), local_only=False, pause=0.0):
+    def __init__(self, limits=None, keys=(), hosts=(), models=(MODEL,), local_only=False, pause=0.0, wait=True):
         limits = limits or Limits()
         models = {name: reader() for name in models}
         self.service = Service(models, Keys(keys), limits, hosts=hosts, slots=SLOTS, batch=BATCH, beams=BEAMS)
         app = create_app(self.service, local_only=local_only)
+        self.app = app.app  # behind the guard
         config = uvicorn.Config(app, http=protocol(limits), ws="none", lifespan="on", log_config=None, access_log=False)
         self.server = Server(config, self.service, pause)
         listener = _listen("127.0.0.1", 0)
@@ -52,8 +60,8 @@ class Running:
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self.server.run, args=([listener],))
         self._thread.start()
-        wait_until(lambda: self.service.state != "starting", 300)
-        assert self.service.state == "ready"
+        wait_until(lambda: self.server.started if not wait else self.service.state != "starting", 300)
+        assert not wait or self.service.state == "ready"
 
     def stop(self):
         self.server.should_exit = True
@@ -86,6 +94,85 @@ def serving(**options):
         wait_until(running.idle, 10)
     finally:
         running.stop()
+
+
+@cache
+def _compiled() -> tempfile.TemporaryDirectory:
+    """Where servers of this run keep compiled programs, so that only the first one compiles."""
+    return tempfile.TemporaryDirectory()
+
+
+class Process:
+    """`trocr-jax serve` as its user starts it: a process of its own, on a free port. `log` holds its entries so far."""
+
+    def __init__(self, *arguments, keys="", wait=True):
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": _compiled().name, "TROCR_API_KEY": keys}
+        self._log = tempfile.TemporaryFile("w+")
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "trocr_jax.cli", "serve", "--port", "0", "--slots", "4", *arguments],
+            stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment, cwd=tempfile.gettempdir(),
+        )  # fmt: skip
+        self.key = keys.partition(",")[0]
+        if wait:
+            self.ready()
+
+    def ready(self):
+        """Waits for the line that says where it serves."""
+        line = self.process.stdout.readline()
+        assert " at http://" in line, self.text()
+        self.url = line.rsplit(" at ", 1)[1].strip()
+        self.port = int(self.url.rsplit(":", 1)[1])
+        return self
+
+    def client(self, headers=None):
+        key = {"authorization": f"Bearer {self.key}"} if self.key else {}
+        return httpx2.Client(base_url=self.url, timeout=60, headers=key | (headers or {}))
+
+    def text(self) -> str:
+        self._log.seek(0)
+        return self._log.read()
+
+    @property
+    def log(self) -> list[dict]:
+        return [json.loads(line) for line in self.text().splitlines()]
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        with self.client() as client:
+            text = client.get("/metrics").text
+        rows = [line.rsplit(" ", 1) for line in text.splitlines() if line.startswith((f"trocr_{name} ", f"trocr_{name}{{"))]
+        return sum(float(value) for _, value in rows)
+
+    def memory(self, kind="VmRSS") -> float:
+        """MB of memory: VmRSS now, VmHWM at most since `forget_peak`."""
+        rows = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(row.split()[1]) for row in rows if row.startswith(f"{kind}:")) / 1024
+
+    def forget_peak(self):
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+    def terminate(self):
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, seconds=60) -> int:
+        return self.process.wait(seconds)
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        self._log.close()
+
+
+@contextmanager
+def process(*arguments, **options):
+    running = Process(*arguments, **options)
+    try:
+        yield running
+    finally:
+        running.kill()
 
 
 def wait_until(condition, seconds):
