@@ -1,0 +1,162 @@
+"""From start to end: alive while it compiles, ready after that, drained by SIGTERM, and logs that keep secrets."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx2
+import pytest
+from serving import MODEL, PICTURES, Running, chat, data_url, lines, process, serving, wait_until
+
+from trocr_jax.serve.limits import Limits
+
+KEY = "sk-" + "c" * 24
+
+
+@pytest.fixture(scope="module")
+def life():
+    """One server's whole life: everything that the tests below look at, noted while it happens."""
+    seen = {"answers": [], "ready": []}
+    with process("--drain-pause", "1.5", "--log-level", "INFO", keys=KEY) as server:
+        body = chat(PICTURES[0])
+        with server.client() as client:
+            seen["health"] = client.get("/healthz").status_code
+            seen["first"] = client.post("/v1/chat/completions", json=body, headers={"x-request-id": "life-1"})
+            client.post("/v1/chat/completions", json=chat(data_url(b"secret image")))
+            client.post("/v1/chat/completions?secret=query", content=b"secret body")
+            seen["compilations"] = server.metric("compilations_total")
+        stop = threading.Event()
+
+        def load():
+            while not stop.is_set():
+                try:
+                    with server.client() as client:
+                        while not stop.is_set():
+                            answer = client.post("/v1/chat/completions", json=body)
+                            seen["answers"].append((answer.status_code, answer.json()))
+                            if answer.headers.get("connection") == "close":
+                                break
+                except httpx2.TransportError as error:
+                    seen["answers"].append((type(error).__name__, None))
+                    return
+
+        threads = [threading.Thread(target=load) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(seen["answers"]) > 8, 30)
+        server.terminate()
+        start = time.monotonic()
+        with server.client() as client:
+            while time.monotonic() - start < 5:
+                try:
+                    answer = client.get("/readyz")
+                    seen["ready"].append(answer.status_code)
+                except httpx2.TransportError:
+                    break
+                time.sleep(0.1)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        seen["exit"], seen["took"] = server.wait(30), time.monotonic() - start
+        seen["log"], seen["text"] = server.log, server.text()
+    return seen
+
+
+def test_it_served(life):
+    assert life["health"] == 200
+    assert life["first"].json()["choices"][0]["message"]["content"] == lines()[0].text
+
+
+def test_sigterm_loses_no_accepted_request(life):
+    outcomes = [status for status, _ in life["answers"]]
+    wrong = [status for status in outcomes if status != 200]
+    # after the pause the socket is closed: a client that comes then is refused a connection, and nothing was accepted of it
+    assert set(wrong) <= {"ConnectError"}, wrong
+    assert {body["choices"][0]["message"]["content"] for status, body in life["answers"] if status == 200} == {lines()[0].text}
+
+
+def test_readyz_says_no_before_the_socket_closes(life):
+    assert life["ready"].count(503) >= 3 and life["ready"][-1] == 503
+
+
+def test_it_ends_with_0_in_time(life):
+    assert life["exit"] == 0 and life["took"] < 10
+
+
+def test_logs_are_json_with_ids_and_without_secrets(life):
+    events = [entry["event"] for entry in life["log"]]
+    assert events[0] == "ready" and "draining" in events and events[-1] == "stopped"
+    first = next(entry for entry in life["log"] if entry.get("id") == "life-1")
+    assert first["status"] == 200 and first["route"] == "/v1/chat/completions" and first["model"] == MODEL and first["tokens"] > 0
+    text = life["text"]
+    assert KEY not in text and "secret" not in text and lines()[0].text not in text and "base64" not in text
+
+
+def test_ready_means_compiled(life):
+    ready = next(entry for entry in life["log"] if entry["event"] == "ready")
+    assert ready["compilations"] == life["compilations"], "a request made the server compile"
+
+
+def test_alive_but_not_ready_while_it_compiles(monkeypatch):
+    held = threading.Event()
+    monkeypatch.setattr("trocr_jax.engine.Engine.warm_up", lambda _: held.wait(30))
+    with serving(wait=False) as running, running.client() as client:
+        try:
+            assert client.get("/healthz").status_code == 200 and client.get("/readyz").status_code == 503
+            early = client.post("/v1/chat/completions", json=chat())
+            assert early.status_code == 503 and early.json()["error"]["code"] == "not_ready" and early.headers["retry-after"]
+            assert client.get("/v1/models").status_code == 200
+        finally:
+            held.set()
+        wait_until(lambda: client.get("/readyz").status_code == 200, 10)
+
+
+def test_a_device_that_fails_at_the_start_ends_the_server(monkeypatch):
+    def fail(_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("trocr_jax.engine.Engine.warm_up", fail)
+    running = Running(wait=False)
+    wait_until(lambda: running.service.state == "failed", 10)
+    running.stop()
+
+
+def test_no_slot_is_lost_over_many_rounds():
+    """Readers, leavers and latecomers in turns; after each round everything is free again."""
+    with serving(limits=Limits(request_seconds=5)) as running, running.client() as client:
+        for _ in range(5):
+            for fields in ({}, {"n": 3, "temperature": 1.0}, {"stream": True}, {"max_tokens": 1}, {"trocr": {"num_beams": 2}}):
+                assert client.post("/v1/chat/completions", json=chat(*PICTURES[:2], **fields)).status_code == 200
+            with socket.create_connection(("127.0.0.1", running.port)) as gone:
+                content = json.dumps(chat(*PICTURES)).encode()
+                gone.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n")
+                gone.sendall(b"Content-Length: %d\r\n\r\n" % len(content) + content)
+            wait_until(running.idle, 10)
+
+
+# --- the command line ---
+
+
+def serve(*arguments, **environment) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "trocr_jax.cli", "serve", *arguments]
+    environment = os.environ | {"TROCR_API_KEY": "", **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def test_wrong_use_is_one_line_and_2(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments, message in (
+            (["--port", port], f"cannot listen on 127.0.0.1:{port}: Address already in use"),
+            (["--host", "0.0.0.0"], "other machines can reach 0.0.0.0: set TROCR_API_KEY or --api-key-file, or say --no-key"),
+        ):
+            run = serve(*arguments)
+            assert run.returncode == 2 and message in run.stderr and run.stderr.count("\n") == 1 and not run.stdout
+    run = serve("--api-key-file", str(tmp_path / "none"))
+    assert run.returncode == 1 and run.stderr.count("\n") == 1 and "none" in run.stderr
+    run = serve(TROCR_API_KEY="short")
+    assert run.returncode == 1 and "at least 16" in run.stderr and "short" not in run.stderr.replace("short enough", "")

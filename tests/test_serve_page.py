@@ -1,0 +1,216 @@
+"""The page as a person meets it, in a real browser: drop, watch the text come, see what is unsure, be told what is wrong.
+
+Set PAGE_SCREENSHOTS to a folder to keep what was seen.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from browser import Browser, chromium
+from serving import MODEL, PICTURES, lines, serving, wait_until
+
+from trocr_jax.serve.limits import Limits
+
+KEY = "sk-" + "d" * 24
+DONE = "document.querySelector('.line') && !document.querySelector('.waiting')"
+LONGEST = max(range(len(PICTURES)), key=lambda i: len(lines()[i].text))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    window = Browser(chromium())
+    yield window
+    window.close()
+
+
+@pytest.fixture(scope="module")
+def server(browser):
+    with serving(models=(MODEL, "second/model"), limits=Limits(rate=0)) as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser, server):
+    browser.look(1000, 800)
+    browser.open(server.url)
+    browser.until("document.querySelectorAll('#model option').length")
+    yield browser
+    assert browser.problems == []
+    outside = [url for url in browser.requested if not url.startswith((f"{server.url}/", "data:", f"blob:{server.url}/"))]
+    assert outside == [], "no outside assets"
+
+
+def shown(line) -> str:
+    return line.text or "No text seen."
+
+
+def keep(browser, name: str):
+    if folder := os.environ.get("PAGE_SCREENSHOTS"):
+        browser.screenshot(Path(folder) / f"{name}.png")
+
+
+def test_dropped_lines_are_read(page):
+    assert page.run("document.getElementById('copy').offsetParent") is None, "nothing to copy yet"
+    page.drop(*PICTURES[:4])
+    page.until(f"{DONE} && document.querySelectorAll('.line').length === 4")
+    assert page.text(".text") == [shown(line) for line in lines()[:4]]
+    for note, picture, line in zip(page.text(".note"), PICTURES, lines(), strict=False):
+        assert picture.name in note and (not line.text or f"{100 * line.confidence:.0f} % sure" in note)
+    keep(page, "light")
+
+
+def test_text_comes_while_it_is_read(page, server, monkeypatch):
+    advance = type(server.engine)._advance
+    monkeypatch.setattr(type(server.engine), "_advance", lambda engine: (time.sleep(0.1), advance(engine))[1])
+    page.run("""{ window.seen = []; new MutationObserver(() => {
+        const text = document.querySelector(".text"); if (text) seen.push(text.textContent);
+    }).observe(document.body, { subtree: true, childList: true, characterData: true }); }""")
+    page.drop(PICTURES[LONGEST])
+    page.until(DONE)
+    seen = list(dict.fromkeys(text for text in page.run("seen") if text))
+    final = lines()[LONGEST].text
+    assert seen[-1] == final and len(seen) >= 4
+    assert all(final.startswith(text) for text in seen)
+
+
+def test_words_are_coloured_by_confidence(page):
+    page.drop(*PICTURES)
+    page.until(f"{DONE} && document.querySelectorAll('.line').length === {len(PICTURES)}")
+    words = "[...document.querySelectorAll('.text')].map(t => [...t.querySelectorAll('.word')])"
+    levels = set()
+    found_words = page.run(f"{words}.map(line => line.map(w => [w.textContent, w.dataset.level]))")
+    for found, line in zip(found_words, lines(), strict=True):
+        wanted = [[word.text, level(word.confidence)] for word in line.words]
+        assert found == wanted
+        levels |= {name for _, name in wanted}
+    assert len(levels) > 1, "pictures of which some words are doubtful, or this proves little"
+    colours = page.run(f"Object.fromEntries({words}.flat().map(w => [w.dataset.level, getComputedStyle(w).color]))")
+    assert len(set(colours.values())) == len(levels)
+
+
+def level(confidence: float) -> str:
+    return "sure" if confidence >= 0.9 else "unsure" if confidence >= 0.6 else "doubtful"
+
+
+def test_a_bad_file_says_so_and_hinders_no_other(page, tmp_path):
+    (tmp_path / "notes.png").write_text("no image")
+    page.drop(tmp_path / "notes.png", PICTURES[0])
+    page.until(f"{DONE} && document.querySelectorAll('.line').length === 2")
+    bad, good = page.text(".text")
+    assert "not a" in bad.lower() and "image" in bad and good == shown(lines()[0])
+    assert page.run("document.querySelectorAll('.text.error').length") == 1
+    page.events[:] = [e for e in page.events if e.get("method") != "Log.entryAdded"]  # the 400 itself, which Chromium notes
+
+
+def test_download_copy_and_clear(page):
+    page.run("URL.createObjectURL = (make => blob => { window.saved = blob; return make.call(URL, blob); })(URL.createObjectURL)")
+    page.drop(*PICTURES[:2])
+    page.until(f"{DONE} && document.querySelectorAll('.line').length === 2")
+    page.run("document.execCommand = () => { window.copied = document.activeElement.value; return true; }")
+    page.run("Object.defineProperty(navigator, 'clipboard', { value: { writeText: async text => { window.copied = text; } } })")
+    page.run("document.getElementById('copy').click()")
+    assert page.until("window.copied") == "\n".join(line.text for line in lines()[:2])
+    page.run("HTMLAnchorElement.prototype.click = () => {}; document.getElementById('download').click()")
+    saved = json.loads(page.run("saved.text()"))
+    assert [entry["text"] for entry in saved] == [line.text for line in lines()[:2]]
+    assert saved[0]["name"] == PICTURES[0].name and saved[0]["words"] and saved[0]["model"] == MODEL
+    page.run("document.getElementById('clear').click()")
+    assert page.run("document.querySelectorAll('.line').length") == 0
+
+
+def test_the_chosen_model_reads(page, server):
+    before = server.count("lines_total", model="second/model", finish_reason=lines()[0].finish_reason)
+    page.run("document.getElementById('model').value = 'second/model'")
+    page.drop(PICTURES[0])
+    page.until(DONE)
+    assert server.count("lines_total", model="second/model", finish_reason=lines()[0].finish_reason) == before + 1
+
+
+def test_by_keyboard(page):
+    """Tab reaches everything, in the order of the page, and what has the focus shows it."""
+    page.drop(PICTURES[0])
+    page.until(DONE)
+    page.run("document.activeElement.blur()")
+    reached, script = [], "document.activeElement.id || document.activeElement.textContent.trim()"
+    for _ in range(12):
+        page.key("Tab")
+        reached.append(page.run(script))
+        outlined = "[document.activeElement, document.activeElement.nextElementSibling].some(e => e && "
+        outlined += "getComputedStyle(e).outlineStyle !== 'none') || document.activeElement === document.body"
+        assert page.run(outlined), reached
+    order = [name for name in reached if name in ("model", "choose", "copy", "download", "clear")]
+    assert order[:5] == ["model", "choose", "copy", "download", "clear"]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_on_a_phone(page, dark):
+    page.look(375, 720, dark=dark, phone=True)
+    page.drop(*PICTURES[:3])
+    page.until(f"{DONE} && document.querySelectorAll('.line').length === 3")
+    assert page.run("document.documentElement.scrollWidth") <= 375, "nothing is wider than the screen"
+    sizes = page.run("[...document.querySelectorAll('button, .button, select')].filter(e => e.offsetParent)"
+                     ".map(e => [e.textContent, e.getBoundingClientRect().height])")  # fmt: skip
+    assert all(height >= 40 for _, height in sizes), sizes
+    keep(page, "phone-dark" if dark else "phone")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_contrast(page, dark):
+    """Every text against its own background: at least 4.5 to 1, as WCAG asks."""
+    page.look(1000, 800, dark=dark)
+    page.drop(*PICTURES[:6])
+    page.until(f"{DONE} && document.querySelectorAll('.line').length === 6")
+    pairs = page.run("""[...document.querySelectorAll('h1, p, span, button, .button, select, .word')].filter(e => e.offsetParent
+        && e.textContent.trim()).map(e => { let b = e; while (getComputedStyle(b).backgroundColor === 'rgba(0, 0, 0, 0)'
+        && b.parentElement) b = b.parentElement; return [e.textContent.slice(0, 20), getComputedStyle(e).color,
+        getComputedStyle(b).backgroundColor]; })""")
+    assert len(pairs) > 10
+    for text, front, back in pairs:
+        assert contrast(front, back) >= 4.5, (text, front, back)
+    keep(page, "contrast-dark" if dark else "contrast")
+
+
+def contrast(*colours: str) -> float:
+    def luminance(colour: str) -> float:
+        parts = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+        red, green, blue = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    dark, light = sorted(map(luminance, colours))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_it_asks_for_the_key(browser):
+    browser.look(1000, 800)
+    with serving(keys=[KEY]) as running:
+        browser.open(running.url)
+        browser.until("document.getElementById('ask').open")
+        keep(browser, "key")
+        enter_key(browser, "sk-wrong")
+        browser.until("document.getElementById('ask').open && document.getElementById('ask-why').textContent")
+        assert browser.text("#ask-why") == ["This key is not valid."]
+        enter_key(browser, KEY)
+        browser.until("document.querySelectorAll('#model option').length")
+        browser.drop(PICTURES[0])
+        browser.until(DONE)
+        assert browser.text(".text") == [lines()[0].text]
+        browser.open("about:blank")
+        wait_until(running.idle, 10)
+
+
+def enter_key(browser, key: str):
+    browser.run(f"document.getElementById('key').value = {key!r}; document.getElementById('key').focus(); true")
+    browser.key("Enter", "\r")
+
+
+def test_a_server_that_goes_away_is_said(browser):
+    browser.look(1000, 800)
+    with serving() as running:
+        browser.open(running.url)
+        browser.until("document.querySelectorAll('#model option').length")
+    browser.drop(PICTURES[0])
+    browser.until(DONE)
+    assert browser.text(".text.error") == ["The server cannot be reached."]
