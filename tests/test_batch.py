@@ -1,0 +1,304 @@
+"""Batch jobs end to end on a small random model: what they write, what they say, and what they survive."""
+
+import json
+import math
+import os
+import random
+import subprocess
+import time
+from pathlib import Path
+
+import batching
+import numpy as np
+import pytest
+import tiny
+from batching import batch, pictures
+
+from trocr_jax.prepared import Prepared
+from trocr_jax.reader import Reader
+from trocr_jax.serve import batch_decode, batch_pipeline
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.model_directory(tmp_path_factory.mktemp("batch") / "model")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return batching.folder(tmp_path_factory.mktemp("lines"), pictures(60))
+
+
+def test_jsonl_and_parquet_hold_what_the_reader_reads(capsys, model, images, tmp_path):
+    paths = sorted(images.iterdir())
+    lines = Reader.from_pretrained(model).read(paths, max_new_tokens=6)
+    assert len({line.text for line in lines}) > 3, "the model must tell the images apart, or this proves nothing"
+    for form in ("jsonl", "parquet"):
+        out = tmp_path / form
+        code, summary, _ = batch(capsys, images, out, "--model", model, "--format", form, "--unit-lines", 25)
+        rows = batching.rows(out)
+        assert code == 0 and summary["lines"] == 60 and len(batching.parts(out)) == summary["parts"] == 3
+        assert [row["id"] for row in rows] == [path.name for path in paths], "in the order of the input"
+        for row, line in zip(rows, lines, strict=True):
+            assert (row["text"], tuple(row["flags"]), row["error"], row["finish_reason"]) == (
+                line.text, line.flags, None, line.finish_reason,
+            )  # fmt: skip
+            assert math.isclose(row["confidence"], line.confidence, rel_tol=1e-4)
+            assert [(w["text"], w["start"], w["end"]) for w in row["words"]] == [(w.text, w.start, w.end) for w in line.words]
+
+
+def test_the_report(capsys, model, images, tmp_path):
+    code, summary, err = batch(capsys, images, tmp_path / "out", "--model", model, "--price-per-hour", 3.6)
+    here = summary["here"]
+    assert code == 0 and summary["errors"] == {} and here["lines"] == 60
+    assert math.isclose(here["cost_per_1000"], here["seconds"] / 60, rel_tol=1e-3)
+    assert math.isclose(here["lines_per_second"], 60 / here["seconds"], rel_tol=1e-2)
+    assert 0 <= here["device_waited"] <= 1 and 0 < here["startup_seconds"] < here["seconds"]
+    assert "60/60" in err and "line/s" in err and "for 1,000 lines" in err
+
+
+def test_bad_images_are_named_and_the_rest_is_read(capsys, model, tmp_path):
+    good = pictures(200)
+    bad = dict(
+        zip(random.Random(0).sample(sorted(good), 4), [b"", b"no image", good["00000.png"][:90], b"\xff\xd8\xff"], strict=True)
+    )
+    folder = batching.folder(tmp_path / "lines", good | bad)
+    code, summary, err = batch(capsys, folder, tmp_path / "out", "--model", model)
+    rows = batching.rows(tmp_path / "out")
+    assert code == 1 and summary["lines"] == len(rows) == 200 and sum(summary["errors"].values()) == 4
+    assert {row["id"] for row in rows if row["error"]} == set(bad)
+    for name in bad:
+        assert sum(f"trocr-jax: {name}: " in line for line in err.splitlines()) == 1, f"{name} is reported in one line"
+    assert summary["errors"]["the file is empty"] == 1 and "4 could not be read" in err
+
+
+def test_a_finished_job_is_left_as_it_is(capsys, model, images, tmp_path):
+    out = tmp_path / "out"
+    first = batch(capsys, images, out, "--model", model)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    code, summary, _ = batch(capsys, images, out)
+    assert code == 0 and summary["lines"] == first[1]["lines"] == 60 and summary["here"]["lines"] == 0
+    assert {path: path.stat().st_mtime_ns for path in out.glob("part-*")} == before
+    assert not [*out.glob("_job/leases/*"), *out.glob(".part*"), *out.glob("_job/draft*")]
+
+
+def test_a_missing_part_is_done_again_and_is_the_same(capsys, model, images, tmp_path):
+    out = tmp_path / "out"
+    batch(capsys, images, out, "--model", model, "--unit-lines", 16)
+    whole = batching.parts(out)
+    (out / "part-00002.jsonl").unlink()
+    code, summary, _ = batch(capsys, images, out)
+    assert code == 0 and batching.parts(out) == whole and summary["here"]["lines"] == 16
+
+
+def test_what_does_not_fit_the_job_is_refused(capsys, model, images, tmp_path):
+    out, other = tmp_path / "out", tmp_path / "other"
+    batch(capsys, images, out, "--model", model)
+    other.mkdir()
+    (other / "thesis.doc").touch()
+    changed = tiny.model_directory(tmp_path / "model", seed=1)
+    cases = [
+        (2, "--beams", [images, out, "--beams", 4]),
+        (2, "INPUT", [tmp_path, out]),
+        (2, "--model", [images, out, "--model", changed]),
+        (1, "thesis.doc", [images, other, "--model", model]),
+        (1, "no such file", [tmp_path / "absent", tmp_path / "new", "--model", model]),
+        (2, "at least 1", [images, tmp_path / "new", "--unit-lines", 0]),
+        (1, "no such", [images, tmp_path / "new", "--model", "./no/model"]),
+    ]
+    for expected, word, arguments in cases:
+        code, summary, err = batch(capsys, *arguments)
+        assert code == expected and not summary and word in err and len(err.splitlines()) == 1, arguments
+    (model_copy := tmp_path / "copy").mkdir()
+    for path in Path(model).iterdir():
+        (model_copy / path.name).write_bytes(path.read_bytes())
+    batch(capsys, images, tmp_path / "third", "--model", model_copy)
+    (model_copy / "generation_config.json").write_text('{"num_beams": 2}')
+    assert "other weights" in batch(capsys, images, tmp_path / "third")[2]
+
+
+def test_containers_give_the_same_texts(capsys, model, images, tmp_path):
+    """Other units and batches than the folder's, so the texts are compared and not the bytes."""
+    content = {path.name: path.read_bytes() for path in sorted(images.iterdir())}
+    batch(capsys, images, tmp_path / "folder", "--model", model)
+    expected = [row["text"] for row in batching.rows(tmp_path / "folder")]
+    inputs = [
+        batching.tar(tmp_path / "x.tar", content), batching.parquet(tmp_path / "x.parquet", content),
+        batching.lmdb(tmp_path / "lmdb", content), f"file://{images}",
+    ]  # fmt: skip
+    for number, source in enumerate(inputs):
+        out = tmp_path / f"out{number}"
+        code, *_ = batch(capsys, source, out, "--model", model, "--unit-lines", 20)
+        assert code == 0 and [row["text"] for row in batching.rows(out)] == expected, source
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", place], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs, which is denied: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_is_said_and_leaves_whole_parts(capsys, model, images, small_disk, tmp_path):
+    arguments = ["--model", model, "--unit-lines", 2]
+    batch(capsys, images, tmp_path / "whole", *arguments)
+    expected = batching.parts(tmp_path / "whole")
+    code, summary, err = batch(capsys, images, small_disk / "out", *arguments)
+    found = batching.parts(small_disk / "out")
+    assert code == 1 and not summary and "No space left on device" in err.splitlines()[-1] and "free some space" in err
+    assert 0 < len(found) < 30 and found.items() <= expected.items()
+    subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
+    code, summary, _ = batch(capsys, images, small_disk / "out")
+    assert code == 0 and batching.parts(small_disk / "out") == expected
+
+
+def survive(images: Path, model: Path | None, folder: Path, kills: int, delay, expected: dict[str, bytes], *arguments) -> int:
+    """Two workers, killed at random and restarted until so many kills are done; every job that ends on the way is compared.
+
+    Returns the number of kills that struck a worker which held work.
+    """
+    named = ["--model", model] if model else []
+    rng, done, struck, job = random.Random(0), 0, 0, 0
+    while done < kills:
+        out, job = folder / f"out{job}", job + 1
+        workers = [batching.worker(images, out, *named, *arguments) for _ in range(2)]
+        while done < kills and all(worker.poll() is None for worker in workers):
+            delay(rng, out)
+            victim = rng.randrange(2)
+            if workers[victim].poll() is not None:
+                break
+            leases = [json.loads(path.read_text() or "{}") for path in out.glob("_job/leases/*") if path.exists()]
+            struck += any(lease.get("pid") == workers[victim].pid for lease in leases)
+            batching.kill(workers[victim])
+            done += 1
+            workers[victim] = batching.worker(images, out, *named, *arguments)
+        for worker in workers:
+            assert "Traceback" not in worker.communicate()[1] and worker.returncode == 0
+        assert batching.parts(out) == expected, "0 lost, 0 doubled, 0 differing"
+        assert not [*out.glob(".part*"), *out.glob("_job/leases/*")]
+    return struck
+
+
+def decoders_alive() -> set[int]:
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"trocr_jax.serve.batch_decode" in path.read_bytes():
+                found.add(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_kills_lose_and_double_nothing(capsys, model, images, tmp_path):
+    """Killed as soon as another part is there: in the middle of work, although the job takes a moment."""
+    others, arguments = decoders_alive(), ["--unit-lines", 1]
+    batch(capsys, images, tmp_path / "whole", "--model", model, *arguments)
+    expected = batching.parts(tmp_path / "whole")
+
+    def delay(rng, out):
+        before, deadline = len([*out.glob("part-*")]), time.monotonic() + 60
+        while len([*out.glob("part-*")]) == before and time.monotonic() < deadline:
+            time.sleep(0.002)
+
+    assert len(expected) == 60
+    survive(images, model, tmp_path, 2, delay, expected, *arguments)
+    deadline = time.monotonic() + 10
+    while decoders_alive() - others and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not decoders_alive() - others, "decoders end with their worker, however it died"
+
+
+@pytest.mark.slow
+def test_twenty_kills_over_two_thousand_images(capsys, tmp_path):
+    """With the model in the package; kills come at any moment, also while a worker starts."""
+    images = batching.folder(tmp_path / "lines", pictures(2000))
+    arguments = ["--unit-lines", 32, "--beams", 4]
+    assert batch(capsys, images, tmp_path / "whole", *arguments)[0] == 0
+    expected = batching.parts(tmp_path / "whole")
+    ids = [row["id"] for row in batching.rows(tmp_path / "whole")]
+    assert ids == sorted(pictures(2000))
+    struck = survive(images, None, tmp_path, 20, lambda rng, out: time.sleep(rng.uniform(0.5, 9)), expected, *arguments)
+    print(f"20 kills, {struck} of them of a worker that held work")
+    assert struck >= 5
+
+
+@pytest.fixture(scope="module")
+def processor(model):
+    return Reader.from_pretrained(model).processor
+
+
+def test_a_decoder_that_dies_is_replaced_and_the_image_named(processor, monkeypatch):
+    ask = batch_decode.Decoder.ask
+
+    def hostile(self, images):
+        if b"bomb" in images:
+            self.process.kill()
+        return ask(self, images)
+
+    monkeypatch.setattr(batch_decode.Decoder, "ask", hostile)
+    decoders, good = batch_decode.Decoders(processor, 1), batching.png("12")
+    try:
+        found = decoders.submit([good, b"bomb", good, None, "file:///absent.png"]).result()
+    finally:
+        decoders.close()
+    assert [image.error for image in found] == [
+        None, "the image crashed its decoder", None, "the record holds no image", "no such file",
+    ]  # fmt: skip
+    np.testing.assert_array_equal(found[2].pixels, processor(tiny.draw("12")))
+    assert found[0].aspect == 22 / 16
+
+
+def test_pictures_of_like_shape_share_a_batch():
+    pixels = np.zeros((1, 1, 3), np.uint8)
+    prepared = [Prepared(pixels, aspect=a) for a in (9, 1, 8, 2, 1)] + [Prepared(None, error="x")]
+    assert batch_pipeline.batches(prepared, 2) == [[1, 4], [3, 2], [0]]
+
+
+def test_sorting_saves_steps_of_the_decoder(capsys, tmp_path):
+    """On the model in the package: the longest text of a batch decides, so sorted batches sum to fewer steps."""
+    reader = Reader.from_pretrained()
+    images = [tiny.draw("7" * (1 + 17 * (i % 2) + i % 3)) for i in range(32)]
+    prepared = [reader.prepare(image) for image in images]
+    lengths = [len(line.tokens) for line in reader.read(images, max_new_tokens=32)]
+    plain = sum(max(lengths[i : i + 8]) for i in range(0, 32, 8))
+    ordered = sum(max(lengths[i] for i in group) for group in batch_pipeline.batches(prepared, 8))
+    assert ordered < 0.8 * plain
+
+
+class Result:
+    """What a device gives after some time."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def block_until_ready(self):
+        time.sleep(self.seconds)
+
+
+def test_the_device_clock_counts_when_nothing_was_to_do():
+    clock = batch_pipeline.DeviceClock()
+    assert clock.waited() == 0.0
+    clock.submitted(Result(0.1))
+    time.sleep(0.3)  # nothing for 0.2 s
+    clock.submitted(Result(0.1))
+    clock.submitted(Result(0.1))
+    assert 0.3 < clock.waited() < 0.5
+    clock.close()
+
+
+def test_sigterm_gives_the_leases_back(model, images, tmp_path):
+    out = tmp_path / "out"
+    worker = batching.worker(images, out, "--model", model, "--unit-lines", 1)
+    deadline = time.monotonic() + 60
+    while not any(out.glob("part-*")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    worker.terminate()
+    _, err = worker.communicate(timeout=60)
+    if worker.returncode != 0:  # else it was done before the signal came
+        assert worker.returncode == 143 and "Traceback" not in err
+    assert not any(out.glob("_job/leases/*")) and os.listdir(out)

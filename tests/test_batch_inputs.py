@@ -1,0 +1,165 @@
+"""What a batch job can read: every container gives the same images under ids of its own, and damage is named and passed over."""
+
+import io
+import json
+
+import batching
+import pytest
+from batching import pictures
+
+from trocr_jax.serve import batch_inputs
+from trocr_jax.serve.batch_places import PlaceError, expand, read_url
+from trocr_jax.serve.batch_units import Columns, Unit
+
+IMAGES = pictures(10)
+NAMES = list(IMAGES)
+
+
+def plan_and_read(place, tmp_path, unit_lines=3, columns=Columns()):  # noqa: B008
+    """The plan's units, and for each its items."""
+    listing = tmp_path / "listing"
+    with open(listing, "wb") as file:
+        units = batch_inputs.plan(str(place), unit_lines, file, columns)
+    units = [Unit(**json.loads(json.dumps(unit.to_json()))) for unit in units]  # as another worker finds them
+    return units, [list(batch_inputs.read(unit, listing, columns)) for unit in units]
+
+
+def content(item) -> bytes:
+    if isinstance(item.image, bytes):
+        return item.image
+    assert item.image is not None
+    return read_url(item.image if "://" in item.image else f"file://{item.image}")
+
+
+def make(kind, tmp_path):
+    """An input of the kind, and the ids that its images have."""
+    folder = batching.folder(tmp_path / "images", {f"sub/{name}": data for name, data in IMAGES.items()})
+    below = [f"sub/{name}" for name in NAMES]
+    if kind == "folder":
+        (folder / "notes.md").write_text("no image")
+        (folder / ".hidden.png").write_bytes(b"x")
+        return folder, below
+    if kind == "glob":
+        return folder / "sub" / "*.png", NAMES
+    if kind == "url":
+        return f"file://{folder}", below
+    if kind == "list":
+        (folder / "all.txt").write_text("".join(f"{name}\n" for name in below))
+        return folder / "all.txt", below
+    if kind == "jsonl":
+        lines = [{"id": f"line {i}", "file_name": name} for i, name in enumerate(below)]
+        (folder / "all.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return folder / "all.jsonl", [f"line {i}" for i in range(10)]
+    if kind == "tar":
+        (tmp_path / "shards").mkdir()
+        for shard, names in enumerate((NAMES[:6], NAMES[6:])):
+            path = tmp_path / "shards" / f"{shard}.tar{'.gz' * shard}"
+            batching.tar(path, {name: IMAGES[name] for name in names}, "w:gz" if shard else "w")
+        return tmp_path / "shards", [f"0.tar/{name}" for name in NAMES[:6]] + [f"1.tar.gz/{name}" for name in NAMES[6:]]
+    if kind == "parquet":
+        return batching.parquet(tmp_path / "lines.parquet", IMAGES, group=2), [f"lines.parquet#{i}" for i in range(10)]
+    if kind == "parquet ids":
+        return batching.parquet(tmp_path / "ids.parquet", IMAGES, id=NAMES), NAMES
+    return batching.lmdb(tmp_path / "lmdb", IMAGES), [f"image-{i:09d}" for i in range(1, 11)]
+
+
+@pytest.mark.parametrize("kind", ["folder", "glob", "url", "list", "jsonl", "tar", "parquet", "parquet ids", "lmdb"])
+def test_every_container_gives_each_image_once_in_order(kind, tmp_path):
+    place, ids = make(kind, tmp_path)
+    units, found = plan_and_read(place, tmp_path)
+    items = [item for unit in found for item in unit]
+    assert [item.id for item in items] == ids
+    assert [content(item) for item in items] == list(IMAGES.values())
+    assert all(unit.lines in (None, len(items)) for unit, items in zip(units, found, strict=True))
+    assert len(units) > 1 and (kind == "tar" or max(map(len, found)) <= 4)
+
+
+def test_another_file_system_is_listed_and_read(tmp_path):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for name, data in IMAGES.items():
+        memory.pipe_file(f"/bucket/{name}", data)
+    buffer = batching.tar(tmp_path / "x.tar", IMAGES).read_bytes()
+    memory.pipe_file("/shards/x.tar", buffer)
+    try:
+        _, found = plan_and_read("memory://bucket", tmp_path)
+        assert [content(item) for unit in found for item in unit] == list(IMAGES.values())
+        _, found = plan_and_read("memory://shards/*.tar", tmp_path)
+        assert [content(item) for item in found[0]] == list(IMAGES.values())
+        with pytest.raises(PlaceError, match="no such file"):
+            expand("memory://nowhere")
+    finally:
+        memory.rm("/bucket", recursive=True)
+        memory.rm("/shards", recursive=True)
+
+
+def test_a_url_whose_package_is_absent_names_it(tmp_path):
+    with pytest.raises(PlaceError, match="(?i)gs://x/y.*gcs"):
+        expand("gs://x/y")
+
+
+def test_a_plan_does_not_follow_changes_of_the_input(tmp_path):
+    folder, listing = batching.folder(tmp_path / "images", IMAGES), tmp_path / "listing"
+    with open(listing, "wb") as file:
+        units = batch_inputs.plan(str(folder), 4, file, Columns())
+    (folder / "00000a.png").write_bytes(b"later")
+    assert [item.id for unit in units for item in batch_inputs.read(unit, listing, Columns())] == NAMES
+
+
+def test_odd_file_names_survive(tmp_path):
+    names = ["a b.png", "c\nd.png", "ü.png", b"\xff.png".decode("utf-8", "surrogateescape")]
+    folder = batching.folder(tmp_path / "images", {name: IMAGES[NAMES[0]] for name in names})
+    _, found = plan_and_read(folder, tmp_path, 10)
+    assert sorted(item.id for item in found[0]) == sorted(names)
+
+
+def test_bad_lines_of_a_list_are_named(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"image": "a.png"}\nnot json\n[1]\n\n{"id": 7}\n')
+    _, found = plan_and_read(tmp_path / "x.jsonl", tmp_path, 10)
+    assert [(item.id, (item.error or "")[:10]) for item in found[0]] == [
+        ("a.png", ""), ("x.jsonl line 2", "not valid "), ("x.jsonl line 3", "not a JSON"), ("7", "the object"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_cut_tar_gives_what_is_whole(tmp_path, mode):
+    path = batching.tar(tmp_path / "x.tar", IMAGES, mode)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    _, found = plan_and_read(path, tmp_path)
+    *whole, last = found[0]
+    assert [item.id for item in whole] == [f"x.tar/{name}" for name in NAMES[: len(whole)]] and len(whole) > 1
+    assert last.id == "x.tar" and "damaged" in last.error
+
+
+def test_a_damaged_parquet_file_among_others_is_named(tmp_path):
+    (tmp_path / "p").mkdir()
+    batching.parquet(tmp_path / "p" / "a.parquet", IMAGES)
+    (tmp_path / "p" / "b.parquet").write_bytes(b"PAR1 no")
+    _, found = plan_and_read(tmp_path / "p", tmp_path, 100)
+    assert len(found[0]) == 10
+    assert [(item.id, item.error) for item in found[1]] == [("b.parquet", "not a parquet file, or damaged")]
+
+
+def test_parquet_rows_without_images_are_named(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"picture": [b"1", None], "name": ["a", "b"]})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    _, found = plan_and_read(tmp_path / "x.parquet", tmp_path, 9, Columns("picture", "name"))
+    assert [(item.id, item.error) for item in found[0]] == [("a", None), ("b", "the row holds no image bytes")]
+    with pytest.raises(PlaceError, match="picture, name; expected one of image"):
+        plan_and_read(tmp_path / "x.parquet", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("absent", "no such file"), ("empty", "no such file"), ("x*.png", "no file matches"), ("notes", "holds no images")],
+)
+def test_what_is_no_input(tmp_path, name, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.md").write_text("x")
+    with pytest.raises(PlaceError, match=message):
+        batch_inputs.plan(str(tmp_path / name), 3, io.BytesIO(), Columns())

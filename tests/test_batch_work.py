@@ -1,0 +1,168 @@
+"""Leases and plans: what workers that know nothing of each other do with one folder."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from trocr_jax.files import FilesError
+from trocr_jax.serve import batch_work
+from trocr_jax.serve.batch_units import Unit
+from trocr_jax.serve.batch_work import Worker, begin_job, open_job
+
+
+def plan(count):
+    def write(listing):
+        listing.write(b"x" * count)
+        return [Unit("listing", "", i, i + 1, 1) for i in range(count)]
+
+    return write
+
+
+@pytest.fixture
+def job(tmp_path):
+    return begin_job(tmp_path / "out", {"format": "jsonl"}, plan(8))
+
+
+@pytest.fixture
+def workers(job):
+    started = []
+
+    def start(**options):
+        started.append(Worker(job, **options))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.close()
+
+
+def test_a_job_is_found_as_it_was_begun(job):
+    again = open_job(job.folder)
+    assert again == job and again.units[3] == Unit("listing", "", 3, 4, 1) and again.listing.read_bytes() == b"x" * 8
+
+
+def test_workers_that_begin_at_once_share_one_plan(tmp_path):
+    barrier = threading.Barrier(8)
+
+    def begin(count):
+        def write(listing):
+            barrier.wait()
+            return plan(count)(listing)
+
+        return begin_job(tmp_path / "out", {"format": "jsonl"}, write)
+
+    with ThreadPoolExecutor(8) as pool:
+        jobs = list(pool.map(begin, range(1, 9)))
+    assert len({(len(job.units), job.listing) for job in jobs}) == 1
+    assert jobs[0].listing.stat().st_size == len(jobs[0].units)
+    assert sorted(path.name for path in (tmp_path / "out" / "_job").iterdir()) == sorted(
+        ["clock", "done", "job.json", "leases", jobs[0].listing.name]
+    )
+
+
+def test_a_job_of_another_version_is_refused(job):
+    path = job.folder / "_job" / "job.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))
+    with pytest.raises(FilesError, match="another version"):
+        open_job(job.folder)
+
+
+def test_every_unit_is_claimed_once(job, workers):
+    done, lock = [], threading.Lock()
+
+    def work(worker):
+        while (number := worker.claim()) is not None:
+            worker.finish(number, b"part", {"lines": 1, "errors": {}})
+            with lock:
+                done.append(number)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, [workers() for _ in range(4)]))
+    assert sorted(done) == list(range(8)) and job.done() == set(range(8))
+    assert not os.listdir(job.lease(0).parent)
+
+
+def lease(job, number, **changes):
+    job.lease(number).write_text(json.dumps({**batch_work.identity(), **changes}))
+
+
+def test_a_living_holder_keeps_its_lease(job, workers):
+    lease(job, 0)
+    worker = workers()
+    assert {worker.claim() for _ in range(7)} == set(range(1, 8))
+    assert worker._claim_one({0}) is None
+
+
+def test_a_dead_process_of_this_machine_loses_it_at_once(job, workers):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    holder = {"pid": child.pid, "started": batch_work.started(child.pid)}
+    lease(job, 0, **holder)
+    assert workers()._claim_one({0}) is None
+    child.kill()
+    time.sleep(0.2)  # not waited for: a zombie is dead, too
+    assert workers()._claim_one({0}) == 0
+    child.communicate()
+    lease(job, 1, pid=os.getpid(), started="1")
+    assert workers()._claim_one({1}) == 1, "another process has got the number since"
+
+
+def test_a_silent_holder_on_another_machine_loses_it_in_time(job, workers):
+    lease(job, 0, host="elsewhere", pid=1)
+    worker = workers(expiry=30.0)
+    assert worker._claim_one({0}) is None
+    os.utime(job.lease(0), (time.time() - 31, time.time() - 31))
+    assert worker._claim_one({0}) == 0
+    assert json.loads(job.lease(0).read_text())["host"] == socket.gethostname()
+
+
+def test_a_lease_cut_off_by_a_crash_lasts_until_it_expires(job, workers):
+    job.lease(0).write_bytes(b"")
+    assert workers()._claim_one({0}) is None
+    os.utime(job.lease(0), (1, 1))
+    assert workers()._claim_one({0}) == 0
+
+
+def test_a_holder_stays_alive_while_it_works(job, workers):
+    holder, other = workers(expiry=0.4), workers(expiry=0.4)
+    number = holder.claim()
+    lease(job, number, host="elsewhere")
+    for _ in range(10):
+        time.sleep(0.1)
+        assert other._claim_one({number}) is None
+    holder.close()
+    assert other._claim_one({number}) == number
+
+
+def test_the_last_worker_waits_for_others_and_takes_over(job, workers):
+    for number in range(7):
+        job.part(number).write_bytes(b"")
+    lease(job, 7, host="elsewhere")
+    told, worker = [], workers(expiry=1.0)
+    began = time.monotonic()
+    assert worker.claim(told.append) == 7
+    assert told == [1] and time.monotonic() - began > 0.5
+
+
+def test_a_unit_that_two_do_is_no_error(job, workers):
+    slow, quick = workers(), workers()
+    number = slow.claim()
+    job.lease(number).unlink()
+    assert quick._create(number)
+    quick.finish(number, b"part", {})
+    slow.finish(number, b"part", {})
+    assert job.part(number).read_bytes() == b"part"
+
+
+def test_what_killed_workers_left_is_swept_away(job, workers):
+    worker = workers()
+    for path in (job.folder / ".part-00000.jsonl.1234", job.folder / "_job" / "listing-0.jsonl", job.lease(3)):
+        path.write_bytes(b"x")
+    worker.sweep()
+    assert sorted(os.listdir(job.folder)) == ["_job"] and not os.listdir(job.lease(0).parent) and job.listing.exists()
