@@ -25,8 +25,16 @@ PROGRESS_FROM = 20
 class Config:
     paths: tyro.conf.Positional[tuple[str, ...]]
     """Images, folders or globs."""
-    format: Literal["text", "tsv", "json"] = "text"
-    """text: a line an image; tsv: path<TAB>text; json: an object a line with confidence, words, tokens, flags."""
+    format: Literal["text", "tsv", "json", "hocr", "alto", "page"] = "text"
+    """text: a line an image; tsv: path<TAB>text; json: an object a line with confidence, words, tokens, flags. With --page
+    json is an object a page, and hocr, alto and page (PAGE-XML) are documents."""
+    page: bool = False
+    """The images are pages: find their lines and read them in order, columns one after the other."""
+    lines: str | None = None
+    """With --page: take the lines from this file (PAGE-XML, ALTO, hOCR, or JSON with boxes or polygons), or from the file
+    named like the page in this folder."""
+    output: str | None = None
+    """With --page: write a file a page into this folder instead of printing."""
     model: str | None = None
     """Hub name or directory. By default the model in the package, which needs no network."""
     beams: Annotated[int | None, tyro.conf.arg(aliases=("-k",))] = None
@@ -43,7 +51,7 @@ class Config:
 
 def run(config: Config) -> int:
     """Reads and prints; 1 where an image failed."""
-    from . import images
+    from . import images, page_command
 
     if not config.paths:
         raise UsageError("name at least one image, folder or glob; 'trocr-jax read --help' tells more")
@@ -51,6 +59,8 @@ def run(config: Config) -> int:
     options = {name: value for name, value in options.items() if value is not None}
     if any(value < 1 for value in (*options.values(), config.batch_size or 1)):
         raise UsageError("--beams, --batch-size and --max-tokens must be at least 1")
+    if not config.page and (config.lines or config.output or config.format in page_command.DOCUMENTS):
+        raise UsageError("--lines, --output and the formats hocr, alto and page are for --page")
     _check_mesh(config.mesh)
     paths, failed = [], False
     for argument in config.paths:
@@ -59,7 +69,16 @@ def run(config: Config) -> int:
         except images.ImageError as error:
             failed = True
             print(f"trocr-jax: {error}", file=sys.stderr)
+    if config.page:
+        page_command.check(_page_job(config, options), len(paths))
     return max(int(failed), _read(paths, config, options) if paths else 1)
+
+
+def _page_job(config: Config, options: dict[str, Any]) -> Any:
+    """A page_command.Job."""
+    from . import page_command
+
+    return page_command.Job(config.format, config.lines, config.output, {"batch_size": config.batch_size, **options})
 
 
 def _read(paths: list[Path], config: Config, options: dict[str, Any]) -> int:
@@ -68,14 +87,23 @@ def _read(paths: list[Path], config: Config, options: dict[str, Any]) -> int:
     cache_compilations()
     reader = Reader.from_pretrained(config.model, dtype=config.dtype, mesh=config.mesh)
     _introduce(reader)
+    if config.page:
+        from . import page_command
+
+        failures = page_command.read_pages(paths, reader, _page_job(config, options))
+        return _told(failures, len(paths), "pages")
     failures = 0
     for path, line in _with_progress(paths, reader.stream(paths, batch_size=config.batch_size, **options)):
         print(render(path, line, config.format), flush=True)
         if line.error:
             failures += 1
             print(f"trocr-jax: {path}: {line.error}", file=sys.stderr)
+    return _told(failures, len(paths), "images")
+
+
+def _told(failures: int, count: int, what: str) -> int:
     if failures:
-        print(f"trocr-jax: {failures} of {len(paths)} images could not be read", file=sys.stderr)
+        print(f"trocr-jax: {failures} of {count} {what} could not be read", file=sys.stderr)
     return 1 if failures else 0
 
 

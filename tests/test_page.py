@@ -1,0 +1,262 @@
+"""Pages: lines found in order, read in order, written in five formats that other parsers accept, and taken from them again."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pages
+import pytest
+import tiny
+from PIL import Image, ImageOps
+
+from trocr_jax import Reader, cli, page
+from trocr_jax.line import Line, Word, line_from_tokens
+from trocr_jax.page_formats import FORMATS, Page, PageFormatError, PageLine, parse_lines, render
+
+
+@pytest.mark.parametrize("numbers", [range(8), pytest.param(range(8, 50), marks=pytest.mark.slow)], ids=["8 pages", "42 more"])
+def test_98_of_100_lines_are_found_in_order(numbers):
+    drawn = found = surplus = 0
+    for number in numbers:
+        image, quads = pages.draw_page(pages.random_layout(number), number)
+        lines = page.find_lines(image)
+        drawn, found = drawn + len(quads), found + pages.found_in_order(quads, lines)
+        surplus += max(0, len(lines) - len(quads))
+    assert drawn > 60 * len(numbers)
+    assert found >= 0.98 * drawn, f"{found} of {drawn}"
+    assert surplus <= 0.01 * drawn, f"{surplus} boxes that are no lines"
+
+
+def test_the_count_falls_when_lines_are_lost_moved_or_out_of_order():
+    """Or the test above would prove nothing."""
+    image, quads = pages.draw_page(pages.Layout(columns=2, tilt=2.0), 0)
+    lines = page.find_lines(image)
+    whole = pages.found_in_order(quads, lines)
+    assert whole == len(quads)
+    assert pages.found_in_order(quads, lines[5:]) == whole - 5
+    assert pages.found_in_order(quads, lines[::-1]) == 1
+    assert pages.found_in_order(quads, [line + [0, 20] for line in lines]) < whole / 2
+    assert pages.found_in_order(quads, [(line + line[[1, 1, 2, 2]]) / 2 for line in lines]) == 0, "half of a line is none"
+
+
+@pytest.mark.parametrize("change", [ImageOps.invert, lambda image: image.resize((2 * image.width, 2 * image.height))])
+def test_light_ink_and_large_scans(change):
+    image, quads = pages.draw_page(pages.Layout(columns=3, tilt=-2.0, noise=10, size=24), 1)
+    changed = change(image)
+    found = page.find_lines(changed)
+    assert pages.found_in_order([quad * changed.width / image.width for quad in quads], found) == len(quads)
+
+
+def test_pages_without_lines_have_none():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 400, 3)).astype(np.uint8))
+    for image in (Image.new("RGB", (600, 400), "white"), Image.new("RGB", (1, 1)), Image.new("RGB", (3, 900), "black"), noise):
+        assert page.find_lines(image) == []
+    rules = Image.new("RGB", (600, 400), "white")
+    rules.paste("gray", (20, 100, 580, 102))
+    rules.paste("gray", (20, 200, 580, 202))
+    assert page.find_lines(rules) == [], "rules are no lines of text"
+
+
+def test_a_tilted_line_is_cut_out_level():
+    image, quads = pages.draw_page(pages.Layout(tilt=3.0, size=30, leading=1.7), 0)
+    line = np.asarray(page.cut_out(image, quads[0]).convert("L")) < 128
+    left, right = (np.nonzero(part.any(1))[0].mean() for part in (line[:, :200], line[:, -200:]))
+    assert line.any() and abs(left - right) < 4, "3 degrees would be 50 pixels"
+
+
+def test_what_lies_outside_of_a_polygon_is_painted_over():
+    image = Image.new("RGB", (100, 100), "white")
+    image.paste("black", (40, 0, 100, 100))
+    cut = page.cut_out(image, np.array([[0, 0], [50, 0], [50, 30], [20, 40], [0, 30]]))
+    assert cut.size == (50, 40) and cut.getpixel((45, 39)) != (0, 0, 0) and cut.getpixel((45, 10)) == (0, 0, 0)
+    with pytest.raises(ValueError, match="outside of the page"):
+        page.cut_out(image, np.array([[200, 200], [250, 200], [250, 230], [220, 240], [200, 230]]))
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tiny.model_directory(tmp_path_factory.mktemp("page") / "model")
+
+
+def read_page_of() -> Page:
+    """Two lines, of which one has words that XML could trip over, and one nothing."""
+    text = 'a <b> & "c"\x0b'
+    words = [Word(w, text.index(w), text.index(w) + len(w), 0.75) for w in text.split()]
+    line = Line(text=text, confidence=0.5, words=tuple(words))
+    outlines = ((10, 20), (110, 22), (110, 42), (10, 40)), ((-2, 60), (90, 60), (90, 80), (50, 85), (-2, 80))
+    return Page(200, 100, (PageLine(outlines[0], line), PageLine(outlines[1], Line())))
+
+
+def tags(root, name):
+    return [element for element in root.iter() if element.tag.rpartition("}")[2] == name]
+
+
+def check_page(text: str) -> list[str]:
+    """The order of elements and the attributes that the PAGE schema of 2019 asks for; texts of the lines."""
+    root = ElementTree.fromstring(text)
+    assert root.tag == "{http://schema.primaresearch.org/PAGE/gts/pagecontent/2019-07-15}PcGts"
+    assert [e.tag.rpartition("}")[2] for e in root] == ["Metadata", "Page"]
+    assert [e.tag.rpartition("}")[2] for e in root[0]] == ["Creator", "Created", "LastChange"]
+    assert datetime.fromisoformat(root[0][1].text) <= datetime.now(UTC)
+    assert root[1].attrib.keys() == {"imageFilename", "imageWidth", "imageHeight"}
+    identifiers = [e.get("id") for name in ("TextRegion", "TextLine", "Word") for e in tags(root, name)]
+    assert None not in identifiers and len(set(identifiers)) == len(identifiers)
+    for element in tags(root, "TextLine") + tags(root, "Word"):
+        kinds = [e.tag.rpartition("}")[2] for e in element]
+        assert kinds == ["Coords", *["Word"] * (len(kinds) - 2), "TextEquiv"], kinds
+        assert 0 <= float(element[-1].get("conf")) <= 1
+    for coords in tags(root, "Coords"):
+        points = [point.split(",") for point in coords.get("points").split(" ")]
+        assert len(points) >= 3 and all(x.isdigit() and y.isdigit() for x, y in points), "the schema has no negative numbers"
+    return [line[-1][0].text or "" for line in tags(root, "TextLine")]
+
+
+def check_alto(text: str) -> list[str]:
+    """The same for ALTO 4."""
+    root = ElementTree.fromstring(text)
+    assert root.tag == "{http://www.loc.gov/standards/alto/ns-v4#}alto"
+    assert [e.tag.rpartition("}")[2] for e in root] == ["Description", "Layout"]
+    assert [e.tag.rpartition("}")[2] for e in root[0]] == ["MeasurementUnit", "sourceImageInformation", "Processing"]
+    assert root[0][0].text == "pixel" and tags(root, "Page")[0].get("PHYSICAL_IMG_NR") == "1"
+    for element in [e for name in ("PrintSpace", "TextBlock", "TextLine", "String") for e in tags(root, name)]:
+        assert all(int(element.get(name)) >= 0 for name in ("HPOS", "VPOS", "WIDTH", "HEIGHT"))
+    for line in tags(root, "TextLine"):
+        kinds = [e.tag.rpartition("}")[2] for e in line]
+        assert kinds[0] == "Shape" and kinds[1::2] == ["String"] * len(kinds[1::2]) and set(kinds[2::2]) <= {"SP"}
+    assert all(0 <= float(e.get("WC")) <= 1 for e in tags(root, "String"))
+    return [" ".join(e.get("CONTENT") for e in tags(line, "String")) for line in tags(root, "TextLine")]
+
+
+class Hocr(HTMLParser):
+    """Classes, boxes and texts of an hOCR file."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines, self.classes, self.boxes = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        if "class" in values:
+            self.classes.append(values["class"])
+            self.boxes.append([int(x) for x in values["title"].split("bbox ")[1].split(";")[0].split(" ")])
+        if values.get("class") == "ocr_line":
+            self.lines.append("")
+
+    def handle_data(self, data):
+        if self.lines:
+            self.lines[-1] += data
+
+
+def check_hocr(text: str) -> list[str]:
+    ElementTree.fromstring(text)
+    parser = Hocr()
+    parser.feed(text)
+    assert parser.classes[0] == "ocr_page" and {"ocr_carea", "ocr_line", "ocrx_word"} >= set(parser.classes[1:])
+    assert all(len(box) == 4 and 0 <= box[0] <= box[2] and 0 <= box[1] <= box[3] for box in parser.boxes)
+    return [" ".join(line.split()) for line in parser.lines]
+
+
+@pytest.mark.parametrize("form, check", [("page", check_page), ("alto", check_alto), ("hocr", check_hocr)])
+def test_documents_are_valid_and_give_the_lines_back(form, check):
+    found = read_page_of()
+    text = render(found, form, 'an "odd" & <name>.png')
+    assert check(text) == ['a <b> & "c"', ""]
+    outlines = parse_lines(text.encode())
+    for outline, line in zip(outlines, found.lines, strict=True):
+        np.testing.assert_array_equal(outline, np.maximum(line.points, 0))
+    assert check(render(Page(5, 5, ()), form, "x.png")) == []
+
+
+def test_json_gives_the_lines_back_and_text_their_texts():
+    found = read_page_of()
+    outlines = parse_lines(render(found, "json", "x.png").encode())
+    np.testing.assert_array_equal(outlines[1], found.lines[1].points)
+    assert json.loads(render(found, "json", "x.png"))["lines"][0]["confidence"] == 0.5
+    assert len(render(replace(found, lines=found.lines[1:]), "text", "x.png").splitlines()) == 1
+    box = parse_lines(b"[[1, 2, 11, 22], [[0, 0], [5, 0], [5, 5]]]")
+    assert box[0].tolist() == [[1, 2], [11, 2], [11, 22], [1, 22]] and box[1].shape == (3, 2)
+
+
+BOMB = '<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><PcGts><TextLine>&b;</TextLine></PcGts>'
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (BOMB.encode(), "document type"), (b"\xff\xfe<\0", "UTF-8"), (b"", "must be PAGE-XML"), (b"hello", "must be PAGE-XML"),
+        (b"<PcGts><TextLine>", "not well-formed"), (b"<PcGts/>", "no lines"), (b"[]", "no lines"), (b"{}", "must be a list"),
+        (b"[1, 2]", "box or a polygon|left, top"), (b"[[1,2,3]]", "left, top"), (b'[["a","b","c","d"]]', "numbers"),
+        (b"[[0,0,NaN,5]]", "left, top"), (b"[[5,5,5,9]]", "no area"), (b"[[0,0,1e30,9]]", "no area"), (b"[" * 100_000, "JSON"),
+        (b"<alto><TextLine HPOS='x'/></alto>", "neither"), (b"<html><p class='ocr_line'>a</p></html>", "no bbox"),
+        (b"[" + b"[0,0,5,5]," * 10_000 + b"[0,0,5,5]]", "more than 10000"),
+    ],
+)  # fmt: skip
+def test_files_that_tell_no_lines_are_refused_in_a_line(content, message):
+    with pytest.raises(PageFormatError, match=message) as error:
+        parse_lines(content)
+    assert "\n" not in str(error.value)
+
+
+def test_words_share_their_line_by_characters():
+    line = line_from_tokens("ab cd", [5, 6], [-0.1, -0.2], [(0, 2), (2, 5)], True)
+    text = render(Page(100, 20, (PageLine(((0, 0), (100, 0), (100, 20), (0, 20)), line),)), "alto", "x.png")
+    places = [(int(e.get("HPOS")), int(e.get("WIDTH"))) for e in tags(ElementTree.fromstring(text), "String")]
+    assert places == [(0, 40), (60, 40)]
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    path = tmp_path_factory.mktemp("scan") / "scan.png"
+    image = Image.new("RGB", (700, 320), "white")
+    for number, text in enumerate(("12345", "67890", "13579")):
+        image.paste(tiny.draw(text).resize((430, 64)), (40, 30 + 90 * number))
+    image.save(path)
+    return path
+
+
+def test_the_command_reads_a_page_in_every_format(directory, scan, tmp_path, capsys):
+    flags = ["read", str(scan), "--page", "--model", str(directory), "--max-tokens", "4"]
+    expected = Reader.from_pretrained(directory)
+    image = Image.open(scan)
+    texts = [line.line.text for line in page.read_page(expected, image, max_new_tokens=4).lines]
+    assert len(texts) == 3
+    assert cli.main(flags) == 0
+    assert capsys.readouterr().out == "".join(f"{text}\n" for text in texts)
+    for form in (*FORMATS, "tsv"):
+        assert cli.main([*flags, "--format", form, "--output", str(tmp_path / "out")]) == 0
+    assert len(list((tmp_path / "out").iterdir())) == 6
+    for name, check in (("scan.page.xml", check_page), ("scan.alto.xml", check_alto), ("scan.hocr", check_hocr)):
+        assert len(check((tmp_path / "out" / name).read_text())) == 3
+    assert cli.main([*flags, "--lines", str(tmp_path / "out" / "scan.page.xml"), "--format", "tsv"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_the_command_tells_what_is_wrong_and_goes_on(directory, scan, tmp_path, capsys):
+    def said(*flags: str) -> tuple[int, str, str]:
+        code = cli.main(["read", *flags, "--model", str(directory), "--max-tokens", "2"])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    assert said(str(scan), "--format", "alto")[0] == 2
+    assert said(str(scan), str(scan), "--page", "--format", "alto")[0] == 2
+    code, _, error = said(str(scan), "--page", "--lines", str(tmp_path / "none.xml"))
+    assert code == 2 and "no such file" in error
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    code, out, error = said(str(tmp_path / "bad.png"), str(scan), "--page", "--format", "json")
+    rows = [json.loads(row) for row in out.splitlines()]
+    assert code == 1 and "error" in rows[0] and len(rows[1]["lines"]) == 3 and "Traceback" not in error
+    (tmp_path / "lines").mkdir()
+    code, _, error = said(str(scan), "--page", "--lines", str(tmp_path / "lines"))
+    assert code == 1 and "has 0 files of lines named scan" in error
+    (tmp_path / "lines" / "scan.json").write_text("[[900, 0, 950, 0.5], [1]]")
+    assert said(str(scan), "--page", "--lines", str(tmp_path / "lines"))[0] == 1
+    (tmp_path / "lines" / "scan.json").write_text("[[[900, 900], [950, 900], [960, 950], [950, 980], [900, 980]]]")
+    code, _, error = said(str(scan), "--page", "--lines", str(tmp_path / "lines"))
+    assert code == 1 and "outside of the page" in error
+    blank = tmp_path / "blank.png"
+    Image.new("RGB", (300, 300), "white").save(blank)
+    code, out, error = said(str(blank), "--page")
+    assert code == 0 and out == "" and "no lines found" in error
