@@ -1,4 +1,4 @@
-"""Compiles the decoding programs for a TPU that is not there: memory a chip, and that the chips do not wait for each other.
+"""Compiles the reading programs for a TPU that is not there: memory a chip, that the chips do not wait for each other, a price.
 
 libtpu compiles for a described topology on any machine. What it prints are compiler figures, not measurements.
 """
@@ -18,9 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from trocr_jax import decoding, sharding, slots
+from trocr_jax.chips import chip_of, dollars_per_thousand
 from trocr_jax.config import PRESETS
-from trocr_jax.decoding import GenerateConfig, read_pixels
+from trocr_jax.decoding import GenerateConfig
 from trocr_jax.model import TrOCR
+
+from .tpu_cost import Workload, reading_cost
 
 HALF = (0.5, 0.5, 0.5)
 COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(")
@@ -33,17 +37,23 @@ class Config:
     models: tuple[str, ...] = ("microsoft/trocr-base-handwritten", "microsoft/trocr-large-handwritten")
     """Presets."""
     batch_size: int = 64
-    """Images a chip."""
+    """Images a chip, or slots of the engine."""
     tokens: int = 64
     """Most new tokens."""
     beams: tuple[int, ...] = (1, 4)
     """Each compiled on its own; 1 is greedy."""
+    engine: bool = False
+    """Compile the step of the continuous engine too."""
+    line_tokens: int = 20
+    """Tokens of a line, for the price."""
+    dollars: float | None = None
+    """Price of a chip an hour. By default a list price of 2025."""
 
 
 def run(config: Config) -> int:
     """Prints a row a program, then a JSON line."""
     mesh = topology_mesh(config.topology)
-    programs = [measure(mesh, name, beams, config) for name in config.models for beams in config.beams]
+    programs = [row for name in config.models for row in measure(mesh, name, config)]
     print(
         json.dumps({"topology": config.topology, "chips": mesh.size, "batch_per_chip": config.batch_size, "programs": programs})
     )
@@ -59,38 +69,69 @@ def topology_mesh(name: str) -> Mesh:
     return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
-def measure(mesh: Mesh, name: str, beams: int, config: Config) -> dict[str, Any]:
-    """Compiles one data-parallel reading program in bfloat16 and tells what the compiler says of it."""
+def measure(mesh: Mesh, name: str, config: Config) -> list[dict[str, Any]]:
+    """A model's programs in bfloat16, data parallel, and what the compiler says of each."""
+    model, chip = TrOCR.abstract(PRESETS[name], jnp.bfloat16), chip_of(config.topology)
+    rows = []
+    for beams in config.beams:
+        label = "greedy" if beams == 1 else f"{beams} beams"
+        rows.append({"beams": beams, **compiled(name, label, partial(compile_reading, mesh, model, beams, config))})
+    if config.engine:
+        rows.append(compiled(name, "engine", partial(compile_engine, mesh, model, config)))
+    work = Workload(config.batch_size, config.line_tokens, config.tokens)
+    for row in rows:
+        if row.get("beams", 1) == 1:
+            row |= priced(reading_cost(mesh, model, work, chip, row["program"] == "engine"), mesh, config)
+    return rows
+
+
+def priced(seconds: float, mesh: Mesh, config: Config) -> dict[str, float]:
+    """What a batch a chip of so many seconds means for all chips together. Their number changes the rate, not the price."""
+    rate = config.batch_size * mesh.size / seconds
+    dollars = chip_of(config.topology).dollars if config.dollars is None else config.dollars
+    price = dollars_per_thousand(rate, dollars * mesh.size)
+    return {"estimated_lines_per_s": round(rate, 1), "estimated_dollars_per_1000": round(price, 6)}
+
+
+def compiled(name: str, label: str, compile_it: partial[Any]) -> dict[str, Any]:
+    """Compiles one program and tells its memory and its collectives."""
     began = time.perf_counter()
-    program = compile_reading(mesh, TrOCR.abstract(PRESETS[name], jnp.bfloat16), beams, config)
+    program = compile_it()
     memory = program.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    row = {
-        "model": name, "beams": beams, "bytes_per_chip": held, "collectives": len(COLLECTIVE.findall(program.as_text())),
-        "compile_s": round(time.perf_counter() - began, 1),
-    }  # fmt: skip
-    print(
-        f"{name:<36} beams {beams}  {held / 2**30:6.2f} GiB a chip  {row['collectives']} collectives  {row['compile_s']:6.1f} s",
-        file=sys.stderr,
-    )
-    return row
+    collectives, seconds = len(COLLECTIVE.findall(program.as_text())), round(time.perf_counter() - began, 1)
+    print(f"{name:<36} {label:<8} {held / 2**30:6.2f} GiB a chip  {collectives} collectives  {seconds:6.1f} s", file=sys.stderr)
+    return {"model": name, "program": label, "bytes_per_chip": held, "collectives": collectives, "compile_s": seconds}
 
 
 def compile_reading(mesh: Mesh, model: TrOCR, beams: int, config: Config) -> Any:
-    """`read_pixels` under shard_map over "data", replicated weights: each chip reads its own images and stops on its own."""
-    options = GenerateConfig(config.tokens, num_beams=beams)
-    reading = jax.shard_map(
-        partial(_read, options), mesh=mesh, in_specs=(PartitionSpec(), PartitionSpec("data")), out_specs=PartitionSpec("data"),
-        check_vma=False,
+    """`sharding.data_parallel`: each chip reads its own images and stops on its own."""
+    options = (("config", GenerateConfig(config.tokens, num_beams=beams)), ("mean", HALF), ("std", HALF))
+    rows = config.batch_size * mesh.size
+    images = shaped(mesh, jax.ShapeDtypeStruct((rows, *model.config.encoder.image_size, 3), jnp.uint8), PartitionSpec("data"))
+    mask = shaped(mesh, jax.ShapeDtypeStruct((rows,), jnp.bool_), PartitionSpec("data"))
+    placed = shaped(mesh, model, PartitionSpec())
+    return sharding.data_parallel.lower(placed, images, None, mask, (decoding.read_pixels, options), mesh).compile()
+
+
+def compile_engine(mesh: Mesh, model: TrOCR, config: Config) -> Any:
+    """The engine's `advance` on every chip, each with slots of its own."""
+    state = jax.eval_shape(lambda: slots.empty(model, config.batch_size * mesh.size, config.tokens))
+    data = PartitionSpec("data")
+    specs = jax.tree.map(lambda _: data, state)
+    cache = jax.tree.map(lambda _: PartitionSpec(None, "data"), state.cache)  # [L,B,P,N,H]
+    specs = type(state)(**{**vars(specs), "cache": cache})
+    advance = jax.shard_map(
+        lambda model, state: slots.advance(model, state, GenerateConfig(config.tokens)), mesh=mesh,
+        in_specs=(PartitionSpec(), specs), out_specs=(specs, PartitionSpec(None, "data")), check_vma=False,
     )  # fmt: skip
-    everywhere, shared_out = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec("data")))
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), model)
-    shape = (config.batch_size * mesh.size, *model.config.encoder.image_size, 3)
-    return jax.jit(reading).lower(placed, jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=shared_out)).compile()
+    placed = jax.tree.map(lambda x, spec: shaped(mesh, x, spec), state, specs)
+    return jax.jit(advance, donate_argnums=1).lower(shaped(mesh, model, PartitionSpec()), placed).compile()
 
 
-def _read(options: GenerateConfig, model: TrOCR, images: jax.Array) -> Any:
-    return read_pixels(model, images, options, HALF, HALF)
+def shaped(mesh: Mesh, tree: Any, spec: PartitionSpec) -> Any:
+    """Shapes with a place on the mesh."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)), tree)
 
 
 if __name__ == "__main__":

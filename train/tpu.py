@@ -12,14 +12,18 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from trocr_jax.chips import Chip, Cost, chip_of, dollars_per_thousand
 from trocr_jax.config import PRESETS
+from trocr_jax.decoder import DecoderLayer
+from trocr_jax.encoder import EncoderLayer
 from trocr_jax.model import TrOCR
 
 from . import mesh as meshes
@@ -42,6 +46,7 @@ class Config:
         tokens: of a label.
         remat: compute activations twice instead of keeping them.
         fsdp: cut the state over the chips.
+        dollars: price of a chip an hour; by default a list price of 2025.
     """
 
     topology: str = "v5e:2x2"
@@ -50,6 +55,7 @@ class Config:
     tokens: int = 64
     remat: bool = True
     fsdp: bool = False
+    dollars: float | None = None
 
 
 def run(config: Config) -> int:
@@ -78,9 +84,49 @@ def measure(mesh: Mesh, name: str, config: Config) -> dict[str, Any]:
     collectives = Counter(COLLECTIVE.findall(program.as_text()))
     seconds = round(time.perf_counter() - began, 1)
     row = {"model": name, "bytes_per_chip": held, "collectives": dict(collectives), "compile_s": seconds}
+    row |= priced(step_cost(mesh, name, program, config), mesh, config)
     said = ", ".join(f"{count} {kind}" for kind, count in collectives.items()) or "no collectives"
     print(f"{name:<32} {held / 2**30:6.2f} GiB a chip  {said}  {seconds:6.1f} s", file=sys.stderr)
     return row
+
+
+def priced(cost: Cost, mesh: Mesh, config: Config) -> dict[str, float]:
+    """What a step of so much work a chip means; the time in which chips talk is not in it."""
+    dollars = chip_of(config.topology).dollars if config.dollars is None else config.dollars
+    rate = config.batch_size * mesh.size / cost.seconds
+    price = dollars_per_thousand(rate, dollars * mesh.size)
+    return {"estimated_lines_per_s": round(rate, 1), "estimated_dollars_per_1000": round(price, 6)}
+
+
+def step_cost(mesh: Mesh, name: str, program: Any, config: Config) -> Cost:
+    """A chip's work in one step: the program's, which counts one layer of each stack, and that of the other layers."""
+    chip, model = chip_of(config.topology), PRESETS[name]
+    place = SingleDeviceSharding(mesh.devices.flat[0])
+    abstract = TrOCR.abstract(model, jnp.bfloat16)
+    hidden = (config.batch_size, model.encoder.num_tokens, model.encoder.hidden_size)
+    memory = (config.batch_size, model.encoder.num_tokens, model.memory_size)
+    target = (config.batch_size, config.tokens, model.decoder.hidden_size)
+    encoder = layer_cost(EncoderLayer.__call__, abstract.encoder.layers, (hidden,), config, chip, place)
+    decoder = layer_cost(DecoderLayer.__call__, abstract.decoder.layers, (target, memory), config, chip, place)
+    whole = Cost.of(program.cost_analysis(), chip)
+    return whole + encoder * (model.encoder.num_layers - 1) + decoder * (model.decoder.num_layers - 1)
+
+
+def layer_cost(
+    apply: Any, layers: Any, inputs: tuple[tuple[int, ...], ...], config: Config, chip: Chip, place: SingleDeviceSharding
+) -> Cost:
+    """Forward and backward of one of stacked layers, compiled alone."""
+
+    def both(layer: Any, key: Any, *inputs: Any) -> Any:
+        function = partial(apply, key=key)
+        output, pull = jax.vjp(jax.checkpoint(function) if config.remat else function, layer, *inputs)
+        return pull(output)
+
+    layer = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype, sharding=place), layers)
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place) for shape in inputs]
+    key = jax.ShapeDtypeStruct((), jax.eval_shape(lambda: jax.random.key(0)).dtype, sharding=place)
+    analysis: Any = jax.jit(both).lower(layer, key, *arrays).compile().cost_analysis()
+    return Cost.of(analysis, chip)
 
 
 def compile_step(mesh: Mesh, name: str, config: Config) -> Any:

@@ -1,0 +1,83 @@
+"""How long reading takes, from the compiler's cost of its parts: a loop's body is counted once, so each part is compiled alone.
+
+    a batch of B lines  =  embed + L encoder layers + T x (L decoder layers + head)
+
+Letters: B images a chip, S image tokens, E their width, D the decoder's width, P places of the cache, T tokens of a line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from trocr_jax.chips import Chip, Cost
+from trocr_jax.decoder import KVCache, StepLayer
+from trocr_jax.model import TrOCR, normalize
+
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """B images, lines of so many tokens, and the places that are kept for them."""
+
+    images: int
+    tokens: int
+    places: int
+
+
+def reading_cost(mesh: Mesh, model: TrOCR, work: Workload, chip: Chip, engine: bool) -> float:
+    """Seconds for a batch on one chip. In the engine every row has a position of its own, which makes its writes scatters."""
+    parts = parts_of(model, work, engine)
+    place = SingleDeviceSharding(mesh.devices.flat[0])
+    costs = {name: cost(part, shapes, place, chip) for name, (part, shapes) in parts.items()}
+    encoder, decoder = model.config.encoder.num_layers, model.config.decoder.num_layers
+    step = costs["decoder layer"] * decoder + costs["head"]
+    return (costs["embed"] + costs["encoder layer"] * encoder + step * work.tokens).seconds
+
+
+def cost(part: Callable[..., Any], shapes: tuple[Any, ...], place: Any, chip: Chip) -> Cost:
+    """Of one part, compiled alone for one chip. Arguments that it returns changed are donated, as in the loop's carry."""
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+    analysis: Any = jax.jit(part, donate_argnums=1).lower(*placed).compile().cost_analysis()
+    return Cost.of(analysis, chip)
+
+
+def parts_of(model: TrOCR, work: Workload, engine: bool) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
+    """name -> (function, shapes of its arguments), the second of which is the loop's carry."""
+    c, B, dtype = model.config, work.images, model.dtype
+    E, D, P = c.encoder.hidden_size, c.decoder.hidden_size, work.places
+    shape = jax.ShapeDtypeStruct
+    images = shape((B, *c.encoder.image_size, 3), jnp.uint8)
+    tokens, memory = shape((B, c.encoder.num_tokens, E), dtype), shape((B, c.encoder.num_tokens, c.memory_size), dtype)
+    x, position = shape((B, D), dtype), shape((B,) if engine else (), jnp.int32)
+    keys: Any = shape((1, B, P, c.decoder.num_heads, D // c.decoder.num_heads), dtype)
+    layer = jax.eval_shape(StepLayer.of, one(model.decoder.layers))
+
+    def embed(model: TrOCR, images: jax.Array) -> jax.Array:
+        return model.encoder.embed(normalize(images, HALF, HALF).astype(dtype))
+
+    def decode(layer: StepLayer, carry: Any, memory: jax.Array, position: jax.Array) -> Any:
+        return layer(carry[0], memory, carry[1], jnp.int32(0), position)
+
+    def head(model: TrOCR, x: jax.Array) -> Any:
+        scores = model.decoder.logits(x).astype(jnp.float32)
+        token = jnp.argmax(scores, axis=-1)
+        return token, jnp.take_along_axis(jax.nn.log_softmax(scores, axis=-1), token[:, None], axis=1)
+
+    return {
+        "embed": (embed, (model, images)),
+        "encoder layer": (lambda layer, x: layer(x), (one(model.encoder.layers), tokens)),
+        "decoder layer": (decode, (layer, (x, KVCache(keys, keys)), memory, position)),
+        "head": (head, (model, x)),
+    }
+
+
+def one(layers: Any) -> Any:
+    """The shapes of one of stacked layers."""
+    return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), layers)

@@ -1,0 +1,74 @@
+"""Published rates of TPU chips, and what they make of a compiler's cost analysis. Estimates, not measurements; no jax here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip.
+
+    Attributes:
+        flops: peak bfloat16 operations a second.
+        bandwidth: bytes a second from its memory.
+        memory: bytes.
+        dollars: an hour on demand in a US region, as listed in 2025; prices differ and change, so programs take another one.
+    """
+
+    flops: float
+    bandwidth: float
+    memory: int
+    dollars: float
+
+
+CHIPS = {
+    "v4": Chip(275e12, 1228e9, 32 * 2**30, 3.22),
+    "v5e": Chip(197e12, 819e9, 16 * 2**30, 1.20),
+    "v5p": Chip(459e12, 2765e9, 95 * 2**30, 4.20),
+    "v6e": Chip(918e12, 1640e9, 32 * 2**30, 2.70),
+}
+
+
+def chip_of(topology: str) -> Chip:
+    """The chip of a topology such as "v5e:2x2".
+
+    Raises:
+        ValueError: its rates are not known here.
+    """
+    name = topology.partition(":")[0]
+    if name not in CHIPS:
+        raise ValueError(f"no rates are known for {name}; known: {', '.join(CHIPS)}")
+    return CHIPS[name]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a chip has to do: seconds by the roofline, operations, bytes from and to its memory. Costs add up and multiply."""
+
+    seconds: float = 0.0
+    flops: float = 0.0
+    bytes: float = 0.0
+
+    @classmethod
+    def of(cls, analysis: Mapping[str, float], chip: Chip) -> Cost:
+        """From a compiled program's `cost_analysis()`. A loop's body is in it once, however often it runs.
+
+        The compiler's own `optimal_seconds` is taken where it is longer than the roofline; where it has an operation that
+        it cannot cost, it is negative, and the roofline stands alone.
+        """
+        flops, moved = analysis.get("flops", 0.0), analysis.get("bytes accessed", 0.0)
+        roofline = max(flops / chip.flops, moved / chip.bandwidth)
+        return cls(max(analysis.get("optimal_seconds", 0.0), roofline), flops, moved)
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.seconds + other.seconds, self.flops + other.flops, self.bytes + other.bytes)
+
+    def __mul__(self, times: int) -> Cost:
+        return Cost(self.seconds * times, self.flops * times, self.bytes * times)
+
+
+def dollars_per_thousand(lines_per_second: float, dollars_per_hour: float) -> float:
+    """What 1,000 lines cost on something that reads so many a second and is paid by the hour."""
+    return 1000 / lines_per_second / 3600 * dollars_per_hour
