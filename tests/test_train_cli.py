@@ -7,12 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tiny
 import yaml
 from conftest import ROOT
-from PIL import ImageFont
+from PIL import Image, ImageFont
 
+from trocr_jax import images
+from trocr_jax.images import ImageProcessor
 from trocr_jax.train import cli, draw
+from trocr_jax.train import sheet as sheet_command
 from trocr_jax.train.config import FREE, PRESETS, Config, to_plain
+from trocr_jax.train.data import mixed_order
 from trocr_jax.train.log import Log, read_log
 from trocr_jax.train.loop import differences
 from trocr_jax.train.sources import open_source
@@ -167,3 +172,22 @@ def test_a_quiet_host_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+
+
+def test_a_sheet_shows_what_the_model_will_see(tmp_path, capsys):
+    tiny.config(tmp_path)  # makes a model and data
+    lines = tmp_path / "lines" / "gt_train.txt"
+    flags = ["--start.model", str(tmp_path / "start"), "--data.train", str(lines), "--max-tokens", "8"]
+    sheets = [tmp_path / "plain.png", tmp_path / "again.png", tmp_path / "augmented.png"]
+    for sheet, more in zip(sheets, ([], [], ["--data.augment", "da2"]), strict=True):
+        assert sheet_command.main([str(sheet), *flags, *more]) == 0
+    plain, again, augmented = (np.asarray(Image.open(sheet)) for sheet in sheets)
+    assert plain.shape == (12 * (16 + 26) + 8, 3 * (48 + 8) + 8, 3)
+    assert (plain == again).all() and (plain != augmented).any()
+    first = open_source(lines)[mixed_order([open_source(lines)], [1.0], 0)[0][1]]
+    processor = ImageProcessor(height=16, width=48, fit="pad")
+    np.testing.assert_array_equal(plain[8:24, 8:56], processor(images.load(first.image)))
+    capsys.readouterr()
+    assert sheet_command.main(["--steps", "3"]) == 2 and "name the picture first" in capsys.readouterr().err
+    assert sheet_command.main([str(tmp_path / "x.png"), *flags[:2], "--data.train", "nowhere"]) == 1
+    assert "no such file" in capsys.readouterr().err

@@ -208,3 +208,7 @@ def test_damaged_lmdb_and_missing_rows(tmp_path):
     source.count = 4
     with pytest.raises(SourceError, match="image-000000004"):
         source[3]
+    cut = lmdb_folder(tmp_path / "cut") / "data.mdb"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    with pytest.raises(SourceError, match="data.mdb was cut off"):
+        open_source(cut.parent)

@@ -47,9 +47,14 @@ def _environment(path: str, process: int) -> Any:
     import lmdb
 
     try:
-        return lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
+        environment = lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
     except lmdb.Error:
         raise SourceError(f"{path}: not an LMDB data set, or damaged") from None
+    pages = environment.info()["last_pgno"] + 1
+    if os.path.getsize(environment.path() + "/data.mdb") < pages * environment.stat()["psize"]:
+        environment.close()  # to read behind the end of a mapped file would kill the process
+        raise SourceError(f"{path}: data.mdb was cut off; copy it again")
+    return environment
 
 
 class Parquet:

@@ -1,0 +1,84 @@
+"""Shows what a run's model will see: its first lines, scaled and augmented, above their labels.
+
+    python -m trocr_jax.train.sheet sheet.png --preset iam --data.train iam/gt_train.txt
+
+After the picture's name come the flags of `trocr-jax train`. A label stands as the tokens give it back, so that what the
+vocabulary cannot write shows too.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from . import cli
+from .config import Config
+from .data import Loader, mixed_order, open_sources
+from .loop import augmentation
+from .pool import LinePool
+from .start import Start, start
+
+ROWS, COLUMNS = 12, 3
+GAP, LABEL = 8, 18  # px
+MAX_WIDTH = 512  # px of a line on the sheet
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes the picture; returns the exit code."""
+    if not arguments or arguments[0].startswith("-"):
+        print("trocr_jax.train.sheet: name the picture first, then the flags of trocr-jax train", file=sys.stderr)
+        return 2
+    try:
+        config = cli.parse(arguments[1:], "trocr_jax.train.sheet PICTURE")
+        draw(config).save(arguments[0])
+    except (ValueError, OSError) as error:
+        print(f"trocr_jax.train.sheet: {error}", file=sys.stderr)
+        return 1
+    print(f"{ROWS * COLUMNS} lines in {Path(arguments[0])}", file=sys.stderr)
+    return 0
+
+
+def draw(config: Config) -> Image.Image:
+    """The sheet (RGB) of a run."""
+    model = start(config.start, config.seed)
+    examples = map(training_lines(config, model).__getitem__, range(ROWS * COLUMNS))
+    return arranged([(example.pixels, model.tokenizer.decode(example.label)) for example in examples])
+
+
+def training_lines(config: Config, model: Start) -> Loader:
+    """What the run's batches are made of, in its order."""
+
+    def pool() -> LinePool:
+        lines = LinePool(config.synthetic, model.processor)
+        lines.start()
+        return lines
+
+    data = config.data
+    sources, weights = open_sources(data.train, pool)
+    return Loader(
+        sources, mixed_order(sources, weights, config.seed), model.tokenizer, model.processor, config.seed, config.max_tokens,
+        data.max_bad, augmentation(data.augment), lambda problem: print(problem, file=sys.stderr),
+    )  # fmt: skip
+
+
+def arranged(cells: Sequence[tuple[np.ndarray, str]]) -> Image.Image:
+    """uint8 pixels [height,width,3] in a grid, each above its label."""
+    height, width = cells[0][0].shape[:2]
+    scale = min(1.0, MAX_WIDTH / width)
+    size = (round(width * scale), round(height * scale))
+    step = (size[0] + GAP, size[1] + LABEL + GAP)
+    sheet = Image.new("RGB", (COLUMNS * step[0] + GAP, ROWS * step[1] + GAP), (200, 210, 230))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for index, (pixels, text) in enumerate(cells):
+        x, y = GAP + index % COLUMNS * step[0], GAP + index // COLUMNS * step[1]
+        sheet.paste(Image.fromarray(pixels).resize(size), (x, y))
+        pen.text((x, y + size[1] + 2), text, fill=(20, 20, 60), font=font)
+    return sheet
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
