@@ -49,7 +49,7 @@ def launch(config: Config) -> int:
 
 
 def _service(config: Config, keys: Keys) -> Service:
-    slots = config.slots or (8 if jax.default_backend() == "cpu" else 128)
+    slots = config.slots if config.slots is not None else 8 if jax.default_backend() == "cpu" else 128
     if slots < 1 or any(beams < 2 for beams in config.beams):
         raise UsageError("--slots must be at least 1 and every number of --beams at least 2")
     readers: dict[str, Reader] = {}

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.engine import Engine, EngineThread, Job
-from trocr_jax.images import MAX_PIXELS
+from trocr_jax.images import MAX_PIXELS, ImageError
 from trocr_jax.reader import Prepared, Reader
 
 from .errors import ApiError, bad_request, overloaded, timed_out
@@ -34,6 +34,8 @@ from .sources import Source
 State = Literal["starting", "ready", "draining", "failed"]
 HASH = 2654435761  # image i of a request draws from (seed, i), as in `Reader.read`
 COLDEST = 0.01  # below, a temperature is 0: float32 scores over less overflow
+SMALL = 4_000_000  # pixels
+TOO_LARGE = str(ImageError("too_large"))
 
 
 @dataclass
@@ -127,6 +129,7 @@ class Service:
         self.metrics.watch({name: served.engine for name, served in self.models.items()})
         self.state: State = "starting"
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="images")
+        self._large = ThreadPoolExecutor(1, thread_name_prefix="large-images")
         self._thread = EngineThread([s.engine for s in self.models.values()], wake, self._on_ready, self._on_error)
         self.on_ready: Callable[[], None] = lambda: None
         self.on_failed: Callable[[], None] = lambda: None
@@ -146,7 +149,8 @@ class Service:
     async def stop(self) -> None:
         """After the last request."""
         await asyncio.to_thread(self._thread.stop)
-        self._pool.shutdown(cancel_futures=True)
+        for pool in (self._pool, self._large):
+            pool.shutdown(cancel_futures=True)
         await self.fetcher.close()
 
     def _on_ready(self) -> None:
@@ -238,17 +242,25 @@ class Service:
         try:
             if source.remote:
                 source = replace(source, content=await self.fetcher.fetch(str(source.content), source.param))
-            return await asyncio.get_running_loop().run_in_executor(self._pool, self._decode, served, source)
+            prepared = await self._in_pool(served, source)
         except ApiError as error:
             return error
-
-    def _decode(self, served: Served, source: Source) -> Prepared | ApiError:
-        """In a thread of the pool: at most so many images are decoded at once as there are cores."""
-        data = source.decode()
-        self.metrics.decoded.inc()
-        prepared = served.reader.prepare(data, min(self.limits.pixels, MAX_PIXELS))
         if prepared.pixels is None:
             return bad_request(f"not a readable image: {prepared.error}", source.param, "invalid_image")
+        return prepared
+
+    async def _in_pool(self, served: Served, source: Source) -> Prepared:
+        """Decodes as many images at once as there are cores, but of large ones one, or memory would grow with the cores."""
+        run, most = asyncio.get_running_loop().run_in_executor, min(self.limits.pixels, MAX_PIXELS)
+        prepared = await run(self._pool, self._decode, served, source, min(most, SMALL))
+        if most > SMALL and (prepared.error or "").startswith(TOO_LARGE):  # by its header: nothing of it was decoded
+            prepared = await run(self._large, self._decode, served, source, most)
+        return prepared
+
+    def _decode(self, served: Served, source: Source, most: int) -> Prepared:
+        prepared = served.reader.prepare(source.decode(), most)
+        if not (prepared.error or "").startswith(TOO_LARGE):
+            self.metrics.decoded.inc()
         return prepared
 
     def _leave(self, units: int) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
@@ -136,6 +137,28 @@ def test_no_slot_is_lost_over_many_rounds():
                 gone.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n")
                 gone.sendall(b"Content-Length: %d\r\n\r\n" % len(content) + content)
             wait_until(running.idle, 10)
+
+
+@pytest.mark.slow
+def test_steady_load_leaves_memory_flat_and_loses_no_slot():
+    """A minute, or STEADY_SECONDS: readers, streams, bad images and leavers; memory after the first fifth is the level."""
+    seconds, bodies = float(os.environ.get("STEADY_SECONDS", "60")), [chat(p, stream=i % 2 == 0) for i, p in enumerate(PICTURES)]
+    bodies += [chat(data_url(b"no image")), chat(*PICTURES[:4], n=2, temperature=1.0)]
+    with process() as server, server.client() as client, ThreadPoolExecutor(4) as pool:
+        start, levels, done = time.monotonic(), [], 0
+        while (age := time.monotonic() - start) < seconds:
+            answers = pool.map(lambda body: client.post("/v1/chat/completions", json=body), bodies)
+            done += sum(answer.status_code in (200, 400) for answer in answers)
+            with socket.create_connection(("127.0.0.1", server.port)) as gone:
+                gone.sendall(b"POST /v1/ocr HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n" + bytes(500_000))
+            levels.append((age, server.memory()))
+        wait_until(lambda: server.metric("slots_busy") == server.metric("waiting") == server.metric("images") == 0, 10)
+        compiled, ready = server.metric("compilations_total"), next(entry for entry in server.log if entry["event"] == "ready")
+    settled = [memory for age, memory in levels if age > seconds / 5]
+    told = f"{settled[0]:.0f} after a fifth, {settled[-1]:.0f} at the end, {max(settled):.0f} at most"
+    print(f"\n{done} requests in {seconds:.0f} s, MB: {told}")
+    assert done == len(levels) * len(bodies) and compiled == ready["compilations"]
+    assert settled[-1] - settled[0] < 30 and max(settled) - settled[0] < 60
 
 
 # --- the command line ---

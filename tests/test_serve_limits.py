@@ -1,0 +1,407 @@
+"""Too much, too late, too slow, gone: what happens to a server's other clients, and what a refusal costs."""
+
+import asyncio
+import json
+import socket
+import statistics
+import threading
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import httpx2
+import openai
+import pytest
+from serving import MODEL, PICTURES, SLOTS, chat, data_url, lines, message, process, serving, wait_until
+
+from trocr_jax.serve.errors import ApiError
+from trocr_jax.serve.gate import Gate
+from trocr_jax.serve.keys import RateLimit
+from trocr_jax.serve.limits import Limits
+
+QUEUE = 8
+
+
+@pytest.fixture(scope="module")
+def server():
+    limits = {"queue": QUEUE, "header-seconds": 4, "body-seconds": 4}
+    with process(*(f"--limits.{name}={value}" for name, value in limits.items())) as running:
+        yield running
+
+
+def request_bytes(body: dict, port: int) -> bytes:
+    content = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+
+
+class Held:
+    """Keeps an engine's thread waiting, so that what is sent meanwhile stays in the queue."""
+
+    def __init__(self, engine, monkeypatch):
+        self.release, dispatch = threading.Event(), engine.dispatch
+
+        def wait(own):
+            if own is engine:
+                self.release.wait(30)
+            return dispatch()
+
+        monkeypatch.setattr(type(engine), "dispatch", wait)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.release.set()
+
+
+# --- too much ---
+
+
+@dataclass
+class Load:
+    """What came back of an offered load."""
+
+    served: int = 0
+    refused: list[float] = field(default_factory=list)
+    statuses: Counter = field(default_factory=Counter)
+    retry_after: set[bool] = field(default_factory=set)
+    depths: list[float] = field(default_factory=list)
+
+
+async def offer(url: str, rate: float, seconds: float) -> Load:
+    """Sends requests at a fixed rate, whatever becomes of them, and looks at the queue meanwhile."""
+    load, body = Load(), json.dumps(chat(PICTURES[0])).encode()
+    options = {"limits": httpx2.Limits(max_connections=None), "timeout": 60, "headers": {"content-type": "application/json"}}
+
+    async def one(client):
+        start = time.perf_counter()
+        answer = await client.post("/v1/chat/completions", content=body)
+        load.statuses[answer.status_code] += 1
+        if answer.status_code == 200:
+            load.served += 1
+        else:
+            load.refused.append(time.perf_counter() - start)
+            load.retry_after.add(int(answer.headers.get("retry-after", 0)) >= 1)
+
+    async def look(client):
+        while True:
+            text = (await client.get("/metrics")).text
+            load.depths.append(float(next(row for row in text.splitlines() if row.startswith("trocr_images ")).split()[1]))
+            await asyncio.sleep(0.2)
+
+    async with httpx2.AsyncClient(base_url=url, **options) as client, asyncio.TaskGroup() as group:
+        looking, tasks, start = asyncio.create_task(look(client)), [], time.perf_counter()
+        for number in range(int(rate * seconds)):
+            await asyncio.sleep(max(0.0, start + number / rate - time.perf_counter()))
+            tasks.append(group.create_task(one(client)))
+        await asyncio.gather(*tasks)
+        looking.cancel()
+    return load
+
+
+async def capacity(url: str, seconds: float) -> float:
+    """Requests a second that as many clients as the queue holds get through, each sending its next after its last."""
+    body, done, until = json.dumps(chat(PICTURES[0])).encode(), 0, time.perf_counter() + seconds
+
+    async def one(client):
+        nonlocal done
+        while time.perf_counter() < until:
+            answer = await client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+            done += answer.status_code == 200
+
+    async with httpx2.AsyncClient(base_url=url, timeout=60) as client, asyncio.TaskGroup() as group:
+        for _ in range(QUEUE):
+            group.create_task(one(client))
+    return done / seconds
+
+
+@pytest.mark.parametrize("seconds", [pytest.param(4, id="short"), pytest.param(60, id="long", marks=pytest.mark.slow)])
+def test_five_times_the_capacity(server, seconds):
+    asyncio.run(capacity(server.url, 1))
+    possible = asyncio.run(capacity(server.url, min(seconds, 10)))
+    decoded = server.metric("images_decoded_total")
+    load = asyncio.run(offer(server.url, 5 * possible, seconds))
+    assert set(load.statuses) == {200, 503} and load.retry_after == {True}
+    assert max(load.depths) <= QUEUE
+    assert server.metric("images_decoded_total") - decoded == load.served, "an image was decoded for a refused request"
+    median, p99 = (statistics.quantiles(load.refused, n=100)[at] * 1000 for at in (49, 98))
+    goodput = load.served / seconds / possible
+    print(
+        f"\ncapacity {possible:.1f}/s, offered {5 * possible:.1f}/s for {seconds} s: {load.served} served ({goodput:.0%}), "
+        f"{len(load.refused)} refused in {median:.1f} ms (median), {p99:.1f} ms (p99), queue at most {max(load.depths):.0f}"
+    )
+    assert median < 50
+    assert goodput >= (0.9 if seconds >= 60 else 0.5), "the client of the load shares this machine's cores"
+
+
+def test_openais_client_gets_everything_done_once_the_load_falls(monkeypatch):
+    with serving(limits=Limits(queue=2)) as running, ExitStack() as stack:
+        held = Held(running.engine, monkeypatch)
+        client = stack.enter_context(openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=5))
+        texts: list[str] = []
+
+        def ask():
+            answer = client.chat.completions.create(model=MODEL, messages=message(PICTURES[0]))
+            texts.append(answer.choices[0].message.content)
+
+        threads = [threading.Thread(target=ask) for _ in range(6)]
+        with held:
+            for thread in threads:
+                thread.start()
+            wait_until(lambda: running.count("refused_total", code="overloaded") >= 4, 10)
+            assert running.count("images_decoded_total") <= 2
+        for thread in threads:
+            thread.join(60)
+        assert texts == [lines()[0].text] * 6
+
+
+def test_without_retries_an_overload_is_openais_class_of_error(monkeypatch):
+    with serving(limits=Limits(queue=1)) as running:
+        with Held(running.engine, monkeypatch), socket.create_connection(("127.0.0.1", running.port)) as first:
+            first.sendall(request_bytes(chat(), running.port))
+            wait_until(lambda: running.service.images.inside == 1, 5)
+            with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
+                with pytest.raises(openai.InternalServerError) as error:
+                    client.chat.completions.create(model=MODEL, messages=message(PICTURES[0]))
+            assert error.value.status_code == 503 and error.value.code == "overloaded"
+        wait_until(running.idle, 10)
+
+
+def test_many_images_and_choices_count_as_what_they_cost():
+    with serving(limits=Limits(queue=10, choices=8)) as running, running.client() as client:
+        assert client.post("/v1/chat/completions", json=chat(*PICTURES[:2], n=6, temperature=1)).status_code == 413
+        assert running.count("images_decoded_total") == 0
+        assert client.post("/v1/chat/completions", json=chat(*PICTURES[:2], n=5, temperature=1)).status_code == 200
+
+
+def test_a_key_has_its_rate():
+    now = [0.0]
+    limit = RateLimit(rate=60, burst=3, clock=lambda: now[0])
+    for _ in range(3):
+        limit.charge("a")
+    with pytest.raises(ApiError) as error:
+        limit.charge("a")
+    assert error.value.status == 429 and error.value.headers["retry-after"] == "1"
+    limit.charge("b")
+    now[0] = 1.0
+    limit.charge("a")
+    limit.charge("b", 30, admit=False)
+    with pytest.raises(ApiError) as error:
+        limit.charge("b")
+    assert 20 <= int(error.value.headers["retry-after"]) <= 30, "a debt is paid before the next"
+    RateLimit(rate=0, burst=0).charge("anyone", 1000)
+
+
+def test_rates_over_http():
+    keys = ["k" * 20, "l" * 20]
+    with serving(limits=Limits(rate=1, burst=2), keys=keys) as running:
+        with openai.OpenAI(base_url=f"{running.url}/v1", api_key=keys[0], max_retries=0) as client:
+            for _ in range(2):
+                client.chat.completions.create(model=MODEL, messages=message(PICTURES[0]))
+            with pytest.raises(openai.RateLimitError) as error:
+                client.chat.completions.create(model=MODEL, messages=message(PICTURES[0]))
+            assert int(error.value.response.headers["retry-after"]) >= 1
+            other = client.with_options(api_key=keys[1])
+            assert other.chat.completions.create(model=MODEL, messages=message(PICTURES[0])).choices
+        assert running.count("images_decoded_total") == 3
+
+
+def test_how_long_to_wait_follows_the_pace():
+    now = [0.0]
+    gate = Gate(10, "full", clock=lambda: now[0])
+    gate.enter(10)
+    for _ in range(4):
+        now[0] += 2.0
+        gate.leave(1)
+        gate.enter(1)
+    with pytest.raises(ApiError) as error:
+        gate.enter(1)
+    assert error.value.status == 503 and 4 <= error.value.retry_after <= 10
+    with pytest.raises(ApiError) as error:
+        gate.enter(11)
+    assert error.value.status == 413
+
+
+# --- too late ---
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_deadline_in_the_queue(monkeypatch, stream):
+    seconds = 0.5
+    with serving(limits=Limits(request_seconds=seconds)) as running, running.client() as client:
+        encoded = running.engine.counts.encoded
+        with Held(running.engine, monkeypatch):
+            start = time.monotonic()
+            answer = client.post("/v1/chat/completions", json=chat(stream=stream))
+            took = time.monotonic() - start
+            time.sleep(0.1)
+        wait_until(running.idle, 5)
+        assert took < seconds + 0.2 + 0.3, f"{took:.2f} s; 0.3 s of it for this busy machine"
+        if stream:
+            assert '"code": "deadline_exceeded"' in answer.text and "[DONE]" not in answer.text
+        else:
+            assert answer.status_code == 504 and answer.json()["error"]["code"] == "deadline_exceeded"
+        assert running.engine.counts.encoded == encoded, "it was not read"
+        assert running.engine.counts.ended["expired"] + running.engine.counts.ended["cancelled"] == 1
+
+
+def test_a_deadline_while_decoding(monkeypatch):
+    with serving(limits=Limits(request_seconds=0.4)) as running, running.client() as client:
+        served = running.service.models[MODEL]
+        prepare = served.reader.prepare
+        monkeypatch.setattr(served.reader, "prepare", lambda *a: (time.sleep(1.0), prepare(*a))[1])
+        assert client.post("/v1/chat/completions", json=chat()).status_code == 504
+
+
+# --- gone ---
+
+
+@pytest.mark.parametrize("where", ["queue", "flight"])
+def test_a_hundred_clients_vanish(monkeypatch, where):
+    with serving(limits=Limits(queue=200)) as running:
+        held = Held(running.engine, monkeypatch)
+        if where == "flight":
+            held.release.set()
+        encoded = running.engine.counts.encoded
+        content = request_bytes(chat(PICTURES[0], n=8, temperature=2.0) if where == "flight" else chat(), running.port)
+        with held:
+            for _ in range(100 if where == "queue" else 20):
+                with socket.create_connection(("127.0.0.1", running.port)) as client:
+                    client.sendall(content)
+                    wait = (lambda: running.engine.running > 0) if where == "flight" else (lambda: running.engine.waiting > 0)
+                    wait_until(wait, 10)
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # leave with a reset
+            if where == "queue":
+                wait_until(lambda: running.service.images.inside == 0, 10)
+        start = time.monotonic()
+        wait_until(running.idle, 10)
+        assert time.monotonic() - start < 1.0, "slots are free again within a second"
+        if where == "queue":
+            assert running.engine.counts.encoded - encoded <= 5, "at most 5 of 100 reach the device"
+            assert running.count("vanished_total") >= 95
+        with running.client() as client:
+            assert client.post("/v1/chat/completions", json=chat()).status_code == 200
+
+
+def test_a_client_that_stops_reading_is_dropped(monkeypatch):
+    """A stream whose reader sleeps fills the sockets' buffers; then the server gives it up."""
+    monkeypatch.setattr("trocr_jax.serve.chat._Chat.chunk", lambda *_: b"data: {}\n\n" + b" " * 4_000_000)
+    with serving(limits=Limits(send_seconds=0.5)) as running:
+        with socket.create_connection(("127.0.0.1", running.port)) as client:
+            client.sendall(request_bytes(chat(stream=True), running.port))
+            wait_until(lambda: running.count("vanished_total") >= 1, 20)
+
+
+# --- slow ---
+
+
+def test_slow_headers_and_bodies_are_closed():
+    limits = Limits(header_seconds=0.6, body_seconds=0.6)
+    with serving(limits=limits) as running:
+        start = time.monotonic()
+        body = socket.create_connection(("127.0.0.1", running.port), timeout=10)
+        body.sendall(b"POST /v1/ocr HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nab")
+        header = socket.create_connection(("127.0.0.1", running.port), timeout=10)
+        header.sendall(b"POST /v1/ocr HTTP/1.1\r\nHost:")
+        silent = socket.create_connection(("127.0.0.1", running.port), timeout=10)
+        with body, header, silent:
+            assert body.recv(4096).startswith(b"HTTP/1.1 408 ")
+            for connection in (header, silent):
+                with pytest.raises(ConnectionError):
+                    assert connection.recv(4096) == b""
+                    raise ConnectionResetError
+            assert time.monotonic() - start < 3
+
+
+def test_connections_are_bounded():
+    with serving(limits=Limits(connections=5, header_seconds=20)) as running, ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(socket.create_connection(("127.0.0.1", running.port)))
+        wait_until(lambda: len(running.server.server_state.connections) == 5, 5)
+        sixth = stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=5))
+        with pytest.raises(ConnectionError):
+            assert sixth.recv(10) == b""
+            raise ConnectionResetError
+
+
+@pytest.mark.parametrize("seconds", [pytest.param(3, id="short"), pytest.param(20, id="long", marks=pytest.mark.slow)])
+def test_two_hundred_slow_sockets_hold_up_nobody(server, seconds):
+    with server.client() as client:
+        alone = latencies(client, seconds)
+        stop, sockets = threading.Event(), [Dribbler(server.port, number % 2 == 0) for number in range(200)]
+        dribbling = threading.Thread(target=dribble, args=(sockets, stop))
+        dribbling.start()
+        try:
+            beside = latencies(client, seconds)
+            wait_until(lambda: all(s.closed for s in sockets), 20)
+        finally:
+            stop.set()
+            dribbling.join()
+        ages = [s.age for s in sockets]
+    p99 = [1000 * statistics.quantiles(times, n=100)[98] for times in (alone, beside)]
+    median = [1000 * statistics.median(times) for times in (alone, beside)]
+    print(
+        f"\nalone {median[0]:.1f} ms (median) {p99[0]:.1f} ms (p99), beside 200 slow sockets {median[1]:.1f} and "
+        f"{p99[1]:.1f} ms, {len(alone)} and {len(beside)} requests; sockets closed after {min(ages):.1f} to {max(ages):.1f} s"
+    )
+    assert max(ages) < 8
+    assert median[1] < 1.2 * median[0] + 20, "20 ms for the threads of this test, which share the machine"
+
+
+class Dribbler:
+    """A client that sends a byte now and then: of a header that never ends, or of a body."""
+
+    def __init__(self, port: int, header: bool):
+        head = b"POST /v1/ocr HTTP/1.1\r\nHost: a\r\n"
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.sendall(head if header else head + b"Content-Length: 100000\r\n\r\n")
+        self.socket.setblocking(False)
+        self.opened, self.age, self.closed = time.monotonic(), 0.0, False
+
+    def send(self):
+        try:
+            self.socket.send(b"x")
+            self.closed = self.socket.recv(4096) == b""
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.closed = True
+        if self.closed:
+            self.age = time.monotonic() - self.opened
+            self.socket.close()
+
+
+def dribble(sockets: list[Dribbler], stop: threading.Event):
+    while not stop.is_set():
+        for one in sockets:
+            if not one.closed:
+                one.send()
+        time.sleep(0.3)
+    for one in sockets:
+        one.socket.close()
+
+
+def latencies(client, seconds: float) -> list[float]:
+    times, until = [], time.monotonic() + seconds
+    while time.monotonic() < until:
+        start = time.perf_counter()
+        assert client.post("/v1/chat/completions", json=chat()).status_code == 200
+        times.append(time.perf_counter() - start)
+    return times
+
+
+# --- compiled ahead ---
+
+
+def test_nothing_is_compiled_after_ready():
+    with serving() as running, running.client() as client:
+        compiled = running.count("compilations_total")
+        for count in (1, 2, 3, SLOTS, 2 * SLOTS + 1):
+            images = [data_url(PICTURES[i % len(PICTURES)].read_bytes()) for i in range(count)]
+            for options in ({}, {"num_beams": 2}, {"max_tokens": 3}):
+                assert client.post("/v1/ocr", json={"images": images, **options}).status_code == 200
+        for fields in ({"temperature": 1.0, "top_p": 0.5, "n": 3}, {"logprobs": True, "top_logprobs": 20}, {"stream": True}):
+            assert client.post("/v1/chat/completions", json=chat(*PICTURES[:3], **fields)).status_code == 200
+        assert running.count("compilations_total") == compiled
