@@ -35,10 +35,15 @@ def http(server):
         yield client
 
 
+def told(answer) -> str:
+    """What an answer says without the texts that were read, which may look like anything."""
+    return re.sub(r'"(text|content)":"(\\.|[^"\\])*"', "", answer.text)
+
+
 def check(answer, statuses: Counter):
     """One answer of the chat route: a text or a clean refusal."""
     statuses[answer.status_code] += 1
-    assert not LEAK.search(answer.text), answer.text
+    assert not LEAK.search(told(answer)), answer.text
     if answer.status_code == 200:
         assert isinstance(answer.json()["choices"][0]["message"]["content"], str)
     else:
@@ -68,7 +73,7 @@ def test_bad_images_by_upload(http, count):
         batch.append(data)
         if len(batch) == 31 or number == count:
             answer = http.post("/v1/ocr", files=[("images", (f"{i}.png", d)) for i, d in enumerate([*batch, good])])
-            assert answer.status_code == 200 and not LEAK.search(answer.text), answer.text
+            assert answer.status_code == 200 and not LEAK.search(told(answer)), answer.text
             *results, last = answer.json()["results"]
             assert last["text"] == lines()[0].text and len(results) == len(batch)
             outcomes.update(result["error"]["code"] if result["error"] else "read" for result in results)
