@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -75,6 +76,8 @@ def run(config: Config) -> int:
     folder = config.output.expanduser()
     job = open_job(folder) or _begin(folder, config)
     check_settings(job, config)
+    if job.settings["format"] == "parquet" and find_spec("pyarrow") is None:
+        raise UsageError("--format parquet needs the Python package 'pyarrow': pip install 'trocr-jax[batch]'")
     previous = signal.signal(signal.SIGTERM, _leave)  # a preempted machine gives its leases back
     try:
         return work(job, config, began)
@@ -167,7 +170,7 @@ def _share(job: Job, worker: Worker, config: Config, began: float) -> Share:
 
     pipeline = Pipeline(reader, options, job.settings["batch_size"], writer.store, progress.advance)
     try:
-        pipeline.run(source())
+        pipeline.run(source(), worker.stopped.set)
         writer.close()
     finally:
         worker.stopped.set()

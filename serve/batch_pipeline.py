@@ -137,16 +137,25 @@ class Pipeline:
         self._flying: deque[Submitted] = deque()
         self._waiting: deque[tuple[Window, list[Line | None]]] = deque()
 
-    def run(self, source: Iterator[Window]) -> None:
-        """Everything of the source; one window is read and decoded ahead."""
+    def run(self, source: Iterator[Window], stop: Callable[[], None]) -> None:
+        """Everything of the source; one window is read and decoded ahead.
+
+        Args:
+            stop: makes a source that waits for work give up; called where anything fails.
+        """
         with ThreadPoolExecutor(1, "feeder") as feeder:
-            ahead = feeder.submit(next, source, None)
-            while window := self._next(ahead):
+            try:
                 ahead = feeder.submit(next, source, None)
-                while not window.ready and self._flying:
-                    self._read_out()
-                self._submit(window)
-        self._drain()
+                while window := self._next(ahead):
+                    ahead = feeder.submit(next, source, None)
+                    while not window.ready and self._flying:
+                        self._read_out()
+                    self._submit(window)
+            except BaseException:
+                stop()
+                raise
+        while self._flying:
+            self._read_out()
 
     def close(self) -> None:
         self.clock.close()
@@ -181,10 +190,6 @@ class Pipeline:
             batch.lines[i] = self.reader.line(tokens, logprobs, int(length), bool(finished), batch.prepared[i].flags)
         self.progress(len(batch.indices))
         self._store_complete()
-
-    def _drain(self) -> None:
-        while self._flying:
-            self._read_out()
 
     def _store_complete(self) -> None:
         """Units whose last window is read are stored, in order."""

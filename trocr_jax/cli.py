@@ -93,7 +93,7 @@ def package_version() -> str:
 
 
 def _extra(verb: str) -> str:
-    return {"train": "train", "eval": "train"}.get(verb, "test")
+    return {"train": "train", "eval": "train", "batch": "batch"}.get(verb, "test")
 
 
 if __name__ == "__main__":
