@@ -25,6 +25,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 OPEN = frozenset({"/", "/healthz", "/readyz"})
 """Paths without a key: they show nothing that anybody sent, and the page must be there to ask for one."""
+_FINISH_SECONDS = 2.0
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -52,6 +53,7 @@ class _Passage:
         self.visit = Visit()
         self.status = 0
         self.bodies = 0
+        self.unread = True
 
     async def run(self) -> None:
         given = self.headers.get(b"x-request-id", b"")
@@ -134,7 +136,9 @@ class _Passage:
                     self.bodies += len(chunk)
                     body += chunk
         except TimeoutError:
+            self.unread = False  # nothing more is expected
             raise ApiError(408, "the body of the request did not arrive in time", "body_timeout") from None
+        self.unread = False
         return bytes(body)
 
     # --- meanwhile ---
@@ -170,9 +174,23 @@ class _Passage:
         try:
             start = [(name.encode(), value.encode()) for name, value in headers.items()]
             await self.send({"type": "http.response.start", "status": error.status, "headers": start})
-            await self.send({"type": "http.response.body", "body": content})
+            await self.send({"type": "http.response.body", "body": content, "more_body": True})
+            await self._let_finish()
+            await self.send({"type": "http.response.body"})
         except _GoneError:
             self.service.metrics.vanished.inc()
+
+    async def _let_finish(self) -> None:
+        """Takes and drops what a refused client still sends: closed at once, its connection would be reset before it could read
+        why. Not for long, and nothing is kept.
+        """
+        try:
+            async with asyncio.timeout(_FINISH_SECONDS):
+                while self.unread:
+                    message = await self.receive()
+                    self.unread = message["type"] == "http.request" and message.get("more_body", False)
+        except TimeoutError:
+            pass
 
     def _put_right(self) -> None:
         for close in reversed(self.visit.closers):

@@ -8,7 +8,7 @@ from serving import PICTURES, reader, serving
 
 from trocr_jax.serve import load
 
-CONFIG = load.Config(count=8, tokens=8, slots=4, rounds=1, seconds=0.5, shares=(0.5,))
+CONFIG = load.Config(count=8, tokens=4, slots=4, rounds=1, seconds=0.5, shares=(0.5,))
 
 
 def test_ways_of_batching():
@@ -30,8 +30,8 @@ def test_lines_end_by_their_length_alone():
     engine = load._engine(reader(), CONFIG)
     pixels = reader().prepare(PICTURES[0]).pixels
     before = engine.counts.live_steps
-    load._continuous(engine, [(pixels, 1), (pixels, 8), (pixels, 5)])
-    assert engine.counts.live_steps - before == 14 and engine.counts.ended["length"] == 3
+    load._continuous(engine, [(pixels, 1), (pixels, 4), (pixels, 3)])
+    assert engine.counts.live_steps - before == 8 and engine.counts.ended["length"] == 3
 
 
 def test_a_server_that_does_not_start_is_said(capfd):

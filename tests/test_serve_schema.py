@@ -14,7 +14,7 @@ ROUTES = [
     ("GET", "/v1/models"),
 ]  # fmt: skip
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
-EXAMPLES = [pytest.param(60, id="short"), pytest.param(500, id="long", marks=pytest.mark.slow)]
+EXAMPLES = [pytest.param(40, id="short"), pytest.param(500, id="long", marks=pytest.mark.slow)]
 LEAK = re.compile(r"0x[0-9a-f]{6,}|Traceback|site-packages|pydantic|\.py\b", re.IGNORECASE)
 
 
