@@ -1,6 +1,7 @@
 """The benchmark: what it prints, what it counts, and that its candidates do the same work. Speed itself is not tested."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import jax
@@ -50,8 +51,9 @@ def test_one_table_a_setting_and_one_json_line(folder, tmp_path, capsys):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.filterwarnings("default")  # OpenVINO forks as it starts
 def test_every_peer_gives_the_same_number_of_tokens_and_the_exact_ones_the_same_tokens():
-    model = TrOCR.from_pretrained()
+    model = TrOCR.from_pretrained(dtype=jnp.float32)
     pixels = np.stack([np.asarray(_pixels(name)) for name in ("print-1", "sum")])
     expected = bench.ours(model)(pixels, 6)
     for name, make in peers.available().items():
@@ -120,10 +122,12 @@ def test_least_time_is_the_slower_of_arithmetic_and_traffic():
     assert roofline.Work(200.0, 50.0).seconds(ceilings) == 5.0
 
 
-def test_lines_are_read_by_every_mode(capsys):
+def test_lines_are_read_by_every_mode(tmp_path, capsys):
+    for path in sorted((ROOT / "examples").glob("*.png"))[:3]:
+        shutil.copy(path, tmp_path)
     with jax.numpy_dtype_promotion("standard"):  # flax's LayerNorm widens bfloat16 implicitly
-        found = bench_lines.run(ROOT / "examples", None, 1)
-    assert found["lines"] == len(list((ROOT / "examples").glob("*.png")))
+        found = bench_lines.run(tmp_path, None, 1)
+    assert found["lines"] == 3
     exact, narrow, *others = found["results"]
     assert exact["line_agreement"] == exact["token_agreement"] == 1.0
     assert 0 < narrow["token_agreement"] <= 1
@@ -146,7 +150,7 @@ def test_curves_are_measured_and_drawn(tmp_path, monkeypatch):
         tmp_path / "curves",
         model="tiny",
         models=("tiny",),
-        batch_sizes=(1, 2),
+        batch_sizes=(2,),
         tokens=(2,),
         widths=(16,),
         batch=1,
@@ -156,7 +160,7 @@ def test_curves_are_measured_and_drawn(tmp_path, monkeypatch):
     assert curves.run(config) == 0
     found = json.loads((tmp_path / "curves.json").read_text())
     assert [(p["curve"], p["batch"], p["tokens"]) for p in found["points"]] == [
-        ("batch", 1, 3), ("batch", 2, 3), ("tokens", 1, 2), ("width", 1, 3), ("model", 1, 3)
+        ("batch", 2, 3), ("tokens", 1, 2), ("width", 1, 3), ("model", 1, 3)
     ]  # fmt: skip
     assert all(p["encode_s"] > 0 and p["decode_s"] > 0 for p in found["points"])
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
