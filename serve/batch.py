@@ -35,9 +35,9 @@ from .batch_work import Job, Worker, begin_job, disk_full, open_job
 
 @dataclass(frozen=True)
 class Config:
-    input: tyro.conf.Positional[str]
+    input: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="INPUT")]
     """Folder, glob, list, .tar, .parquet or LMDB folder; a path, or a URL that fsspec knows (gs://, s3://, ...)."""
-    output: tyro.conf.Positional[Path]
+    output: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUTPUT")]
     """A folder that all workers share: empty or absent, or of the job to go on with."""
     format: Literal["jsonl", "parquet"] | None = None
     """Of the parts. By default jsonl."""
