@@ -140,6 +140,7 @@ class Engine:
         self._waiting: dict[int, deque[Job]] = {b: deque() for b in (1, *self.searches)}
         self._encoded: deque[_Encoded] = deque()
         self._jobs: list[Job | None] = [None] * slots
+        self._layers = device.lay_out(model)
         self._slots = device.empty(model, slots, defaults.max_new_tokens)
         self._advancing: tuple[list[Job | None], device.Progress] | None = None
         self._searching: tuple[list[Job], Generation] | None = None
@@ -201,7 +202,7 @@ class Engine:
             for config in self.searches.values():
                 generate(self.model, memory, config, None, jax.device_put(np.zeros(n, bool)))
         for full in (False, True):
-            self._slots, _ = device.advance(self.model, self._slots, self.rules, full)
+            self._slots, _ = device.advance(self.model, self._slots, self.rules, full, self._layers)
         jax.block_until_ready(self._slots)
 
     def turn(self) -> bool:
@@ -291,7 +292,7 @@ class Engine:
         if not live:
             return
         full = any(job.config.do_sample or job.alternatives for job in live)
-        self._slots, progress = device.advance(self.model, self._slots, self.rules, full)
+        self._slots, progress = device.advance(self.model, self._slots, self.rules, full, self._layers)
         self._advancing = list(self._jobs), progress
 
     def _encode_next(self) -> None:

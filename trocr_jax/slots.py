@@ -135,15 +135,26 @@ def insert(slots: Slots, memory: Array, settings: Settings, config: TrOCRConfig)
     return replace(slots, **{name: getattr(slots, name).at[place].set(rows, mode="drop") for name, rows in new.items()})
 
 
+def lay_out(model: TrOCR) -> StepLayers | None:
+    """The decoder's layers as `advance` uses them, for all its calls. Elsewhere than on a CPU they are read where they are: None.
+
+    Laid out inside, a CPU would copy the whole decoder every k steps; outside, it holds it twice.
+    """
+    return jax.jit(lambda model: model.decoder.step_layers())(model) if jax.default_backend() == "cpu" else None
+
+
 @partial(jax.jit, static_argnames=("rules", "full"), donate_argnames=("slots",))
-def advance(model: TrOCR, slots: Slots, rules: GenerateConfig, full: bool = False) -> tuple[Slots, Progress]:
+def advance(
+    model: TrOCR, slots: Slots, rules: GenerateConfig, full: bool = False, layers: StepLayers | None = None
+) -> tuple[Slots, Progress]:
     """STEPS decoding steps of every slot.
 
     Args:
         rules: static; of these the rules that forbid tokens are used.
         full: static; whether any slot has a temperature or wants alternatives, which sort the vocabulary for all of them.
+        layers: of `lay_out`.
     """
-    layers = model.decoder.step_layers()
+    layers = layers or model.decoder.step_layers()
     with precision(model.dtype):
         return jax.lax.scan(lambda slots, _: _step(model, layers, slots, rules, full), slots, length=STEPS)
 
