@@ -69,7 +69,7 @@ def test_a_tilted_line_is_cut_out_level():
 
 def test_what_lies_outside_of_a_polygon_is_painted_over():
     image = Image.new("RGB", (100, 100), "white")
-    image.paste("black", (40, 0, 100, 100))
+    image.paste("black", (40, 0, 60, 100))
     cut = page.cut_out(image, np.array([[0, 0], [50, 0], [50, 30], [20, 40], [0, 30]]))
     assert cut.size == (50, 40) and cut.getpixel((45, 39)) != (0, 0, 0) and cut.getpixel((45, 10)) == (0, 0, 0)
     with pytest.raises(ValueError, match="outside of the page"):
