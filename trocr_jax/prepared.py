@@ -1,4 +1,4 @@
-"""An image on its way to the device: its pixels and what can be said of it without the model. No jax, so that it runs anywhere."""
+"""An image on its way to the device: its pixels and what can be said of it without the model. No jax: it runs anywhere."""
 
 from __future__ import annotations
 
@@ -37,7 +37,6 @@ def prepare(source: Any, processor: images.ImageProcessor, max_pixels: int = ima
     except images.ImageError as error:
         return Prepared(None, error=str(error))
     aspect = image.width / image.height
-    if ink.is_blank(image):
-        return Prepared(processor(image), (NO_TEXT,), aspect=aspect)
-    flags = (SEVERAL_LINES,) if ink.looks_like_several_lines(image) else ()
+    blank, several = ink.look(image)
+    flags = (NO_TEXT,) if blank else (SEVERAL_LINES,) if several else ()
     return Prepared(processor(image), flags, aspect=aspect)
