@@ -1,0 +1,58 @@
+"""The tutorial's commands, one after the other as they stand, with fewer lines and steps."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from trocr_jax import files
+
+TEXT = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+SHORTER = {"--count 1500": "--count 40", "--count 200": "--count 8", "--steps 150": "--steps 4", "-every 50": "-every 2"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.S)
+
+
+def shell(script: str, folder: Path) -> str:
+    """Runs bash commands with this Python's programs first; returns stdout."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+    done = subprocess.run(["bash", "-e", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple[Path, str]:
+    """The folder in which all commands ran, and what they printed."""
+    folder, script = tmp_path_factory.mktemp("tutorial"), "\n".join(blocks("bash"))
+    for long, short in SHORTER.items():
+        assert long in script
+        script = script.replace(long, short)
+    return folder, shell(script, folder)
+
+
+def test_every_command_leaves_what_the_text_says(done):
+    folder, out = done
+    before, after = (json.loads(line) for line in out.splitlines() if line.startswith("{"))
+    assert before["results"][0]["lines"] == after["results"][0]["lines"] == 8
+    run = folder / "runs" / "serials"
+    for path in (folder / "sheet.png", folder / "report.html", run / "log.jsonl", run / "curves.png", run / "model"):
+        assert path.exists(), path
+    assert list((run / "tensorboard").iterdir())
+    files.check_manifest(folder / "serials-model")
+    rows = [json.loads(line) for line in (folder / "serials" / "train" / "metadata.jsonl").read_text().splitlines()]
+    assert len(rows) == 40 and all(re.fullmatch(r"[A-Z]{2}-\d{4}-[A-Z0-9]{2}\d", row["text"]) for row in rows)
+    assert len(out.splitlines()) == 4, "two tables as JSON, and two lines that were read"
+
+
+def test_the_python_code_reads_with_the_exported_model(done):
+    (code,) = blocks("python")
+    shell(f"{sys.executable} -W error - <<'END'\n{code}\nEND", done[0])
