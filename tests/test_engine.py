@@ -234,6 +234,31 @@ def test_an_error_of_the_device_fails_what_is_under_way_and_nothing_else(engine,
             same(job, line)
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_an_error_while_encoding_fails_what_was_taken_and_the_rest_is_read(engine, reader, pixels, lines, monkeypatch, beams):
+    """With nobody else to wake the thread: a closed loop of clients would otherwise wait for its deadlines."""
+    encode, errors = device.encode, []
+
+    def once(*arguments):
+        monkeypatch.setattr(device, "encode", encode)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(device, "encode", once)
+    monkeypatch.setattr(engine, "warm_up", lambda: None)
+    over = threading.Semaphore(0)
+    config = replace(reader.defaults, num_beams=beams)
+    jobs = [Job(image, config, notify=over.release) for image in pixels[: BATCH + 2]]
+    engine.submit(jobs)
+    thread = EngineThread([engine], engine.wake, on_error=errors.append)
+    thread.start()
+    for _ in jobs:
+        assert over.acquire(timeout=30)
+    thread.stop()
+    assert [job.status == "failed" for job in jobs] == [True] * BATCH + [False] * 2 and len(errors) == 1
+    if beams == 1:
+        same(jobs[-1], lines[BATCH + 1])
+
+
 def test_what_is_not_compiled_is_refused_by_name(engine, reader):
     for change, name in (
         ({"top_k": 5}, "top_k"), ({"num_beams": 2}, "num_beams"), ({"max_new_tokens": 65}, "max_new_tokens"),

@@ -138,6 +138,7 @@ class Engine:
         self.counts = Counts()
         self._lock = threading.Lock()
         self._waiting: dict[int, deque[Job]] = {b: deque() for b in (1, *self.searches)}
+        self._taken: list[Job] = []  # from the queue, and not yet encoded
         self._encoded: deque[_Encoded] = deque()
         self._jobs: list[Job | None] = [None] * slots
         self._layers = device.lay_out(model)
@@ -231,9 +232,10 @@ class Engine:
 
     def fail(self) -> None:
         """After an error of the device: every job under way fails and the slots start anew. Waiting jobs are not touched."""
-        running = [*self._jobs, *(job for encoded in self._encoded for _, job in encoded.rows)]
+        running = [*self._jobs, *self._taken, *(job for encoded in self._encoded for _, job in encoded.rows)]
         running += self._searching[0] if self._searching else []
         self._encoded.clear()
+        self._taken = []
         self._advancing = self._searching = None
         self._slots = device.empty(self.model, len(self._jobs), self.defaults.max_new_tokens)
         self._jobs = [None] * len(self._jobs)
@@ -302,6 +304,7 @@ class Engine:
         if ready and (len(self._jobs) - self.running > ahead or (ready >= self.batch and ahead < self.batch)):
             jobs = self._take(1)
             self._encoded.append(_Encoded(self._encode_jobs(jobs), deque(enumerate(jobs))))
+            self._taken = []
 
     def _search_next(self) -> None:
         """Of the numbers of beams, the one whose first job has waited longest."""
@@ -315,11 +318,13 @@ class Engine:
         for job in jobs:
             job.status, job.started = "running", time.monotonic()
         self._searching = jobs, generate(self.model, memory, self.searches[beams], None, mask)
+        self._taken = []
 
     def _take(self, beams: int) -> list[Job]:
         with self._lock:
             queue = self._waiting[beams]
-            return [queue.popleft() for _ in range(min(self.batch, len(queue)))]
+            self._taken = [queue.popleft() for _ in range(min(self.batch, len(queue)))]
+        return self._taken
 
     def _encode_jobs(self, jobs: list[Job]) -> Array:
         images = np.zeros((bucket(len(jobs)), *self._image_shape), np.uint8)
@@ -423,6 +428,7 @@ class EngineThread(threading.Thread):
                 except Exception as error:  # the device's errors have many types
                     engine.fail()
                     self.on_error(error)
+                    busy = True  # who still waits has its turn, whether or not another job comes
         return busy
 
 
