@@ -106,6 +106,21 @@ def test_seven_steps_a_kill_and_thirteen_more_are_twenty_steps(straight, killed,
     assert starts == [0, 7]
 
 
+def test_on_eight_devices_seven_steps_and_thirteen_more_are_twenty_steps(straight, tmp_path):
+    """From the checkpoint at step 7 of the run itself; test_eight_devices_survive_a_kill has the kill."""
+    folders = [tmp_path / name for name in ("whole", "rest")]
+    for part in ("start", "lines"):
+        shutil.copytree(straight / part, folders[0] / part)
+    config = tiny.config(folders[0], devices=8, keep=3)
+    assert train(config) == 0
+    checkpoint = folders[1] / "run" / "checkpoints" / "00000007"
+    shutil.copytree(folders[0] / "run" / "checkpoints" / "00000007", checkpoint)
+    assert train(replace(config, out=folders[1] / "run")) == 0
+    tiny.equal_trees(*map(arrays, folders))
+    whole, rest = map(losses, folders)
+    assert len(rest) == 13 and {step: whole[step] for step in rest} == rest
+
+
 def test_a_run_goes_on_on_another_mesh(straight, killed, tmp_path, monkeypatch):
     from trocr_jax.train import mesh
 
@@ -209,38 +224,55 @@ def test_mixing_from_scratch_with_a_new_size(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model_and_survive_a_kill(straight, tmp_path):
-    """Two hosts of one device each: the losses of one process with two devices; killed after step 7 and gone on with."""
+def test_eight_devices_survive_a_kill(straight, tmp_path):
+    for name in ("whole", "killed"):
+        for part in ("start", "lines"):
+            shutil.copytree(straight / part, tmp_path / name / part)
+    assert train(tiny.config(tmp_path / "whole", devices=8)) == 0
+    assert run_until(tmp_path / "killed", "saved", 7, signal.SIGKILL, devices=8) == -signal.SIGKILL
+    assert train(tiny.config(tmp_path / "killed", devices=8)) == 0
+    tiny.equal_trees(arrays(tmp_path / "whole"), arrays(tmp_path / "killed"))
+    assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
+
+
+def two_processes(folder: Path, kind: str, step: int, number: int) -> list[int]:
+    """A run on two hosts of one device each, both of which get a signal after an event of the first one's log."""
     import socket
 
-    for part in ("start", "lines"):
-        shutil.copytree(straight / part, tmp_path / part)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    driver = DRIVER.replace("**changes)", "devices=0, hosts=config.HostsConfig(2, int(sys.argv[6]), sys.argv[7]), **changes)")
+    driver = driver.replace("import log, loop", "import config, log, loop")
+    processes = []
+    for index in range(2):
+        arguments = [str(folder), kind, str(step), str(number), "{}", str(index), address]
+        command = [sys.executable, "-c", driver, *arguments]
+        processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+    codes = []
+    for process in processes:
+        try:
+            _, said = process.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            _, said = process.communicate()
+        codes.append(process.returncode)
+        assert number == signal.SIGKILL or process.returncode == 0, said[-3000:]
+    return codes
 
-    def launch(kind: str, step: int, number: int) -> list[int]:
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            address = f"localhost:{probe.getsockname()[1]}"
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-        driver = DRIVER.replace("**changes)", "devices=0, hosts=config.HostsConfig(2, int(sys.argv[6]), sys.argv[7]), **changes)")
-        driver = driver.replace("import log, loop", "import config, log, loop")
-        processes = []
-        for index in range(2):
-            arguments = [str(tmp_path), kind, str(step), str(number), "{}", str(index), address]
-            command = [sys.executable, "-c", driver, *arguments]
-            processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
-        codes = []
-        for process in processes:
-            try:
-                _, said = process.communicate(timeout=300)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                _, said = process.communicate()
-            codes.append(process.returncode)
-            assert number == signal.SIGKILL or process.returncode == 0, said[-3000:]
-        return codes
 
-    assert launch("saved", 7, signal.SIGKILL)[0] == -signal.SIGKILL
-    assert launch("never", 0, signal.SIGTERM) == [0, 0]
-    both, alone = losses(tmp_path), losses(straight)
-    np.testing.assert_allclose(list(both.values()), list(alone.values()), rtol=1e-4)
-    assert Reader.from_pretrained(tmp_path / "run" / "model").read(tiny.draw("1")).error is None
+@pytest.mark.slow
+def test_two_processes_train_one_model_and_survive_a_kill(straight, tmp_path):
+    """The losses of one process; killed after step 7 and gone on with, bit for bit those of two that nobody killed."""
+    for name in ("whole", "killed"):
+        for part in ("start", "lines"):
+            shutil.copytree(straight / part, tmp_path / name / part)
+    assert two_processes(tmp_path / "whole", "never", 0, signal.SIGTERM) == [0, 0]
+    assert two_processes(tmp_path / "killed", "saved", 7, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert two_processes(tmp_path / "killed", "never", 0, signal.SIGTERM) == [0, 0]
+    tiny.equal_trees(arrays(tmp_path / "whole"), arrays(tmp_path / "killed"))
+    whole, alone = losses(tmp_path / "whole"), losses(straight)
+    assert whole == losses(tmp_path / "killed")
+    np.testing.assert_allclose(list(whole.values()), list(alone.values()), rtol=1e-4)
+    assert Reader.from_pretrained(tmp_path / "killed" / "run" / "model").read(tiny.draw("1")).error is None
