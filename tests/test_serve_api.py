@@ -7,7 +7,7 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response
 from PIL import Image
-from serving import MODEL, PICTURES, chat, data_url, lines, message, reader, serving
+from serving import MODEL, PICTURES, chat, data_url, lines, message, reader, serving, wait_until
 
 from trocr_jax.engine import Job
 
@@ -68,7 +68,8 @@ def test_models_by_name(client, server):
     before = server.count("lines_total", model="second/model", finish_reason="stop")
     answer = client.chat.completions.create(model="second/model", messages=message(PICTURES[0]))
     assert answer.model == "second/model"
-    assert server.count("lines_total", model="second/model", finish_reason="stop") == before + 1
+    # counted once the answer has left
+    wait_until(lambda: server.count("lines_total", model="second/model", finish_reason="stop") == before + 1, 10)
 
 
 # --- chat ---

@@ -122,11 +122,12 @@ def test_download_copy_and_clear(page):
 
 
 def test_the_chosen_model_reads(page, server):
-    before = server.count("lines_total", model="second/model", finish_reason=lines()[0].finish_reason)
+    labels = {"model": "second/model", "finish_reason": lines()[0].finish_reason}
+    before = server.count("lines_total", **labels)
     page.run("document.getElementById('model').value = 'second/model'")
     page.drop(PICTURES[0])
     page.until(DONE)
-    assert server.count("lines_total", model="second/model", finish_reason=lines()[0].finish_reason) == before + 1
+    wait_until(lambda: server.count("lines_total", **labels) == before + 1, 10)
 
 
 def test_by_keyboard(page):
