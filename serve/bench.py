@@ -52,7 +52,7 @@ class Config:
     peers: bool = True
     """Run what else is installed: transformers on torch, ONNX Runtime, OpenVINO."""
     only: tuple[str, ...] = ()
-    """Of the peers, those whose names contain one of these."""
+    """Of the peers, those whose names contain one of these. All at once need some 20 GB at base size."""
     price_per_hour: float = 0.0
     """Of this machine, in any currency: gives the cost of 1,000 lines."""
     cold_start: bool = False
@@ -272,7 +272,7 @@ def memory() -> dict[str, float]:
 def cold_start(config: Config) -> dict[str, float]:
     """A new process that imports, loads, compiles and reads one batch: its seconds, and its peak memory in bytes."""
     alone = replace(config, peers=False, plot=None, batch_size=config.batch_size[:1], tokens=config.tokens[:1])
-    program = f"from pathlib import *; from {__name__} import Config, first_batch; print(first_batch({alone!r}))"
+    program = f"from pathlib import *; from {__package__}.bench import Config, first_batch; print(first_batch({alone!r}))"
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     if done.returncode:
