@@ -44,6 +44,8 @@ class Config:
     """Each compiled on its own; 1 is greedy."""
     engine: bool = False
     """Compile the step of the continuous engine too."""
+    price: bool = False
+    """Estimate lines a second and dollars for 1,000 of greedy decoding and the engine; compiles their parts as well."""
     line_tokens: int = 20
     """Tokens of a line, for the price."""
     dollars: float | None = None
@@ -71,17 +73,17 @@ def topology_mesh(name: str) -> Mesh:
 
 def measure(mesh: Mesh, name: str, config: Config) -> list[dict[str, Any]]:
     """A model's programs in bfloat16, data parallel, and what the compiler says of each."""
-    model, chip = TrOCR.abstract(PRESETS[name], jnp.bfloat16), chip_of(config.topology)
-    rows = []
+    model, rows = TrOCR.abstract(PRESETS[name], jnp.bfloat16), []
     for beams in config.beams:
         label = "greedy" if beams == 1 else f"{beams} beams"
         rows.append({"beams": beams, **compiled(name, label, partial(compile_reading, mesh, model, beams, config))})
     if config.engine:
         rows.append(compiled(name, "engine", partial(compile_engine, mesh, model, config)))
     work = Workload(config.batch_size, config.line_tokens, config.tokens)
-    for row in rows:
+    for row in rows if config.price else ():
         if row.get("beams", 1) == 1:
-            row |= priced(reading_cost(mesh, model, work, chip, row["program"] == "engine"), mesh, config)
+            seconds = reading_cost(mesh, model, work, chip_of(config.topology), row["program"] == "engine")
+            row |= priced(seconds, mesh, config)
     return rows
 
 

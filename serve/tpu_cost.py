@@ -35,21 +35,21 @@ def reading_cost(mesh: Mesh, model: TrOCR, work: Workload, chip: Chip, engine: b
     """Seconds for a batch on one chip. In the engine every row has a position of its own, which makes its writes scatters."""
     parts = parts_of(model, work, engine)
     place = SingleDeviceSharding(mesh.devices.flat[0])
-    costs = {name: cost(part, shapes, place, chip) for name, (part, shapes) in parts.items()}
+    costs = {name: cost(part, shapes, place, chip, name == "decoder layer") for name, (part, shapes) in parts.items()}
     encoder, decoder = model.config.encoder.num_layers, model.config.decoder.num_layers
     step = costs["decoder layer"] * decoder + costs["head"]
     return (costs["embed"] + costs["encoder layer"] * encoder + step * work.tokens).seconds
 
 
-def cost(part: Callable[..., Any], shapes: tuple[Any, ...], place: Any, chip: Chip) -> Cost:
-    """Of one part, compiled alone for one chip. Arguments that it returns changed are donated, as in the loop's carry."""
+def cost(part: Callable[..., Any], shapes: tuple[Any, ...], place: Any, chip: Chip, carries: bool) -> Cost:
+    """Of one part, compiled alone for one chip; `carries`: its second argument comes back changed, as a loop's carry does."""
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
-    analysis: Any = jax.jit(part, donate_argnums=1).lower(*placed).compile().cost_analysis()
+    analysis: Any = jax.jit(part, donate_argnums=1 if carries else ()).lower(*placed).compile().cost_analysis()
     return Cost.of(analysis, chip)
 
 
 def parts_of(model: TrOCR, work: Workload, engine: bool) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
-    """name -> (function, shapes of its arguments), the second of which is the loop's carry."""
+    """name -> (function, shapes of its arguments)."""
     c, B, dtype = model.config, work.images, model.dtype
     E, D, P = c.encoder.hidden_size, c.decoder.hidden_size, work.places
     shape = jax.ShapeDtypeStruct
