@@ -1,8 +1,8 @@
 """Reading with ONNX Runtime instead of XLA: greedy decoding, float32 or int8, on the CPU.
 
 The graphs are written from the same weights (`onnx_export`), so any checkpoint that this package loads can be read this way.
-float32 gives the tokens of `generate`. int8 is faster for large models on a CPU and slower than XLA for the one in the package; it
-reads some lines otherwise (docs/performance.md has both), and its activations are rounded with one scale a batch, so that a
+float32 gives the tokens of `generate`. int8 is faster for large models on a CPU and slower than XLA for the one in the package;
+it reads some lines otherwise (docs/performance.md has both), and its activations are rounded with one scale a batch, so that a
 line's text can depend on the lines beside it.
 
     from trocr_jax.serve.onnx_backend import OnnxReader
