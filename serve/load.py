@@ -208,7 +208,8 @@ async def _saturate(client: Any, bodies: Sequence[bytes], seconds: float, client
         nonlocal done
         while time.perf_counter() < until:
             number += 1
-            done += (await client.post("/v1/ocr", content=bodies[number % len(bodies)])).status_code == 200
+            answer = await client.post("/v1/ocr", content=bodies[number % len(bodies)])
+            done += answer.status_code == 200
 
     start = time.perf_counter()
     await asyncio.gather(*map(one, range(clients)))
