@@ -126,7 +126,8 @@ class StartConfig:
     """The model that training starts from.
 
     Attributes:
-        model: a directory, hub name or fairseq file, "package" for the model in the package, "scratch" for random numbers.
+        model: a directory or hub name (a fairseq file after `trocr-jax convert`), "package" for the model in the package, or
+            "scratch" for random numbers.
         architecture: of a model from scratch: a name of `start.ARCHITECTURES` or of a public checkpoint.
         tokenizer: a directory with another tokenizer; rows of tokens that both have are kept, others start as noise.
         extend_vocab: characters to add to the vocabulary, or a text file that holds them.
@@ -190,6 +191,7 @@ class Config:
         dtype: of the computation; parameters are kept in float32.
         remat: compute activations twice instead of keeping them: less memory, a third more work.
         devices: 0 is all.
+        mesh: "data=4,model=2" cuts the weights over pairs of devices; by default every device has its own lines and all weights.
         fsdp: cut parameters and optimizer state over the devices instead of copying them.
         log_every, eval_every, save_every: steps.
         keep: newest checkpoints to keep beside the best one.
@@ -213,6 +215,7 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     devices: int = 0
+    mesh: str = ""
     fsdp: bool = False
     log_every: int = 50
     eval_every: int = 1000
@@ -224,7 +227,7 @@ class Config:
 
 
 FREE = frozenset(
-    "out devices fsdp remat log_every eval_every save_every keep patience eval_lines tensorboard data.threads data.max_bad "
+    "out devices mesh fsdp remat log_every eval_every save_every keep patience eval_lines tensorboard data.threads data.max_bad "
     "data.valid synthetic.workers synthetic.cache synthetic.held_out_fonts preflight.enabled preflight.lines preflight.overfit "
     "hosts.count hosts.index hosts.coordinator".split()
 )

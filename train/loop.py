@@ -75,7 +75,7 @@ class Run:
             remat=config.remat, label_smoothing=o.label_smoothing, accumulate=o.accumulate,
             lora_scale=lora.alpha / max(lora.rank, 1), ema=o.ema,
         )  # fmt: skip
-        self.mesh: Mesh = meshes.make_mesh(config.devices)
+        self.mesh: Mesh = meshes.make_mesh(config.devices, config.mesh)
         self.optimizer = make_optimizer(o, config.steps, {} if lora.rank else factors)
         self.rate = schedule(o, config.steps)
         self.terminated = False

@@ -1,4 +1,6 @@
-"""Where state and batches lie: a mesh of all devices, batches cut over it, the state copied to all or cut as well.
+"""Where state and batches lie: a mesh of all devices, batches cut over "data", the state copied to all or cut as well.
+
+The state is cut over "model" by the library's rules (tensor parallel), over "data" by size (FSDP), or by both.
 
 The compiler makes the communication from the placement; the same program runs on one device and on many hosts.
 """
@@ -9,23 +11,26 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-AXIS = "data"
+from trocr_jax import sharding
+
+AXIS = sharding.DATA
 SMALL = 2**14  # numbers; what is smaller is not worth cutting
 
 
-def make_mesh(devices: int = 0) -> Mesh:
-    """All devices of all hosts, or the first so many, along one axis.
+def make_mesh(devices: int = 0, axes: str = "") -> Mesh:
+    """All devices of all hosts, or the first so many, along "data"; or as `axes` says, "data=4,model=2".
 
     Raises:
-        ValueError: there are not so many.
+        ValueError: there are not so many, or `axes` is no mesh.
     """
     available = jax.devices()
+    if axes:
+        return sharding.make_mesh(axes, available)
     if devices > len(available):
         raise ValueError(f"--devices {devices}, but there are {len(available)}")
-    chosen = available[: devices or None]
-    return jax.make_mesh((len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
+    return sharding.make_mesh({sharding.DATA: devices or len(available), sharding.MODEL: 1}, available)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -33,16 +38,22 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(state: Any, mesh: Mesh, cut: bool) -> Any:
-    """A sharding for every array of a state: copied to all devices, or its largest divisible axis cut over them (ZeRO-3)."""
+    """A sharding for every array of a state.
 
-    def place(x: Any) -> NamedSharding:
-        sizes = [size if size % mesh.size == 0 else 0 for size in x.shape]
-        if not cut or not any(sizes) or x.size < SMALL:
-            return replicated(mesh)
-        axis = int(np.argmax(sizes))
-        return NamedSharding(mesh, PartitionSpec(*[AXIS if i == axis else None for i in range(x.ndim)]))
+    Args:
+        state: arrays under the parameters' names, as often as there are (masters, averages, moments of the optimizer).
+        cut: over "data" as well, along the largest axis that it divides and "model" has not taken (ZeRO-3).
+    """
 
-    return jax.tree.map(place, state)
+    def place(path: Any, x: Any) -> NamedSharding:
+        name = str(getattr(path[-1], "key", ""))
+        axes = list(sharding.sharding_of(name, x.shape, mesh, sharding.default_rules(mesh)).spec)
+        sizes = [n if axis is None and n % mesh.shape[AXIS] == 0 else 0 for n, axis in zip(x.shape, axes, strict=True)]
+        if cut and any(sizes) and x.size >= SMALL:
+            axes[int(np.argmax(sizes))] = AXIS
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    return jax.tree_util.tree_map_with_path(place, state)
 
 
 def own_rows(mesh: Mesh, batch_size: int) -> range:
@@ -51,10 +62,12 @@ def own_rows(mesh: Mesh, batch_size: int) -> range:
     Raises:
         ValueError: the batch cannot be cut evenly.
     """
-    if batch_size % mesh.size:
-        raise ValueError(f"--batch-size {batch_size} must be a multiple of the {mesh.size} devices")
-    places = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
-    each = batch_size // mesh.size
+    parts = mesh.shape[AXIS]
+    if batch_size % parts:
+        raise ValueError(f"--batch-size {batch_size} must be a multiple of the {parts} devices that it is cut over")
+    devices = mesh.devices.reshape(parts, -1)
+    places = [i for i, row in enumerate(devices) if any(device.process_index == jax.process_index() for device in row)]
+    each = batch_size // parts
     return range(places[0] * each, (places[-1] + 1) * each)
 
 

@@ -1,0 +1,135 @@
+"""Training on a mesh of data x model, and by two processes: what one device computes; its checkpoints go on anywhere."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from conftest import ROOT
+
+from trocr_jax import files, pretrained
+from trocr_jax.train import mesh as meshes
+from trocr_jax.train.config import OptimizerConfig
+from trocr_jax.train.log import read_log
+from trocr_jax.train.loop import train
+from trocr_jax.train.optimizer import make_optimizer
+from trocr_jax.train.parameters import named
+from trocr_jax.train.start import random_parameters
+from trocr_jax.train.step import StepConfig, make_step, new_state
+
+PROCESS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+import tiny
+from trocr_jax.train.config import HostsConfig
+from trocr_jax.train.loop import train
+folder, index, address = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+sys.exit(train(tiny.config(folder, devices=0, log_every=1, hosts=HostsConfig(2, index, address))))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _keep_the_signal_handler():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def steps_on(axes: str, fsdp: bool = False) -> tuple[object, list[float]]:
+    """Three steps of the tiny model on a mesh: the state and the losses."""
+    config = StepConfig(tiny.MODEL, frozenset(random_parameters(tiny.MODEL, 0)))
+    optimizer = make_optimizer(OptimizerConfig(lr=1e-2, warmup=0, schedule="constant"), 3, {})
+    mesh = meshes.make_mesh(0, axes)
+    state = new_state(config, random_parameters(tiny.MODEL, 0), {}, optimizer, 0)
+    shardings = meshes.state_shardings(state, mesh, fsdp)
+    state, step = jax.device_put(state, shardings), make_step(optimizer, config, (shardings, meshes.replicated(mesh)))
+    rng, losses = np.random.default_rng(0), []
+    for _ in range(3):
+        images = rng.integers(0, 256, (8, *tiny.SIZE, 3)).astype(np.uint8)
+        labels = rng.integers(4, tiny.MODEL.decoder.vocab_size, (8, 6)).astype(np.int32)
+        state, metrics = step(state, *(meshes.global_array(mesh, x) for x in (images, labels)))
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+@pytest.mark.parametrize("axes, fsdp", [("data=2,model=4", False), ("data=4,model=2", True)])
+def test_weights_cut_over_a_mesh_give_the_losses_of_one_device(axes, fsdp, monkeypatch):
+    monkeypatch.setattr(meshes, "SMALL", 64)
+    state, losses = steps_on(axes, fsdp)
+    np.testing.assert_allclose(losses, steps_on("data=1")[1], rtol=1e-5)
+    kernel = "encoder.layers.mlp.fc1.kernel"
+    parts = [x for name, x in named(state).items() if name.endswith(kernel)]
+    assert len(parts) == 3, "the masters and both moments of the optimizer"
+    cut = int(axes[-1]) * (int(axes[5]) if fsdp else 1)
+    assert all(x.addressable_shards[0].data.size * cut == x.size for x in parts)
+
+
+def test_the_batch_is_cut_over_data_alone():
+    assert meshes.own_rows(meshes.make_mesh(0, "data=2,model=4"), 6) == range(6)
+    with pytest.raises(ValueError, match="--batch-size 7 must be a multiple of the 2 devices"):
+        meshes.own_rows(meshes.make_mesh(0, "data=2,model=4"), 7)
+    with pytest.raises(ValueError, match="needs 16 devices, but there are 8"):
+        meshes.make_mesh(0, "data=16")
+
+
+def parameters(run: Path, step: int) -> dict[str, np.ndarray]:
+    return pretrained._load_orbax(run / "checkpoints" / f"{step:08d}" / files.ORBAX)
+
+
+def losses(run: Path) -> list[float]:
+    """Of steps 1 to 20; of a step that was done twice the last."""
+    found = {e["step"]: e["loss"] for e in read_log(run) if e["kind"] == "train"}
+    return [found[step] for step in range(1, 21)]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> Path:
+    """20 steps by two real processes of one device each, which talk through gloo on this machine."""
+    folder = tmp_path_factory.mktemp("two")
+    tiny.config(folder)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    commands = [[sys.executable, "-c", PROCESS, str(folder), str(index), address] for index in range(2)]
+    running = [subprocess.Popen(c, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) for c in commands]
+    for process in running:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(two_processes, tmp_path):
+    for part in ("start", "lines"):
+        shutil.copytree(two_processes / part, tmp_path / part)
+    assert train(tiny.config(tmp_path, log_every=1)) == 0
+    start = next(e for e in read_log(two_processes / "run") if e["kind"] == "start")
+    assert start["devices"] == 2
+    np.testing.assert_allclose(losses(two_processes / "run"), losses(tmp_path / "run"), rtol=1e-4)
+    both, alone = parameters(two_processes / "run", 20), parameters(tmp_path / "run", 20)
+    for name, x in alone.items():
+        np.testing.assert_allclose(both[name], x, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", ["data=1", "data=8", "data=2,model=4"])
+def test_a_checkpoint_of_two_processes_goes_on_on_other_meshes(axes, two_processes, tmp_path):
+    """Step 20 is thrown away; the run goes on from step 14 on another mesh and computes the same."""
+    shutil.copytree(two_processes / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "00000020")
+    assert train(tiny.config(two_processes, out=tmp_path / "run", log_every=1, mesh=axes)) == 0
+    events = read_log(tmp_path / "run")
+    assert [e["step"] for e in events if e["kind"] == "start"] == [0, 14]
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(two_processes / "run"), rtol=1e-4)
+    there, here = parameters(two_processes / "run", 20), parameters(tmp_path / "run", 20)
+    for name, x in there.items():
+        np.testing.assert_allclose(here[name], x, atol=1e-4, err_msg=name)
