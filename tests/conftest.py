@@ -23,6 +23,13 @@ SHARED = ROOT.parent / "shared"
 FAMILIES = ("family_a_vit_learned_tied", "family_b_vit_sinusoidal_untied", "family_c_deit_learned_untied")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_mappings():
+    """Compiled programs of one file at a time: each is memory mappings, and a process may hold 65,530 of them before it crashes."""
+    yield
+    jax.clear_caches()
+
+
 def shared(*parts: str) -> Path:
     """Path under the shared reference data, which is not part of the project: a test that needs it skips without it."""
     path = SHARED.joinpath(*parts)
