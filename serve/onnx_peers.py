@@ -63,7 +63,7 @@ class OpenVino:
     """A graph compiled by OpenVINO for the CPU, with the two methods of a session that `OnnxModel` uses."""
 
     def __init__(self, model: onnx.ModelProto, precision: str):
-        import openvino
+        import openvino  # pyright: ignore[reportMissingImports]
 
         core = openvino.Core()
         hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}

@@ -15,6 +15,7 @@ from PIL import Image
 
 _ROWS = 96  # images are averaged down to fewer than twice as many rows
 _REACH = 3.3  # rows kept on either side of the middle of the writing, in standard deviations of its stroke edges
+_VALLEY = 0.25  # of the edges of the fullest row; what lies between two lines has fewer
 _SLOPES = np.tan(np.radians(np.arange(-4.5, 5.0, 0.5)))
 _LEAST_CONTRAST = 24.0  # grey levels; less is noise or JPEG, and is not made louder
 
@@ -86,11 +87,28 @@ def _slope(rows: np.ndarray, columns: np.ndarray) -> float:
 
 def _writing(rows: np.ndarray) -> tuple[float, float]:
     """Middle and spread of the rows of the edges, leaving out what lies apart: a neighbouring line, specks."""
+    rows = _without_neighbours(rows)
     middle, spread = float(np.median(rows)), float(rows.std()) + 0.5
     for _ in range(3):
         near = rows[np.abs(rows - middle) < 2.5 * spread]
         middle, spread = float(near.mean()), float(near.std()) + 0.5
     return middle, spread
+
+
+def _without_neighbours(rows: np.ndarray) -> np.ndarray:
+    """The rows of the edges less the parts of other lines at the upper and lower border, which a crop often cuts through."""
+    counts = np.bincount(np.rint(rows - rows.min()).astype(np.int64))
+    density = np.convolve(counts, np.ones(3) / 3, "same")
+    turns = np.flatnonzero(np.diff(np.concatenate([[0], density > _VALLEY * density.max(), [0]])))
+    runs = list(zip(turns[::2].tolist(), turns[1::2].tolist(), strict=True))
+    first, last = max(runs, key=lambda run: float(density[run[0] : run[1]].sum()))
+    low, high = 0, len(density)
+    if (start := runs[0])[1] < first and start[0] <= 2:
+        low = start[1] + int(density[start[1] : first].argmin())
+    if (end := runs[-1])[0] > last and end[1] >= len(density) - 2:
+        high = last + int(density[last : end[0]].argmin())
+    places = rows - rows.min()
+    return rows[(places >= low) & (places <= high)]
 
 
 def _level(ink: np.ndarray, slope: float) -> Image.Image:
