@@ -233,13 +233,15 @@ def test_micro_batches_add_up_to_the_batch(devices):
     parts, same = run(replace(config, accumulate=2), devices=devices)
     np.testing.assert_allclose(same, losses, rtol=1e-5)
     for name, x in whole.model.items():
-        np.testing.assert_allclose(np.asarray(parts.model[name]), np.asarray(x), atol=2e-4)
+        if not name.endswith("key.bias"):  # softmax cancels it: its gradient is rounding alone, which Adam blows up to full steps
+            np.testing.assert_allclose(np.asarray(parts.model[name]), np.asarray(x), atol=2e-4, err_msg=name)
 
 
 def test_remat_changes_nothing_and_bfloat16_little(alone):
     config = step_config(tiny.MODEL)
     np.testing.assert_allclose(run(replace(config, remat=True), 2)[1], alone[:2], rtol=1e-5)
-    state, narrow = run(replace(config, dtype="bfloat16"), 2)
+    with jax.numpy_dtype_promotion("standard"):  # flax's LayerNorm widens its input implicitly
+        state, narrow = run(replace(config, dtype="bfloat16"), 2)
     np.testing.assert_allclose(narrow, alone[:2], rtol=0.02)
     assert narrow != alone[:2]
     assert {x.dtype for x in state.model.values()} == {jnp.dtype("float32")}, "masters stay float32"
