@@ -25,6 +25,7 @@ def compilations():
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "XLA_FLAGS": "", "PYTHONPATH": str(LIBTPU),
         "TPU_LIBRARY_PATH": str(LIBTPU / "libtpu" / "libtpu.so"),
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two at once, and a lock file that a killed one left behind
     }  # fmt: skip
     return {
         topology: subprocess.Popen(
