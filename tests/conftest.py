@@ -25,7 +25,7 @@ FAMILIES = ("family_a_vit_learned_tied", "family_b_vit_sinusoidal_untied", "fami
 
 @pytest.fixture(scope="module", autouse=True)
 def few_mappings():
-    """Compiled programs of one file at a time: each is memory mappings, and a process may hold 65,530 of them before it crashes."""
+    """Compiled programs of one file at a time: each is memory mappings, and a process crashes above 65,530 of them."""
     yield
     jax.clear_caches()
 
