@@ -31,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage(), file=sys.stdout if arguments else sys.stderr)
+        try:
+            print(usage(), file=sys.stdout if arguments else sys.stderr, flush=True)
+        except BrokenPipeError:
+            return _unread()
         return 0 if arguments else 2
     if arguments[0] == "--version":
         print(package_version())
@@ -60,13 +63,18 @@ def _run(verb: str, arguments: list[str]) -> int:
         return app.run(config)
     except UsageError as error:
         return complain(str(error), 2)
-    except BrokenPipeError:  # the reader of our output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
-        return 1
+    except BrokenPipeError:
+        return _unread()
     except (ValueError, OSError) as error:
         return complain(str(error), 1)
     except KeyboardInterrupt:
         return complain("interrupted", 130)
+
+
+def _unread() -> int:
+    """The reader of our output has enough of it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
+    return 1
 
 
 def complain(message: str, code: int) -> int:
