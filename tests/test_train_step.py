@@ -138,6 +138,30 @@ def test_first_loss_in_float32_equals_torch(family):
     close(sums["loss"] / sums["tokens"], torch_loss(reference, images, labels, config), 1e-4)
 
 
+def distance(a: dict, truth: dict) -> float:
+    """Of all numbers together, relative to the size of the second."""
+    pairs = [(np.asarray(a[name], np.float64), np.asarray(truth[name], np.float64)) for name in truth]
+    return np.sqrt(sum(np.sum((x - y) ** 2) for x, y in pairs) / sum(np.sum(y**2) for _, y in pairs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_in_float32_err_no_more_than_those_of_torch(family):
+    """Neither library keeps to 1e-4 here: the error is float32's own, and ours is 0.74, 0.82 and 0.68 of torch's in the families
+    A, B and C. The geometric mean over ten batches, because for a single one it is chance who comes nearer."""
+    config, parameters, reference = fixture(family)
+    batches, how = [batch(config, 4, seed=seed) for seed in range(10)], step_config(config)
+    state, differentiate = new_state(how, parameters, {}, optax.identity(), 0), jax.jit(gradient_sum, static_argnums=3)
+    found = [differentiate(state, *inputs, how, KEY) for inputs in batches]
+    ours = [{name: x / sums["tokens"] for name, x in gradient.items()} for gradient, sums in found]
+    theirs = [torch_gradients(reference, *inputs, config)[1] for inputs in batches]
+    with float64():
+        _, _, reference = doubled(family)
+        truth = [torch_gradients(reference, *inputs, config)[1] for inputs in batches]
+    ratios = [distance(a, t) / distance(b, t) for a, b, t in zip(ours, theirs, truth, strict=True)]
+    assert np.exp(np.mean(np.log(ratios))) < 1.0, ratios
+
+
 def test_first_gradients_of_a_well_conditioned_model_equal_torch_to_1e_5():
     config = without_dropout(random_config("A", 3))
     reference = torch_model(config)
@@ -151,7 +175,8 @@ def test_first_gradients_of_a_well_conditioned_model_equal_torch_to_1e_5():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_three_adamw_steps_equal_torch(family):
     """eps 1e-6: Adam divides by the gradient's size, so that for the key biases, whose gradient is 0 but for rounding, a smaller
-    one would compare the rounding of two libraries."""
+    one would compare the rounding of two libraries. In float32 it still would: there ours end up to 2.8e-3, 2.6e-3 and 3.4e-3
+    from these results (families A, B, C), torch's up to 2.9e-3, 3.0e-3 and 5.0e-3."""
     with float64():
         config, parameters, reference = doubled(family)
         how = step_config(config, dtype="float64")
