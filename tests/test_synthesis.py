@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from PIL import Image
 
 from trocr_jax.train import fonts, synthesis, texts
 from trocr_jax.train.fonts import Face
@@ -222,13 +221,6 @@ def test_held_out_lines_repeat_and_are_of_their_level(faces):
     assert all(same(a, b) for a, b in zip(lines, synthesis.heldout("worn", 5, 3, faces), strict=True))
     assert {meta["level"] for *_, meta in lines} == {"worn"}
     assert not same(lines[0], LineSource(3, faces, {"worn": 1.0})[0])
-
-
-def test_contact_sheet(faces):
-    sheet = synthesis.contact_sheet(LineSource(0, faces, max_length=12), rows=3, columns=2, cell=(300, 60))
-    assert sheet.mode == "RGB" and sheet.size == (2 * 308, 3 * 84)
-    assert len(sheet.getcolors(maxcolors=1 << 24) or []) > 50
-    assert isinstance(sheet, Image.Image)
 
 
 # fetch_fonts.sh

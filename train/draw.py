@@ -18,7 +18,6 @@ from . import fonts, synthesis
 from .texts import draw_text
 
 DIGITS, CAPITALS = "0123456789", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-SHEET = (12, 3)  # rows, columns
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ def run(config: Config) -> int:
         raise ValueError(f"no level {', '.join(sorted(wrong))}; there are {', '.join(synthesis.LEVELS)}")
     faces, text = find_faces(config.fonts), text_maker(config)
     rows: list[dict[str, str]] = []
-    pictures: list[Image.Image] = []
     with files.new_directory(config.out) as folder:
         for index in range(config.count):
             rng = np.random.default_rng((config.seed, index))
@@ -65,12 +63,13 @@ def run(config: Config) -> int:
             image = synthesis.draw_line(label, rng, faces, config.levels[index % len(config.levels)])
             rows.append({"file_name": f"{index:06d}.png", "text": label})
             image.save(folder / rows[-1]["file_name"])
-            if index < SHEET[0] * SHEET[1]:
-                pictures.append(image)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
     if config.sheet:
-        contact_sheet(pictures).save(config.sheet)
+        from . import sheet
+
+        shown = [(Image.open(config.out / row["file_name"]), row["text"]) for row in rows[: sheet.LINES]]
+        sheet.arranged(shown).save(config.sheet)
     print(f"{config.count} lines in {config.out}", file=sys.stderr)
     return 0
 
@@ -105,17 +104,6 @@ def fill(pattern: str, rng: Generator) -> str:
     """A pattern with its signs replaced by random ones."""
     choices = {"#": DIGITS, "@": CAPITALS, "?": DIGITS + CAPITALS}
     return "".join(choices[sign][rng.integers(len(choices[sign]))] if sign in choices else sign for sign in pattern)
-
-
-def contact_sheet(pictures: list[Image.Image], cell: tuple[int, int] = (400, 56)) -> Image.Image:
-    """Pictures in a grid."""
-    rows, columns = SHEET
-    sheet = Image.new("RGB", (columns * (cell[0] + 8), rows * (cell[1] + 8)), (200, 210, 230))
-    for index, picture in enumerate(pictures):
-        small = picture.convert("RGB")
-        small.thumbnail(cell)
-        sheet.paste(small, (index % columns * (cell[0] + 8) + 4, index // columns * (cell[1] + 8) + 4))
-    return sheet
 
 
 if __name__ == "__main__":

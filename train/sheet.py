@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from . import cli
@@ -22,7 +21,7 @@ from .loop import augmentation
 from .pool import LinePool
 from .start import Start, start
 
-ROWS, COLUMNS = 12, 3
+LINES, COLUMNS = 36, 3
 GAP, LABEL = 8, 18  # px
 MAX_WIDTH = 512  # px of a line on the sheet
 
@@ -38,15 +37,15 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"trocr_jax.train.sheet: {error}", file=sys.stderr)
         return 1
-    print(f"{ROWS * COLUMNS} lines in {Path(arguments[0])}", file=sys.stderr)
+    print(f"{LINES} lines in {Path(arguments[0])}", file=sys.stderr)
     return 0
 
 
 def draw(config: Config) -> Image.Image:
     """The sheet (RGB) of a run."""
     model = start(config.start, config.seed)
-    examples = map(training_lines(config, model).__getitem__, range(ROWS * COLUMNS))
-    return arranged([(example.pixels, model.tokenizer.decode(example.label)) for example in examples])
+    examples = map(training_lines(config, model).__getitem__, range(LINES))
+    return arranged([(Image.fromarray(example.pixels), model.tokenizer.decode(example.label)) for example in examples])
 
 
 def training_lines(config: Config, model: Start) -> Loader:
@@ -65,18 +64,19 @@ def training_lines(config: Config, model: Start) -> Loader:
     )  # fmt: skip
 
 
-def arranged(cells: Sequence[tuple[np.ndarray, str]]) -> Image.Image:
-    """uint8 pixels [height,width,3] in a grid, each above its label."""
-    height, width = cells[0][0].shape[:2]
-    scale = min(1.0, MAX_WIDTH / width)
-    size = (round(width * scale), round(height * scale))
-    step = (size[0] + GAP, size[1] + LABEL + GAP)
-    sheet = Image.new("RGB", (COLUMNS * step[0] + GAP, ROWS * step[1] + GAP), (200, 210, 230))
+def arranged(cells: Sequence[tuple[Image.Image, str]]) -> Image.Image:
+    """Pictures in a grid, each above its label."""
+    pictures = [picture.convert("RGB") for picture, _ in cells]
+    for picture in pictures:
+        picture.thumbnail((MAX_WIDTH, picture.height))
+    across = max(picture.width for picture in pictures) + GAP
+    down = max(picture.height for picture in pictures) + LABEL + GAP
+    sheet = Image.new("RGB", (COLUMNS * across + GAP, -(-len(cells) // COLUMNS) * down + GAP), (200, 210, 230))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for index, (pixels, text) in enumerate(cells):
-        x, y = GAP + index % COLUMNS * step[0], GAP + index // COLUMNS * step[1]
-        sheet.paste(Image.fromarray(pixels).resize(size), (x, y))
-        pen.text((x, y + size[1] + 2), text, fill=(20, 20, 60), font=font)
+    for index, (picture, (_, text)) in enumerate(zip(pictures, cells, strict=True)):
+        x, y = GAP + index % COLUMNS * across, GAP + index // COLUMNS * down
+        sheet.paste(picture, (x, y))
+        pen.text((x, y + down - LABEL - GAP + 2), text, fill=(20, 20, 60), font=font)
     return sheet
 
 

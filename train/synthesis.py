@@ -143,28 +143,6 @@ def choose_face(rng: Generator, families: Sequence[Sequence[Face]], text: str) -
     return pick(rng, able) if able else None
 
 
-def contact_sheet(source: LineSource, rows: int, columns: int, cell: tuple[int, int] = (520, 64)) -> Image.Image:
-    """The first rows x columns lines of a source (RGB), each above its label and what drew it, for a person to see."""
-    sheet = Image.new("RGB", (columns * (cell[0] + 8), rows * (cell[1] + 24)), (200, 210, 230))
-    pen = ImageDraw.Draw(sheet)
-    for index in range(rows * columns):
-        image, text, meta = source[index]
-        x, y = index % columns * (cell[0] + 8) + 4, index // columns * (cell[1] + 24) + 2
-        image.thumbnail(cell)
-        sheet.paste(image, (x, y))
-        label = _label(source.faces, text, cell[0] - 160)
-        sheet.paste((0, 0, 90), (x, y + cell[1] + 2), label)
-        remark = f"{meta['level']} {meta['style']}"
-        pen.text((x + label.width + 8, y + cell[1] + 4), remark, fill=(110, 110, 130), font_size=10)
-    return sheet
-
-
-def _label(faces: Sequence[Face], text: str, width: int) -> Image.Image:
-    """The text small and plain, as a mask, in the first face that has its glyphs."""
-    label, _ = draw_mask(next(face for face in faces if face.can_draw(text)), 14, text)
-    return label.crop((0, 0, min(width, label.width), min(20, label.height)))
-
-
 def _between(rng: Generator, low: float, high: float) -> float:
     return low + rng.random() * (high - low)
 
