@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import tiny
 
-from trocr_jax import metrics
+from trocr_jax import Reader, metrics
 from trocr_jax.line import Line
 from trocr_jax.train import evaluate
 from trocr_jax.train.benchmarks import BENCHMARKS, size_name
@@ -39,7 +39,8 @@ def test_a_run_prints_tables_json_and_a_page(places, tmp_path, capsys):
     assert first["scores"].keys() == {"gt_train", "lines", "all"}
     for score in first["scores"]["all"].values():
         assert score["low"] <= score["value"] <= score["high"]
-    assert "beam 2" in err and "expected calibration error" in err
+    assert "beam 2" in err and "expected calibration error" in err and "most confused: '" in err
+    assert all(wanted != read and count > 0 for wanted, read, count in first["confusions"]) and first["confusions"]
     page = report.read_text()
     assert "data:image/jpeg;base64," in page and "&lt;b&gt;7" in page and "<b>7" not in page
     assert "http" not in page, "the page needs nothing from elsewhere"
@@ -71,6 +72,15 @@ def test_published_numbers_stand_beside_those_of_the_same_size():
     assert size_name(tiny.MODEL) == ""
     wide = replace(tiny.MODEL.encoder, hidden_size=768)
     assert size_name(replace(tiny.MODEL, encoder=wide, decoder=replace(tiny.MODEL.decoder, cross_attention_size=768))) == "base"
+
+
+def test_the_published_number_stands_beside_ours_in_table_and_json(places):
+    found, task = result([("abc", "abd"), ("aa", "b")]), evaluate.Task("s", [], {"cer": 1.5})
+    assert "cer 60.00 (33.33 to 100.00) [published 1.50]" in evaluate.table(found, [task])
+    reader = Reader.from_pretrained(places[0])
+    (row,) = evaluate.summary([found], [task], reader, Config(benchmark="iam"))["results"]
+    assert row["scores"]["s"]["cer"] == {"value": 60.0, "low": 33.3333, "high": 100.0, "published": 1.5}
+    assert sorted(row["confusions"]) == [["a", "", 1], ["a", "b", 1], ["c", "d", 1]]
 
 
 def result(pairs: Sequence[tuple[str, str]]) -> Result:

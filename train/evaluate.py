@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +25,7 @@ from .sources import Record, Source, SourceError, open_source
 
 SCORES = ("cer", "wer", "accuracy")
 DRAWN = 1000  # lines of every level, where no limit is set
+CONFUSIONS = 10
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,19 @@ class Config:
         data: data sets, each a row of the table: paths in any format that training reads, or "synthetic" (drawn lines in fonts
             that training does not use, one row a level).
         model: directory or hub name; empty is the model in the package.
-        benchmark: a public benchmark, whose folder `data` then names; its published numbers stand beside ours.
-        scores: of metrics.SCORES.
+        benchmark: a public benchmark, whose folder `data` then names. Its own scores are measured, on references as its scorer
+            saw them, and the numbers published for a model of this size stand beside ours; those are of `--beams 10`.
+            iam: gt_test.txt, test.jsonl or test/ in the folder. sroie: test/ with .jpg and .txt. str: IIIT5k_3000, SVT, IC13_857,
+            IC13_1015, IC15_1811, IC15_2077, SVTP and CUTE80, those that are there, as LMDB or any other format.
+        scores: cer, wer, byte_cer (what TrOCR's scorer calls cer), accuracy (whole lines), acc_ed (edits a line),
+            word_accuracy (lower case, nothing but 0-9a-z, as scene text is counted), sroie_precision, sroie_recall, sroie_f1.
         beams: numbers of beams, each measured; 1 is greedy.
         max_tokens: of a line; 0 takes the checkpoint's own limit.
         batch_size: 0 lets the device decide.
         dtype: empty takes float32 on CPU and bfloat16 elsewhere.
         limit: lines of every data set at most; 0 is all.
-        as_published: pass references through the tokenizer first, as the original scorer did (small models lose some signs).
+        as_published: pass references through the tokenizer first, as the original scorer did (small models lose some signs);
+            a benchmark always does.
         report: page of HTML to write.
     """
 
@@ -95,6 +103,11 @@ class Result:
     calibration: tuple[float, list[tuple[int, float, float]]]
     lines_per_s: float
 
+    @cached_property
+    def confusions(self) -> Counter[tuple[str, str]]:
+        """(written, read as) -> times; "" for inserted or lost."""
+        return metrics.confusions([r.line.text for r in self.readings], [r.reference for r in self.readings])
+
 
 def run(config: Config) -> int:
     """Measures; returns the exit code, 1 where lines could not be read at all.
@@ -115,7 +128,7 @@ def run(config: Config) -> int:
         from .report import render
 
         config.report.write_text(render(results, tasks, reader.name), encoding="utf-8")
-    print(json.dumps(summary(results, reader, config), ensure_ascii=False))
+    print(json.dumps(summary(results, tasks, reader, config), ensure_ascii=False))
     return 1 if any(reading.line.error for reading in results[0].readings) else 0
 
 
@@ -234,6 +247,9 @@ def table(result: Result, tasks: Sequence[Task]) -> str:
         cells = [f"{key} {x:.2f} ({low:.2f} to {high:.2f}){_beside(known, key)}" for key, (x, low, high) in scores.items()]
         rows.append(f"  {name:<24}{counts[name]:>7} lines  " + "  ".join(cells))
     rows.append(f"  expected calibration error {result.calibration[0]:.3f}")
+    if result.confusions:
+        common = result.confusions.most_common(CONFUSIONS)
+        rows.append(f"  most confused: {', '.join(f'{wanted!r} as {read!r} {count}' for (wanted, read), count in common)}")
     return "\n".join(rows)
 
 
@@ -241,8 +257,9 @@ def _beside(published: dict[str, float], score: str) -> str:
     return f" [published {published[score]:.2f}]" if score in published else ""
 
 
-def summary(results: Sequence[Result], reader: Reader, config: Config) -> dict[str, Any]:
+def summary(results: Sequence[Result], tasks: Sequence[Task], reader: Reader, config: Config) -> dict[str, Any]:
     """The one object on stdout."""
+    published = {task.name: task.published for task in tasks}
     return {
         "model": reader.name,
         "dtype": str(reader.model.dtype.name),
@@ -254,13 +271,19 @@ def summary(results: Sequence[Result], reader: Reader, config: Config) -> dict[s
                 "unreadable": sum(reading.line.error is not None for reading in result.readings),
                 "lines_per_s": round(result.lines_per_s, 2),
                 "ece": round(result.calibration[0], 4),
-                "scores": {source: _rounded(scores) for source, scores in result.scores.items()},
+                "scores": {source: _rounded(scores, published.get(source, {})) for source, scores in result.scores.items()},
+                "confusions": [[*pair, count] for pair, count in result.confusions.most_common(CONFUSIONS)],
             }
             for result in results
         ],
     }
 
 
-def _rounded(scores: dict[str, tuple[float, float, float]]) -> dict[str, dict[str, float]]:
-    names = ("value", "low", "high")
-    return {score: dict(zip(names, (round(x, 4) for x in found), strict=True)) for score, found in scores.items()}
+def _rounded(scores: dict[str, tuple[float, float, float]], published: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Value and interval, and the published value where there is one."""
+    rows = {}
+    for name, (value, low, high) in scores.items():
+        rows[name] = {"value": round(value, 4), "low": round(low, 4), "high": round(high, 4)}
+        if name in published:
+            rows[name]["published"] = published[name]
+    return rows

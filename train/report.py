@@ -36,7 +36,7 @@ def render(results: Sequence[Result], tasks: Sequence[Task], model: str) -> str:
         kind = "Greedy" if result.beams == 1 else f"Beam {result.beams}"
         parts.append(f"<h2>{kind}</h2>{_scores(result, published)}")
     result = results[0]
-    parts += [_calibration(result), _confusions(result.readings), _worst(result.readings)]
+    parts += [_calibration(result), _confusions(result), _worst(result.readings)]
     return "\n".join(parts)
 
 
@@ -57,9 +57,8 @@ def _calibration(result: Result) -> str:
     return f"<h2>Confidence</h2><p>{said}</p>{table}"
 
 
-def _confusions(readings: Sequence[Reading]) -> str:
-    found = metrics.confusions([r.line.text for r in readings], [r.reference for r in readings])
-    rows = [(str(count), _sign(wanted), _sign(read)) for (wanted, read), count in found.most_common(PAIRS)]
+def _confusions(result: Result) -> str:
+    rows = [(str(count), _sign(wanted), _sign(read)) for (wanted, read), count in result.confusions.most_common(PAIRS)]
     return f"<h2>Confusions</h2>{_table(('times', 'written', 'read as'), rows)}"
 
 
