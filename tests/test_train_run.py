@@ -151,9 +151,7 @@ def test_what_a_run_leaves_behind(straight):
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert any((run / "tensorboard").iterdir())
     files.check_manifest(run / "model")
-    tiny.equal_trees(
-        Reader.from_pretrained(run / "model").model, Reader.from_pretrained(run / "checkpoints" / "00000020").model
-    )
+    tiny.equal_trees(Reader.from_pretrained(run / "model").model, Reader.from_pretrained(run / "checkpoints" / "00000020").model)
     line = Reader.from_pretrained(run / "model").read(tiny.draw("123"))
     assert line.error is None and line.tokens
 
@@ -221,6 +219,17 @@ def test_mixing_from_scratch_with_a_new_size(tmp_path):
     row = next(e for e in read_log(config.out) if e["kind"] == "start")
     assert 0 < row["trained"] < row["parameters"] and row["devices"] == 1
     assert jax.device_count() == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_the_same_command_on_more_devices_has_the_same_curve(devices, straight, tmp_path):
+    for part in ("start", "lines"):
+        shutil.copytree(straight / part, tmp_path / part)
+    assert train(tiny.config(tmp_path, devices=devices)) == 0
+    alone, together = losses(straight), losses(tmp_path)
+    assert len(alone) == 20 and alone.keys() == together.keys()
+    np.testing.assert_allclose(list(together.values()), list(alone.values()), rtol=1e-4)
 
 
 @pytest.mark.slow
