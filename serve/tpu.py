@@ -121,7 +121,7 @@ def compile_engine(mesh: Mesh, model: TrOCR, config: Config) -> Any:
     state = jax.eval_shape(lambda: slots.empty(model, config.batch_size * mesh.size, config.tokens))
     data = PartitionSpec("data")
     specs = jax.tree.map(lambda _: data, state)
-    cache = jax.tree.map(lambda _: PartitionSpec(None, "data"), state.cache)  # [L,B,P,N,H]
+    cache = jax.tree.map(lambda _: PartitionSpec(None, "data"), state.cache)  # [L,B,N,P,H]
     specs = type(state)(**{**vars(specs), "cache": cache})
     advance = jax.shard_map(
         lambda model, state: slots.advance(model, state, GenerateConfig(config.tokens)), mesh=mesh,

@@ -56,7 +56,7 @@ def parts_of(model: TrOCR, work: Workload, engine: bool) -> dict[str, tuple[Call
     images = shape((B, *c.encoder.image_size, 3), jnp.uint8)
     tokens, memory = shape((B, c.encoder.num_tokens, E), dtype), shape((B, c.encoder.num_tokens, c.memory_size), dtype)
     x, position = shape((B, D), dtype), shape((B,) if engine else (), jnp.int32)
-    keys: Any = shape((1, B, P, c.decoder.num_heads, D // c.decoder.num_heads), dtype)
+    keys: Any = shape((1, B, c.decoder.num_heads, P, D // c.decoder.num_heads), dtype)
     layer = jax.eval_shape(StepLayer.of, one(model.decoder.layers))
 
     def embed(model: TrOCR, images: jax.Array) -> jax.Array:

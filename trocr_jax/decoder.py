@@ -4,7 +4,7 @@ Letters: B rows (images, or images x beams), T target length, P cached positions
 tokens, L layers, D width, N heads, H head dim, K rows an image, V vocabulary.
 
 Two ways through the same weights. Teacher forcing (`__call__`) runs all T positions at once. A decoding `step` runs one
-token a row against a cache of self-attention keys and values [L,B,P,N,H] that lives in the loop's carry.
+token a row against a cache of self-attention keys and values [L,B,N,P,H] that lives in the loop's carry.
 Cross-attention in a step keeps no keys and values: with `scores = q W_k . x` and `out = (weights . x) W_v` the head's
 projections move to the query and behind the sum, so that all layers, heads and beams read the same image tokens [images,S,E]
 (the key bias shifts all scores of a query alike and leaves the softmax as it is). See docs/performance.md for what that buys.
@@ -33,8 +33,8 @@ class KVCache:
     """Self-attention keys and values of the tokens decoded so far.
 
     Attributes:
-        keys: [L,B,P,N,H]
-        values: [L,B,P,N,H]
+        keys: [L,B,N,P,H], heads before positions: the order that a step multiplies them in, or a CPU would turn all of it round.
+        values: [L,B,N,P,H]
     """
 
     keys: Array
@@ -126,19 +126,19 @@ class StepLayers:
 
 
 def _write(cache: Array, new: Array, layer: Array, position: Array) -> Array:
-    """Puts new [B,N,H] at cache[layer, :, position]; position is one for all rows, or one a row [B] (the engine's slots)."""
+    """Puts new [B,N,H] at cache[layer, :, :, position]; position is one for all rows, or one a row [B] (the engine's slots)."""
     if position.ndim:
-        return cache.at[layer, jnp.arange(new.shape[0]), position].set(new)
+        return cache.at[layer, jnp.arange(new.shape[0]), :, position].set(new)
     zero = jnp.zeros((), position.dtype)
-    return jax.lax.dynamic_update_slice(cache, new[None, :, None], (layer.astype(position.dtype), zero, position, zero, zero))
+    return jax.lax.dynamic_update_slice(cache, new[None, :, :, None], (layer.astype(position.dtype), zero, zero, position, zero))
 
 
 def _attend_to_cache(query: Array, keys: Array, values: Array, position: Array) -> Array:
-    """Queries [B,N,H] against cached positions 0..position, [B,P,N,H] each -> [B,N,H]."""
-    scores = jnp.einsum("bnh,bpnh->bnp", query, keys, preferred_element_type=softmax_dtype(query)) * query.shape[-1] ** -0.5
-    seen = jnp.arange(keys.shape[1]) <= position[..., None]
+    """Queries [B,N,H] against cached positions 0..position, [B,N,P,H] each -> [B,N,H]."""
+    scores = jnp.einsum("bnh,bnph->bnp", query, keys, preferred_element_type=softmax_dtype(query)) * query.shape[-1] ** -0.5
+    seen = jnp.arange(keys.shape[2]) <= position[..., None]
     weights = jax.nn.softmax(jnp.where(jnp.atleast_2d(seen)[:, None], scores, -jnp.inf), axis=-1)
-    return jnp.einsum("bnp,bpnh->bnh", weights.astype(values.dtype), values)
+    return jnp.einsum("bnp,bnph->bnh", weights.astype(values.dtype), values)
 
 
 class Decoder(nnx.Module):
@@ -227,7 +227,7 @@ class Decoder(nnx.Module):
     def init_cache(self, rows: int, length: int) -> KVCache:
         """An empty cache for so many rows and positions."""
         c = self.config
-        shape = (c.num_layers, rows, length, c.num_heads, c.hidden_size // c.num_heads)
+        shape = (c.num_layers, rows, c.num_heads, length, c.hidden_size // c.num_heads)
         dtype = self.embed_tokens.embedding.dtype
         return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 

@@ -141,7 +141,7 @@ class Engine:
         self._taken: list[Job] = []  # from the queue, and not yet encoded
         self._encoded: deque[_Encoded] = deque()
         self._jobs: list[Job | None] = [None] * slots
-        self._layers = device.lay_out(model)
+        self._packed = device.pack(model)
         self._slots = device.empty(model, slots, defaults.max_new_tokens)
         self._advancing: tuple[list[Job | None], device.Progress] | None = None
         self._searching: tuple[list[Job], Generation] | None = None
@@ -203,7 +203,7 @@ class Engine:
             for config in self.searches.values():
                 generate(self.model, memory, config, None, jax.device_put(np.zeros(n, bool)))
         for full in (False, True):
-            self._slots, _ = device.advance(self.model, self._slots, self.rules, full, self._layers)
+            self._slots, _ = device.advance(self._packed, self._slots, self.rules, full)
         jax.block_until_ready(self._slots)
 
     def turn(self) -> bool:
@@ -294,7 +294,7 @@ class Engine:
         if not live:
             return
         full = any(job.config.do_sample or job.alternatives for job in live)
-        self._slots, progress = device.advance(self.model, self._slots, self.rules, full, self._layers)
+        self._slots, progress = device.advance(self._packed, self._slots, self.rules, full)
         self._advancing = list(self._jobs), progress
 
     def _encode_next(self) -> None:
@@ -335,7 +335,7 @@ class Engine:
         return self._encode(images)
 
     def _encode(self, images: np.ndarray) -> Array:
-        return device.encode(self.model, jax.device_put(images), self.mean, self.std)
+        return device.encode(self._packed, jax.device_put(images), self.mean, self.std)
 
     def _take_steps(self, jobs: list[Job | None], progress: device.Progress) -> None:
         tokens, logprobs = progress.tokens.T.tolist(), progress.logprobs.T.tolist()  # [B][k]

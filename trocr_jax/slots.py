@@ -9,8 +9,9 @@ Letters: B slots, n rows of a bucket, S image tokens, E their width, P places fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +101,43 @@ class Progress:
     best_logprobs: Array
 
 
+class Structure:
+    """How a pytree is put together again, compared by identity: comparing it in full would cost what `Packed` saves."""
+
+    def __init__(self, treedef: Any):
+        self.treedef = treedef
+
+
+structure = cache(Structure)
+"""One Structure for equal pytrees, so that engines share compiled programs."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Packed:
+    """A model ready for the programs, as a plain list of its arrays: an NNX module is taken apart in Python, which at every
+    call costs as much as half a decoding step of a small model.
+    """
+
+    leaves: list[Array]
+    structure: Structure = field(metadata={"static": True})
+
+
+def pack(model: TrOCR) -> Packed:
+    """Lays the decoder's layers out on a CPU, which inside `advance` would copy the whole decoder every k steps and so holds it
+    twice; elsewhere they are read where they are.
+    """
+    layers = jax.jit(lambda model: model.decoder.step_layers())(model) if jax.default_backend() == "cpu" else None
+    leaves, treedef = jax.tree.flatten((model, layers))
+    return Packed(leaves, structure(treedef))
+
+
+def unpack(model: TrOCR | Packed) -> tuple[TrOCR, StepLayers]:
+    """The model and its decoder's layers, inside a program."""
+    plain, layers = (model, None) if isinstance(model, TrOCR) else jax.tree.unflatten(model.structure.treedef, model.leaves)
+    return plain, layers or plain.decoder.step_layers()
+
+
 def empty(model: TrOCR, slots: int, places: int) -> Slots:
     """B slots of P places, all done."""
     config = model.config
@@ -114,8 +152,9 @@ def empty(model: TrOCR, slots: int, places: int) -> Slots:
 
 
 @partial(jax.jit, static_argnames=("mean", "std"))
-def encode(model: TrOCR, images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
+def encode(model: TrOCR | Packed, images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
     """uint8 images [n,height,width,C] -> image tokens [n,S,E]."""
+    model, _ = unpack(model)
     with precision(model.dtype):
         return model.encode(normalize(images, mean, std))
 
@@ -135,26 +174,15 @@ def insert(slots: Slots, memory: Array, settings: Settings, config: TrOCRConfig)
     return replace(slots, **{name: getattr(slots, name).at[place].set(rows, mode="drop") for name, rows in new.items()})
 
 
-def lay_out(model: TrOCR) -> StepLayers | None:
-    """The decoder's layers as `advance` uses them, for all its calls. Elsewhere than on a CPU they are read where they are: None.
-
-    Laid out inside, a CPU would copy the whole decoder every k steps; outside, it holds it twice.
-    """
-    return jax.jit(lambda model: model.decoder.step_layers())(model) if jax.default_backend() == "cpu" else None
-
-
 @partial(jax.jit, static_argnames=("rules", "full"), donate_argnames=("slots",))
-def advance(
-    model: TrOCR, slots: Slots, rules: GenerateConfig, full: bool = False, layers: StepLayers | None = None
-) -> tuple[Slots, Progress]:
+def advance(model: TrOCR | Packed, slots: Slots, rules: GenerateConfig, full: bool = False) -> tuple[Slots, Progress]:
     """STEPS decoding steps of every slot.
 
     Args:
         rules: static; of these the rules that forbid tokens are used.
         full: static; whether any slot has a temperature or wants alternatives, which sort the vocabulary for all of them.
-        layers: of `lay_out`.
     """
-    layers = layers or model.decoder.step_layers()
+    model, layers = unpack(model)
     with precision(model.dtype):
         return jax.lax.scan(lambda slots, _: _step(model, layers, slots, rules, full), slots, length=STEPS)
 
