@@ -84,6 +84,16 @@ def parameters(run: Path, step: int) -> dict[str, np.ndarray]:
     return pretrained._load_orbax(run / "checkpoints" / f"{step:08d}" / files.ORBAX)
 
 
+def agree(run: Path, other: Path) -> None:
+    """The parameters of step 20. A bias of the keys adds the same to all scores, which softmax does not see: its gradient is
+    rounding alone, and Adam makes full steps of that."""
+    expected, found = parameters(other, 20), parameters(run, 20)
+    assert found.keys() == expected.keys()
+    for name, x in expected.items():
+        if not name.endswith("key.bias"):
+            np.testing.assert_allclose(found[name], x, rtol=0, atol=1e-4, err_msg=name)
+
+
 def losses(run: Path) -> list[float]:
     """Of steps 1 to 20; of a step that was done twice the last."""
     found = {e["step"]: e["loss"] for e in read_log(run) if e["kind"] == "train"}
@@ -101,9 +111,13 @@ def two_processes(tmp_path_factory) -> Path:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     commands = [[sys.executable, "-c", PROCESS, str(folder), str(index), address] for index in range(2)]
     running = [subprocess.Popen(c, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) for c in commands]
-    for process in running:
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said[-3000:]
+    try:
+        for process in running:
+            _, said = process.communicate(timeout=300)
+            assert process.returncode == 0, said[-3000:]
+    finally:
+        for process in running:
+            process.kill()  # one that waits for the other ignores a SIGTERM
     return folder
 
 
@@ -115,9 +129,7 @@ def test_two_processes_train_what_one_trains(two_processes, tmp_path):
     start = next(e for e in read_log(two_processes / "run") if e["kind"] == "start")
     assert start["devices"] == 2
     np.testing.assert_allclose(losses(two_processes / "run"), losses(tmp_path / "run"), rtol=1e-4)
-    both, alone = parameters(two_processes / "run", 20), parameters(tmp_path / "run", 20)
-    for name, x in alone.items():
-        np.testing.assert_allclose(both[name], x, atol=1e-4, err_msg=name)
+    agree(two_processes / "run", tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -130,6 +142,4 @@ def test_a_checkpoint_of_two_processes_goes_on_on_other_meshes(axes, two_process
     events = read_log(tmp_path / "run")
     assert [e["step"] for e in events if e["kind"] == "start"] == [0, 14]
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(two_processes / "run"), rtol=1e-4)
-    there, here = parameters(two_processes / "run", 20), parameters(tmp_path / "run", 20)
-    for name, x in there.items():
-        np.testing.assert_allclose(here[name], x, atol=1e-4, err_msg=name)
+    agree(tmp_path / "run", two_processes / "run")

@@ -306,9 +306,11 @@ def parameter_counts(run: Run, parameters: Arrays) -> dict[str, int]:
 def publish(config: Config, model: Start, checkpoints: Checkpoints, log: Log) -> None:
     """Writes the best checkpoint as a hub directory that `Reader.from_pretrained` and transformers read."""
     best = checkpoints.best()
-    if jax.process_index() > 0 or best is None:
+    if best is None:
         return
-    found = opened(checkpoints.path(best))
+    found = opened(checkpoints.path(best))  # on all hosts: Orbax waits for all of them when it reads, too
+    if jax.process_index() > 0:
+        return
     shutil.rmtree(config.out / "model", ignore_errors=True)
     pretrained.save(build(found.config, found.parameters), config.out / "model", found.companions)
     log("done", step=best, model=str(config.out / "model"), score=checkpoints.metrics(best).get("score"))
