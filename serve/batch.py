@@ -1,6 +1,7 @@
-"""Reads millions of line images: a folder, a glob, a list, tar shards, parquet files or an LMDB, here or at a URL.
+"""Reads millions of images of lines or pages: a folder, a glob, a list, tar shards, parquet files or an LMDB, here or at a URL.
 
-OUTPUT becomes a folder of parts (JSON lines or parquet) with id, text, confidence, words, flags and error of every line.
+OUTPUT becomes a folder of parts (JSON lines or parquet) with id, text, confidence, words, flags and error of every line,
+or with --page id, size, lines and error of every page.
 Run the same command again to go on after any interruption, and on as many machines as share OUTPUT to go faster: the
 result is the same.
 """
@@ -17,20 +18,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from trocr_jax import files
 from trocr_jax.cli import UsageError
 from trocr_jax.files import FilesError
-from trocr_jax.line import Line
 
 from . import batch_inputs as inputs
 from . import batch_output as output
 from .batch_progress import Progress, Share, report
-from .batch_units import Columns, Item
+from .batch_units import Columns
 from .batch_work import Job, Worker, begin_job, disk_full, open_job
+
+if TYPE_CHECKING:
+    from .batch_pipeline import Reading
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Config:
     """A folder that all workers share: empty or absent, or of the job to go on with."""
     format: Literal["jsonl", "parquet"] | None = None
     """Of the parts. By default jsonl."""
+    page: bool = False
+    """The images are pages: find their lines and read them in order. A row is a page then."""
     model: str | None = None
     """Hub name or directory. By default the model in the package."""
     beams: Annotated[int | None, tyro.conf.arg(aliases=("-k",))] = None
@@ -52,7 +57,7 @@ class Config:
     max_tokens: int | None = None
     """Most new tokens a line. By default as the checkpoint says, else 128."""
     unit_lines: int | None = None
-    """Lines of a work unit, which is a part of OUTPUT. By default 1024. A tar shard is always one unit."""
+    """Images of a work unit, which is a part of OUTPUT. By default 1024, or 64 pages. A tar shard is always one unit."""
     image_column: str | None = None
     """Of parquet files. By default image, img, bytes, ..."""
     id_column: str | None = None
@@ -96,9 +101,10 @@ def _begin(folder: Path, config: Config) -> Job:
     from trocr_jax.reader import default_batch_size, default_dtype
 
     settings = {
-        "input": config.input, "format": config.format or "jsonl", "model": config.model, "digest": digest(config.model),
+        "input": config.input, "format": config.format or "jsonl", "page": config.page,
+        "model": config.model, "digest": digest(config.model),
         "beams": config.beams, "batch_size": config.batch_size or default_batch_size(), "dtype": config.dtype or default_dtype(),
-        "max_tokens": config.max_tokens, "unit_lines": config.unit_lines or 1024,
+        "max_tokens": config.max_tokens, "unit_lines": config.unit_lines or (64 if config.page else 1024),
         "image_column": config.image_column, "id_column": config.id_column,
     }  # fmt: skip
     columns = Columns(config.image_column, config.id_column)
@@ -113,7 +119,7 @@ def check_settings(job: Job, config: Config) -> None:
     """
     for name in (field.name for field in fields(config) if field.name in job.settings):
         asked, begun = getattr(config, name), job.settings[name]
-        if asked is not None and asked != begun:
+        if asked and asked != begun:
             flag = "INPUT" if name == "input" else "--" + name.replace("_", "-")
             raise UsageError(f"{job.folder}: the job was begun with {flag} {begun}, not {asked}; choose another OUTPUT")
     if digest(job.settings["model"]) != job.settings["digest"]:
@@ -160,7 +166,7 @@ def _share(job: Job, worker: Worker, config: Config, began: float) -> Share:
     asked = {"num_beams": job.settings["beams"], "max_new_tokens": job.settings["max_tokens"]}
     options = replace(reader.defaults, **{name: value for name, value in asked.items() if value is not None})
     columns = Columns(job.settings["image_column"], job.settings["id_column"])
-    decoders = Decoders(reader.processor, config.decoders or os.cpu_count() or 1)
+    decoders = Decoders(reader.processor, config.decoders or os.cpu_count() or 1, job.settings["page"])
     progress = Progress(job)
     writer = Writer(job, worker, progress)
 
@@ -178,7 +184,7 @@ def _share(job: Job, worker: Worker, config: Config, began: float) -> Share:
         pipeline.close()
         progress.close()
     startup = (pipeline.clock.first or time.perf_counter()) - began
-    return Share(progress.own, time.perf_counter() - began, startup, pipeline.clock.waited())
+    return Share(progress.lines, time.perf_counter() - began, startup, pipeline.clock.waited())
 
 
 class Writer:
@@ -189,11 +195,11 @@ class Writer:
         self._pool = ThreadPoolExecutor(1, "writer")
         self._pending: deque[Future[None]] = deque()
 
-    def store(self, number: int, items: list[Item], lines: list[Line]) -> None:
+    def store(self, number: int, images: list[Reading]) -> None:
         """Raises what an earlier unit's writing raised."""
         while self._pending and self._pending[0].done():
             self._pending.popleft().result()
-        self._pending.append(self._pool.submit(self._write, number, items, lines))
+        self._pending.append(self._pool.submit(self._write, number, images))
 
     def close(self) -> None:
         """Waits for the last unit; raises what writing raised."""
@@ -201,10 +207,13 @@ class Writer:
         for pending in self._pending:
             pending.result()
 
-    def _write(self, number: int, items: list[Item], lines: list[Line]) -> None:
-        rows = [output.row(item.id, line) for item, line in zip(items, lines, strict=True)]
+    def _write(self, number: int, images: list[Reading]) -> None:
+        pages = self.job.settings["page"]
+        as_row: Any = output.page_row if pages else output.row
+        rows = [as_row(image.item.id, image.result) for image in images]
         for row in rows:
             if row["error"]:
                 self.progress.say(f"{row['id']}: {row['error']}")
-        self.worker.finish(number, output.encode(rows, self.job.settings["format"]), output.count(rows))
-        self.progress.stored(len(rows))
+        counts = output.count(rows)
+        self.worker.finish(number, output.encode(rows, self.job.settings["format"], pages), counts)
+        self.progress.stored(counts["images"], counts["lines"])

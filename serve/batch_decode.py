@@ -14,15 +14,10 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
 
 from trocr_jax.images import ImageProcessor
-from trocr_jax.prepared import Prepared, prepare
 
-from .batch_places import PlaceError, is_url, read_url
-
-Image = str | bytes | None
-"""A path, a URL or the bytes of a file; None where the record has no image."""
+from .batch_prepare import Decoded, Image, decode
 
 
 class DecoderError(ValueError):
@@ -37,7 +32,7 @@ class Decoder:
     pipe: Connection
 
     @classmethod
-    def start(cls, processor: ImageProcessor) -> Decoder:
+    def start(cls, processor: ImageProcessor, pages: bool) -> Decoder:
         ours, theirs = multiprocessing.Pipe()
         with theirs:
             command = [sys.executable, "-m", "trocr_jax.serve.batch_decode", str(theirs.fileno())]
@@ -47,14 +42,14 @@ class Decoder:
             )
         decoder = cls(process, ours)
         try:
-            ours.send(processor)
+            ours.send((processor, pages))
             ours.recv()
         except (EOFError, OSError):
             decoder.end()
             raise DecoderError("a decoding process did not start; its own message is above") from None
         return decoder
 
-    def ask(self, images: Sequence[Image]) -> list[Prepared]:
+    def ask(self, images: Sequence[Image]) -> list[Decoded]:
         """Raises EOFError or OSError where the process has died."""
         self.pipe.send(images)
         return self.pipe.recv()
@@ -70,18 +65,19 @@ class Decoders:
     Args:
         processor: of the model.
         count: processes.
+        pages: the images are pages, whose lines are to be found.
     """
 
-    def __init__(self, processor: ImageProcessor, count: int):
-        self.processor, self.count = processor, count
+    def __init__(self, processor: ImageProcessor, count: int, pages: bool = False):
+        self.processor, self.count, self.pages = processor, count, pages
         self._free: queue.SimpleQueue[Decoder | None] = queue.SimpleQueue()
         for _ in range(count):
             self._free.put(None)
         self._pool = ThreadPoolExecutor(count, "decoder")
 
-    def submit(self, images: Sequence[Image]) -> Future[list[Prepared]]:
-        """The images as `prepare` gives them, in order."""
-        return self._pool.submit(self._prepare, images)
+    def submit(self, images: Sequence[Image]) -> Future[list[Decoded]]:
+        """The images as `decode` gives them, in order."""
+        return self._pool.submit(self._decode, images)
 
     def close(self) -> None:
         """Ends the processes; what was not begun is dropped."""
@@ -90,18 +86,18 @@ class Decoders:
             if decoder := self._free.get():
                 decoder.end()
 
-    def _prepare(self, images: Sequence[Image]) -> list[Prepared]:
-        prepared = self._ask(images)
-        if prepared is not None:
-            return prepared
+    def _decode(self, images: Sequence[Image]) -> list[Decoded]:
+        decoded = self._ask(images)
+        if decoded is not None:
+            return decoded
         alone = [self._ask([image]) for image in images]  # find the one that kills
-        return [found[0] if found else Prepared(None, error="the image crashed its decoder") for found in alone]
+        return [found[0] if found else Decoded.failed("the image crashed its decoder") for found in alone]
 
-    def _ask(self, images: Sequence[Image]) -> list[Prepared] | None:
+    def _ask(self, images: Sequence[Image]) -> list[Decoded] | None:
         """None where the decoder died of it."""
         decoder = self._free.get()
         try:
-            decoder = decoder or Decoder.start(self.processor)
+            decoder = decoder or Decoder.start(self.processor, self.pages)
             return decoder.ask(images)
         except (EOFError, BrokenPipeError, ConnectionError):
             if decoder:
@@ -112,24 +108,14 @@ class Decoders:
             self._free.put(decoder)
 
 
-def fetch_and_prepare(image: Image, processor: ImageProcessor) -> Prepared:
-    """Any failure is in the result."""
-    try:
-        if image is None:
-            return Prepared(None, error="the record holds no image")
-        return prepare(read_url(image) if isinstance(image, str) and is_url(image) else image, processor)
-    except PlaceError as error:
-        return Prepared(None, error=error.reason)
-
-
 def serve(pipe: Connection) -> None:
-    """A decoder's life: the processor, then lists of images, until the other end is gone."""
+    """A decoder's life: the processor and what images are, then lists of them, until the other end is gone."""
     try:
-        processor: Any = pipe.recv()
+        processor, pages = pipe.recv()
         pipe.send(None)
         while True:
-            images = pipe.recv()
-            pipe.send([fetch_and_prepare(image, processor) for image in images])
+            batch = pipe.recv()
+            pipe.send([decode(image, processor, pages) for image in batch])
     except (EOFError, OSError):
         return
 

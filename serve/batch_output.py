@@ -1,4 +1,4 @@
-"""What a batch job writes: a row a line, as JSON lines or parquet, and the counts of a unit."""
+"""What a batch job writes: a row an image, as JSON lines or parquet, and the counts of a unit."""
 
 from __future__ import annotations
 
@@ -9,48 +9,61 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from trocr_jax.line import Line
+from trocr_jax.page_formats import Page
 
 Format = Literal["jsonl", "parquet"]
 
 
 def row(name: str, line: Line) -> dict[str, Any]:
-    """A line as it is stored. Probabilities are kept to six digits."""
+    """A line as it is stored."""
+    return {"id": _valid(name), **_line(line)}
+
+
+def page_row(name: str, page: Page | Line) -> dict[str, Any]:
+    """A page as it is stored, with its lines in reading order; a Line where it could not be read."""
+    if isinstance(page, Line):
+        return {"id": _valid(name), "width": None, "height": None, "lines": [], "error": page.error}
+    lines = [{**_line(x.line), "box": list(x.box), "polygon": [list(point) for point in x.points]} for x in page.lines]
+    return {"id": _valid(name), "width": page.width, "height": page.height, "lines": lines, "error": None}
+
+
+def _line(line: Line) -> dict[str, Any]:
+    """Probabilities are kept to six digits."""
     words = [{"text": w.text, "start": w.start, "end": w.end, "confidence": _six(w.confidence)} for w in line.words]
     return {
-        "id": name.encode("utf-8", "backslashreplace").decode(),  # a file's name may be no valid text
         "text": line.text, "confidence": _six(line.confidence), "finish_reason": line.finish_reason, "words": words,
         "flags": list(line.flags), "error": line.error,
     }  # fmt: skip
 
 
-def encode(rows: Sequence[dict[str, Any]], form: Format) -> bytes:
+def _valid(name: str) -> str:
+    """A file's name may be no valid text."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def encode(rows: Sequence[dict[str, Any]], form: Format, pages: bool) -> bytes:
     """A part's content: the same rows give the same bytes."""
     if form == "jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     import pyarrow.parquet
 
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table(rows), buffer, compression="zstd")
+    pyarrow.parquet.write_table(table(rows, pages), buffer, compression="zstd")
     return buffer.getvalue()
 
 
-def table(rows: Sequence[dict[str, Any]]) -> Any:
+def table(rows: Sequence[dict[str, Any]], pages: bool = False) -> Any:
     """Rows as a pyarrow table whose types do not depend on them."""
     import pyarrow as pa
 
     word = pa.struct([("text", pa.string()), ("start", pa.int32()), ("end", pa.int32()), ("confidence", pa.float64())])
-    schema = pa.schema(
-        [
-            ("id", pa.string()),
-            ("text", pa.string()),
-            ("confidence", pa.float64()),
-            ("finish_reason", pa.string()),
-            ("words", pa.list_(word)),
-            ("flags", pa.list_(pa.string())),
-            ("error", pa.string()),
-        ]  # fmt: skip
-    )
-    return pa.Table.from_pylist(list(rows), schema=schema)
+    line = [
+        ("text", pa.string()), ("confidence", pa.float64()), ("finish_reason", pa.string()), ("words", pa.list_(word)),
+        ("flags", pa.list_(pa.string())), ("error", pa.string()),
+    ]  # fmt: skip
+    placed = pa.struct([*line, ("box", pa.list_(pa.int32())), ("polygon", pa.list_(pa.list_(pa.int32())))])
+    page = [("width", pa.int32()), ("height", pa.int32()), ("lines", pa.list_(placed)), ("error", pa.string())]
+    return pa.Table.from_pylist(list(rows), schema=pa.schema([("id", pa.string()), *(page if pages else line)]))
 
 
 def kind(error: str) -> str:
@@ -59,8 +72,10 @@ def kind(error: str) -> str:
 
 
 def count(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A unit's counts: lines, and errors by kind."""
-    return {"lines": len(rows), "errors": dict(Counter(kind(row["error"]) for row in rows if row["error"]))}
+    """A unit's counts: images, lines in them, and errors by kind."""
+    lines = sum(len(row["lines"]) if "lines" in row else 1 for row in rows)
+    errors = Counter(kind(row["error"]) for row in rows if row["error"])
+    return {"images": len(rows), "lines": lines, "errors": dict(errors)}
 
 
 def _six(probability: float) -> float:

@@ -4,7 +4,7 @@ the one before is read out.
 Batches never cross a unit, and a unit's batches depend on its images alone. So a unit gives the same bytes whoever does it,
 after any number of restarts. Within a window of up to WINDOW lines, pictures of like shape share a batch: a batch decodes as
 long as its longest text, and a wide picture holds a long one. A short batch is filled up with copies of its last row: one
-program, and no longer texts.
+program, and no longer texts. Of pages the same is done with the lines of a window of PAGES pages.
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 
 from trocr_jax.decoding import GenerateConfig, Generation
 from trocr_jax.line import Line
+from trocr_jax.page import Layout
+from trocr_jax.page_formats import Page
 from trocr_jax.prepared import Prepared
 from trocr_jax.reader import Reader
 
 from .batch_decode import Decoders
+from .batch_prepare import Decoded
 from .batch_units import Item, groups
 
-WINDOW = 1024
-CHUNK = 8
-"""Images that a decoder gets at a time."""
+WINDOW, CHUNK = 1024, 8
+"""Images of a window, and those that a decoder gets at a time."""
+PAGES = 16
+"""Pages of a window: about as many lines. A decoder gets one at a time."""
 AHEAD = 2
 """Batches on the device, the one that is read out counted."""
 
@@ -40,25 +43,49 @@ class Window:
 
     unit: int
     items: list[Item]
-    chunks: list[Future[list[Prepared]]]
+    chunks: list[Future[list[Decoded]]]
     last: bool
 
     @property
     def ready(self) -> bool:
         return all(chunk.done() for chunk in self.chunks)
 
-    def prepared(self) -> list[Prepared]:
+    def decoded(self) -> list[Decoded]:
         """Waits for the decoders."""
         images = (image for chunk in self.chunks for image in chunk.result())
-        return [Prepared(None, error=item.error) if item.error else image for item, image in zip(self.items, images, strict=True)]
+        return [Decoded.failed(item.error) if item.error else image for item, image in zip(self.items, images, strict=True)]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An image without its pixels, and what was read of each line in it so far."""
+
+    item: Item
+    layout: Layout | None
+    lines: list[Line | None]
+
+    @classmethod
+    def of(cls, item: Item, decoded: Decoded) -> Reading:
+        """What cannot be read is a line with an error at once."""
+        return cls(item, decoded.layout, [Line(error=line.error) if line.pixels is None else None for line in decoded.lines])
+
+    @property
+    def done(self) -> bool:
+        return None not in self.lines
+
+    @property
+    def result(self) -> Line | Page:
+        """A Page where it was one and could be decoded; for what is done."""
+        lines = [line for line in self.lines if line is not None]
+        return lines[0] if self.layout is None else self.layout.page(lines)
 
 
 def windows(unit: int, items: Iterator[Item], decoders: Decoders) -> Iterator[Window]:
     """A unit's windows, at least one, each sent to the decoders as a whole before it is handed on."""
-    parts = groups(items, WINDOW)
+    parts = groups(items, PAGES if decoders.pages else WINDOW)
     part = next(parts, [])
     while True:
-        chunks = [decoders.submit([item.image for item in chunk]) for chunk in groups(part, CHUNK)]
+        chunks = [decoders.submit([item.image for item in chunk]) for chunk in groups(part, 1 if decoders.pages else CHUNK)]
         following = next(parts, None)
         yield Window(unit, part, chunks, following is None)
         if following is None:
@@ -109,12 +136,10 @@ def _ready(result: Generation) -> float:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A batch on the device: rows `indices` of a window, whose lines go to `lines`."""
+    """A batch on the device: of each row the image, the number of the line in it, and what was seen of the line before."""
 
     result: Generation
-    indices: list[int]
-    prepared: list[Prepared]
-    lines: list[Line | None]
+    rows: list[tuple[Reading, int, tuple[str, ...]]]
 
 
 class Pipeline:
@@ -124,18 +149,18 @@ class Pipeline:
         reader: the model.
         config: how to decode.
         batch_size: images a step of the device.
-        store: called with a unit's number, items and lines when the unit is complete.
-        progress: called with the lines of every batch.
+        store: called with a unit's number and its images when the unit is complete.
+        progress: called with the number of images that every batch made complete.
     """
 
     def __init__(
         self, reader: Reader, config: GenerateConfig, batch_size: int,
-        store: Callable[[int, list[Item], list[Line]], None], progress: Callable[[int], None],
+        store: Callable[[int, list[Reading]], None], progress: Callable[[int], None],
     ):  # fmt: skip
         self.reader, self.config, self.batch_size, self.store, self.progress = reader, config, batch_size, store, progress
         self.clock = DeviceClock()
         self._flying: deque[Submitted] = deque()
-        self._waiting: deque[tuple[Window, list[Line | None]]] = deque()
+        self._waiting: deque[tuple[int, list[Reading], bool]] = deque()  # unit, images of a window, whether it is the last
 
     def run(self, source: Iterator[Window], stop: Callable[[], None]) -> None:
         """Everything of the source; one window is read and decoded ahead.
@@ -166,16 +191,18 @@ class Pipeline:
         return ahead.result()
 
     def _submit(self, window: Window) -> None:
-        prepared = window.prepared()
-        lines: list[Line | None] = [Line(error=image.error) if image.pixels is None else None for image in prepared]
-        self._waiting.append((window, lines))
-        self.progress(sum(line is not None for line in lines))
+        decoded = window.decoded()
+        readings = list(map(Reading.of, window.items, decoded))
+        self._waiting.append((window.unit, readings, window.last))
+        self.progress(sum(image.done for image in readings))
+        prepared = [line for image in decoded for line in image.lines]
+        rows = [(image, place) for image in readings for place in range(len(image.lines))]
         for indices in batches(prepared, self.batch_size):
             pixels = [image for i in indices if (image := prepared[i].pixels) is not None]
             full = np.stack(pixels + pixels[-1:] * (self.batch_size - len(pixels)))
             result = self.reader.generate(full, self.config)
             self.clock.submitted(result)
-            self._flying.append(Submitted(result, indices, prepared, lines))
+            self._flying.append(Submitted(result, [(*rows[i], prepared[i].flags) for i in indices]))
             while len(self._flying) >= AHEAD:
                 self._read_out()
         self._store_complete()
@@ -185,28 +212,23 @@ class Pipeline:
         batch = self._flying.popleft()
         result = batch.result
         columns = jax.device_get((result.tokens, result.logprobs, result.lengths, result.finished))
-        for i, *best in zip(batch.indices, *(column[:, 0] for column in columns), strict=False):  # what follows is filling
-            tokens, logprobs, length, finished = best
-            batch.lines[i] = self.reader.line(tokens, logprobs, int(length), bool(finished), batch.prepared[i].flags)
-        self.progress(len(batch.indices))
+        for row, *best in zip(batch.rows, *(column[:, 0] for column in columns), strict=False):  # what follows is filling
+            (image, place, flags), (tokens, logprobs, length, finished) = row, best
+            image.lines[place] = self.reader.line(tokens, logprobs, int(length), bool(finished), flags)
+        self.progress(sum(image.done for image in {id(image): image for image, *_ in batch.rows}.values()))
         self._store_complete()
 
     def _store_complete(self) -> None:
         """Units whose last window is read are stored, in order."""
-        while units := self._complete():
-            items = [item for window, _ in units for item in window.items]
-            lines = [line for _, found in units for line in found if line is not None]
-            for _ in units:
-                self._waiting.popleft()
-            self.store(units[0][0].unit, items, lines)
+        while (windows := self._complete()) is not None:
+            parts = [self._waiting.popleft() for _ in range(windows)]
+            self.store(parts[0][0], [image for _, readings, _ in parts for image in readings])
 
-    def _complete(self) -> list[tuple[Window, list[Any]]]:
-        """The windows of the oldest unit, where all are there and read."""
-        found = []
-        for window, lines in self._waiting:
-            if any(line is None for line in lines):
-                return []
-            found.append((window, lines))
-            if window.last:
-                return found
-        return []
+    def _complete(self) -> int | None:
+        """The number of windows of the oldest unit, where all are there and read."""
+        for number, (_, readings, last) in enumerate(self._waiting, 1):
+            if not all(image.done for image in readings):
+                return None
+            if last:
+                return number
+        return None

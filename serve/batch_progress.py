@@ -19,33 +19,34 @@ CALM = 10.0
 
 
 class Progress:
-    """A bar on stderr over the lines of the whole job, with rate and time left, and remarks above it.
+    """A bar on stderr over the images of the whole job, with rate and time left, and remarks above it.
 
-    Shards whose lines nobody has counted are taken to be as long as those that were read.
+    Shards whose images nobody has counted are taken to be as long as those that were read.
 
     Attributes:
-        own: lines that this process has read.
+        lines: in the units that this process has stored.
     """
 
     def __init__(self, job: Job):
-        self.job, self.own = job, 0
+        self.job, self.lines = job, 0
         self._counted = all(unit.lines is not None for unit in job.units)
         self._stored: list[int] = []
-        total = self._lines(range(len(job.units))) if self._counted else None
+        total = self._images(range(len(job.units))) if self._counted else None
         calm = 0.1 if sys.stderr.isatty() else CALM
-        self._bar: Any = tqdm(total=total, initial=self._lines(job.done()), unit="line", mininterval=calm, file=sys.stderr)
+        unit, done = "page" if job.settings["page"] else "line", self._images(job.done())
+        self._bar: Any = tqdm(total=total, initial=done, unit=unit, mininterval=calm, file=sys.stderr)
 
-    def advance(self, lines: int) -> None:
+    def advance(self, images: int) -> None:
         """So many more were read here."""
-        self.own += lines
-        self._bar.update(lines)
+        self._bar.update(images)
 
-    def stored(self, lines: int) -> None:
-        """A unit of so many lines was stored here; what other workers stored in the meantime is counted too."""
-        self._stored.append(lines)
+    def stored(self, images: int, lines: int) -> None:
+        """A unit of so many images was stored here; what other workers stored in the meantime is counted too."""
+        self._stored.append(images)
+        self.lines += lines
         if not self._counted:
             self._bar.total = round(sum(self._stored) / len(self._stored) * len(self.job.units))
-        others = self._lines(self.job.done()) - self._bar.n
+        others = self._images(self.job.done()) - self._bar.n
         if self._counted and others > 0:
             self._bar.update(others)
 
@@ -60,7 +61,7 @@ class Progress:
     def close(self) -> None:
         self._bar.close()
 
-    def _lines(self, numbers: Any) -> int:
+    def _images(self, numbers: Any) -> int:
         return sum(self.job.units[number].lines or 0 for number in numbers)
 
 
@@ -88,10 +89,11 @@ class Share:
 def report(job: Job, share: Share, price_per_hour: float | None) -> int:
     """Tells about the whole job and this process's share of it; 1 where images failed."""
     counts = [files.read_json(job.counts(number)) for number in range(len(job.units))]
-    lines = sum(unit["lines"] for unit in counts)
+    images, lines = (sum(unit[what] for unit in counts) for what in ("images", "lines"))
     errors = sum((Counter(unit["errors"]) for unit in counts), Counter())
     rate, cost = share.lines / share.seconds if share.seconds else 0.0, share.cost(price_per_hour)
-    print(f"{lines:,} lines in {len(counts):,} parts in {job.folder}; {errors.total():,} could not be read", file=sys.stderr)
+    read = f"{images:,} pages with {lines:,} lines" if job.settings["page"] else f"{lines:,} lines"
+    print(f"{read} in {len(counts):,} parts in {job.folder}; {errors.total():,} could not be read", file=sys.stderr)
     for kind, count in errors.most_common():
         print(f"  {count:>9,}  {kind}", file=sys.stderr)
     if share.lines:
@@ -101,8 +103,9 @@ def report(job: Job, share: Share, price_per_hour: float | None) -> int:
             f"{share.startup:,.1f} s, after it the device waited {share.waited:.1%} of the time{money}",
             file=sys.stderr,
         )
+    pages = {"pages": images} if job.settings["page"] else {}
     summary = {
-        "lines": lines, "parts": len(counts), "errors": dict(errors.most_common()), "output": str(job.folder),
+        **pages, "lines": lines, "parts": len(counts), "errors": dict(errors.most_common()), "output": str(job.folder),
         "here": {
             "lines": share.lines, "seconds": round(share.seconds, 3), "lines_per_second": round(rate, 2),
             "startup_seconds": round(share.startup, 3), "device_waited": round(share.waited, 4), "cost_per_1000": cost,

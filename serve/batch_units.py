@@ -1,4 +1,4 @@
-"""The words of a batch job: an item is a line to read, a unit is a piece of work that one worker does at a time."""
+"""The words of a batch job: an item is an image to read, a line or a page; a unit is what one worker does at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Item:
-    """One line to read.
+    """One image to read.
 
     Attributes:
         id: what the user calls it.
@@ -33,7 +33,7 @@ class Unit:
         kind: "listing", "tar", "parquet", "lmdb", or "broken" for a container that could not be opened.
         place: of the container; empty for the listing.
         start, end: bytes of the listing, row groups of a parquet file, or indices of an LMDB.
-        lines: how many, None where only reading tells.
+        lines: how many images, None where only reading tells.
         first: the number of the first row in its parquet file.
         name: what its lines' ids begin with; of a broken container, its id.
         error: why a container is broken.

@@ -31,7 +31,7 @@ from trocr_jax.files import FilesError
 
 from .batch_units import Unit
 
-VERSION = 1
+VERSION = 2
 POLL = 1.0
 """Seconds between looks at what others do."""
 

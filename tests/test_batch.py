@@ -259,11 +259,12 @@ def test_a_decoder_that_dies_is_replaced_and_the_image_named(processor, monkeypa
         found = decoders.submit([good, b"bomb", good, None, "file:///absent.png"]).result()
     finally:
         decoders.close()
-    assert [image.error for image in found] == [
+    lines = [image.lines[0] for image in found]
+    assert [line.error for line in lines] == [
         None, "the image crashed its decoder", None, "the record holds no image", "no such file",
     ]  # fmt: skip
-    np.testing.assert_array_equal(found[2].pixels, processor(tiny.draw("12")))
-    assert found[0].aspect == 22 / 16
+    np.testing.assert_array_equal(lines[2].pixels, processor(tiny.draw("12")))
+    assert lines[0].aspect == 22 / 16 and all(len(image.lines) == 1 for image in found)
 
 
 def test_pictures_of_like_shape_share_a_batch():

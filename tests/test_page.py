@@ -11,6 +11,7 @@ import pages
 import pytest
 import tiny
 from PIL import Image, ImageOps
+from scipy import ndimage
 
 from trocr_jax import Reader, cli, page
 from trocr_jax.line import Line, Word, line_from_tokens
@@ -54,6 +55,10 @@ def test_pages_without_lines_have_none():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 400, 3)).astype(np.uint8))
     for image in (Image.new("RGB", (600, 400), "white"), Image.new("RGB", (1, 1)), Image.new("RGB", (3, 900), "black"), noise):
         assert page.find_lines(image) == []
+    waves = np.sin(np.arange(700) / 5)
+    for picture in (ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(900, 700)), 12), np.outer(waves, waves)):
+        smooth = Image.fromarray(np.clip(128 + 60 * picture / picture.std(), 0, 255).astype(np.uint8)).convert("RGB")
+        assert page.find_lines(smooth) == [], "drops and dots have no strokes"
     rules = Image.new("RGB", (600, 400), "white")
     rules.paste("gray", (20, 100, 580, 102))
     rules.paste("gray", (20, 200, 580, 202))

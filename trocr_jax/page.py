@@ -20,13 +20,16 @@ from PIL import Image
 from scipy import ndimage
 
 from . import ink
+from .images import ImageProcessor
 from .line import Line
-from .page_formats import Page, PageLine
+from .page_formats import Page, PageLine, Points
+from .prepared import Prepared, prepare
 
 WORKING = 2200  # pixels of the longer side that lines are looked for on
 STEEPEST = 5.0  # degrees
 LINK = 1.5  # letters' heights to the next letter of a line
 GUTTER = 1.1  # letters' heights between columns
+SOLID = 0.48  # thickness over height of the median letter: bold print has a third, drops and dots have half and more
 MOST_LETTERS = 60_000  # of a newspaper's page are fewer; what has more is a picture
 
 
@@ -68,7 +71,27 @@ def read_page(reader: Any, image: Image.Image, polygons: Sequence[np.ndarray] | 
     """
     polygons = find_lines(image) if polygons is None else polygons
     lines: list[Line] = reader.read([cut_out(image, polygon) for polygon in polygons], **options)
-    return Page(image.width, image.height, tuple(PageLine(_points(p), line) for p, line in zip(polygons, lines, strict=True)))
+    return Layout(image.width, image.height, tuple(map(_points, polygons))).page(lines)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A page's width and height in pixels, and the outlines of its lines in reading order."""
+
+    width: int
+    height: int
+    outlines: tuple[Points, ...]
+
+    def page(self, lines: Sequence[Line]) -> Page:
+        """With what was read in each outline."""
+        return Page(self.width, self.height, tuple(map(PageLine, self.outlines, lines)))
+
+
+def prepare_page(image: Image.Image, processor: ImageProcessor) -> tuple[Layout, list[Prepared]]:
+    """The lines of an RGB page ready for the device, as `read_page` reads them."""
+    found = find_lines(image)
+    layout = Layout(image.width, image.height, tuple(map(_points, found)))
+    return layout, [prepare(cut_out(image, quad), processor) for quad in found]
 
 
 def find_lines(image: Image.Image) -> list[np.ndarray]:
@@ -175,7 +198,16 @@ def _letters(marks: np.ndarray) -> tuple[Boxes, Boxes]:
     typical = float(boxes.height[order][np.searchsorted(np.cumsum(area[order]), area.sum() / 2)])
     letter = (boxes.height > 0.45 * typical) & (boxes.height < 3.5 * typical) & (boxes.width < 40 * typical)
     point = (boxes.height <= 0.45 * typical) & (area >= 0.01 * typical * typical)
+    if letter.any() and np.median(_thickness(marks, labels, count)[real][letter] / boxes.height[letter]) > SOLID:
+        return boxes[:0], boxes[:0]
     return boxes[letter], boxes[point]
+
+
+def _thickness(marks: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """Side of the largest square inside each of the labelled pieces of ink, [count]."""
+    depth, most = np.asarray(ndimage.distance_transform_cdt(marks, "chessboard")), np.zeros(count + 1, int)
+    np.maximum.at(most, labels[marks], depth[marks])
+    return 2 * most[1:] - 1
 
 
 def _pieces(letters: Boxes, height: float) -> Boxes:

@@ -1,0 +1,48 @@
+"""One image of a batch job as the device takes it: a line, or the lines of a page. No jax: this runs in decoding processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trocr_jax import images
+from trocr_jax.images import ImageProcessor
+from trocr_jax.page import Layout, prepare_page
+from trocr_jax.prepared import Prepared, prepare
+
+from .batch_places import PlaceError, is_url, read_url
+
+Image = str | bytes | None
+"""A path, a URL or the bytes of a file; None where the record has no image."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image on its way to the device.
+
+    Attributes:
+        lines: the image itself, or the lines of a page in reading order.
+        layout: of a page; None for a line, and for what could not be decoded, which is one line with an error.
+    """
+
+    lines: list[Prepared]
+    layout: Layout | None = None
+
+    @classmethod
+    def failed(cls, error: str) -> Decoded:
+        return cls([Prepared(None, error=error)])
+
+
+def decode(image: Image, processor: ImageProcessor, pages: bool) -> Decoded:
+    """Any failure is in the result."""
+    try:
+        if image is None:
+            return Decoded.failed("the record holds no image")
+        source = read_url(image) if isinstance(image, str) and is_url(image) else image
+        if not pages:
+            return Decoded([prepare(source, processor)])
+        layout, lines = prepare_page(images.load(source), processor)
+        return Decoded(lines, layout)
+    except PlaceError as error:
+        return Decoded.failed(error.reason)
+    except images.ImageError as error:
+        return Decoded.failed(str(error))
