@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from trocr_jax import decoding, sharding, slots
-from trocr_jax.chips import chip_of, dollars_per_thousand
+from trocr_jax.chips import chip_of, estimate
 from trocr_jax.config import PRESETS
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.model import TrOCR
@@ -49,7 +49,7 @@ class Config:
     line_tokens: int = 20
     """Tokens of a line, for the price."""
     dollars: float | None = None
-    """Price of a chip an hour. By default a list price of 2025."""
+    """Price of a chip an hour. By default its list price, see `trocr_jax.chips`."""
 
 
 def run(config: Config) -> int:
@@ -82,17 +82,9 @@ def measure(mesh: Mesh, name: str, config: Config) -> list[dict[str, Any]]:
     work = Workload(config.batch_size, config.line_tokens, config.tokens)
     for row in rows if config.price else ():
         if row.get("beams", 1) == 1:
-            seconds = reading_cost(mesh, model, work, chip_of(config.topology), row["program"] == "engine")
-            row |= priced(seconds, mesh, config)
+            cost = reading_cost(mesh, model, work, chip_of(config.topology), row["program"] == "engine")
+            row |= estimate(cost, chip_of(config.topology), config.batch_size, mesh.size, config.dollars)
     return rows
-
-
-def priced(seconds: float, mesh: Mesh, config: Config) -> dict[str, float]:
-    """What a batch a chip of so many seconds means for all chips together. Their number changes the rate, not the price."""
-    rate = config.batch_size * mesh.size / seconds
-    dollars = chip_of(config.topology).dollars if config.dollars is None else config.dollars
-    price = dollars_per_thousand(rate, dollars * mesh.size)
-    return {"estimated_lines_per_s": round(rate, 1), "estimated_dollars_per_1000": round(price, 6)}
 
 
 def compiled(name: str, label: str, compile_it: partial[Any]) -> dict[str, Any]:

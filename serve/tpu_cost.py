@@ -31,14 +31,14 @@ class Workload:
     places: int
 
 
-def reading_cost(mesh: Mesh, model: TrOCR, work: Workload, chip: Chip, engine: bool) -> float:
-    """Seconds for a batch on one chip. In the engine every row has a position of its own, which makes its writes scatters."""
+def reading_cost(mesh: Mesh, model: TrOCR, work: Workload, chip: Chip, engine: bool) -> Cost:
+    """A batch on one chip. In the engine every row has a position of its own, which makes its writes scatters."""
     parts = parts_of(model, work, engine)
     place = SingleDeviceSharding(mesh.devices.flat[0])
     costs = {name: cost(part, shapes, place, chip, name == "decoder layer") for name, (part, shapes) in parts.items()}
     encoder, decoder = model.config.encoder.num_layers, model.config.decoder.num_layers
     step = costs["decoder layer"] * decoder + costs["head"]
-    return (costs["embed"] + costs["encoder layer"] * encoder + step * work.tokens).seconds
+    return costs["embed"] + costs["encoder layer"] * encoder + step * work.tokens
 
 
 def cost(part: Callable[..., Any], shapes: tuple[Any, ...], place: Any, chip: Chip, carries: bool) -> Cost:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from trocr_jax.chips import Chip, Cost, chip_of, dollars_per_thousand
+from trocr_jax.chips import Chip, Cost, chip_of, estimate
 from trocr_jax.config import PRESETS
 from trocr_jax.decoder import DecoderLayer
 from trocr_jax.encoder import EncoderLayer
@@ -46,7 +46,7 @@ class Config:
         tokens: of a label.
         remat: compute activations twice instead of keeping them.
         fsdp: cut the state over the chips.
-        dollars: price of a chip an hour; by default a list price of 2025.
+        dollars: price of a chip an hour; by default its list price.
     """
 
     topology: str = "v5e:2x2"
@@ -84,22 +84,18 @@ def measure(mesh: Mesh, name: str, config: Config) -> dict[str, Any]:
     collectives = Counter(COLLECTIVE.findall(program.as_text()))
     seconds = round(time.perf_counter() - began, 1)
     row = {"model": name, "bytes_per_chip": held, "collectives": dict(collectives), "compile_s": seconds}
-    row |= priced(step_cost(mesh, name, program, config), mesh, config)
+    cost = step_cost(mesh, name, program, config)
+    row |= estimate(cost, chip_of(config.topology), config.batch_size, mesh.size, config.dollars)
     said = ", ".join(f"{count} {kind}" for kind, count in collectives.items()) or "no collectives"
     print(f"{name:<32} {held / 2**30:6.2f} GiB a chip  {said}  {seconds:6.1f} s", file=sys.stderr)
     return row
 
 
-def priced(cost: Cost, mesh: Mesh, config: Config) -> dict[str, float]:
-    """What a step of so much work a chip means; the time in which chips talk is not in it."""
-    dollars = chip_of(config.topology).dollars if config.dollars is None else config.dollars
-    rate = config.batch_size * mesh.size / cost.seconds
-    price = dollars_per_thousand(rate, dollars * mesh.size)
-    return {"estimated_lines_per_s": round(rate, 1), "estimated_dollars_per_1000": round(price, 6)}
-
-
 def step_cost(mesh: Mesh, name: str, program: Any, config: Config) -> Cost:
-    """A chip's work in one step: the program's, which counts one layer of each stack, and that of the other layers."""
+    """A chip's work in one step: the program's, which counts one layer of each stack, and that of the other layers.
+
+    The time in which chips talk is not in it.
+    """
     chip, model = chip_of(config.topology), PRESETS[name]
     place = SingleDeviceSharding(mesh.devices.flat[0])
     abstract = TrOCR.abstract(model, jnp.bfloat16)

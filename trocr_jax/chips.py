@@ -1,4 +1,8 @@
-"""Published rates of TPU chips, and what they make of a compiler's cost analysis. Estimates, not measurements; no jax here."""
+"""Published rates of TPU chips, and what they make of a compiler's cost analysis. Estimates, not measurements; no jax here.
+
+Rates are those of docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, 2026. Some versions of v5e's page give its bandwidth as
+800 GiB/s (859 GB/s).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ class Chip:
         flops: peak bfloat16 operations a second.
         bandwidth: bytes a second from its memory.
         memory: bytes.
-        dollars: an hour on demand in a US region, as listed in 2025; prices differ and change, so programs take another one.
+        dollars: an hour on demand in a US region, from cloud.google.com/tpu/pricing, for v5e, v5p and v6e as quoted from it in
+            August 2026, for v4 in 2025; prices differ and change, so programs take another one.
     """
 
     flops: float
@@ -24,10 +29,10 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip(275e12, 1228e9, 32 * 2**30, 3.22),
+    "v4": Chip(275e12, 1200e9, 32 * 2**30, 3.22),
     "v5e": Chip(197e12, 819e9, 16 * 2**30, 1.20),
     "v5p": Chip(459e12, 2765e9, 95 * 2**30, 4.20),
-    "v6e": Chip(918e12, 1640e9, 32 * 2**30, 2.70),
+    "v6e": Chip(918e12, 1638e9, 32 * 2**30, 2.70),
 }
 
 
@@ -67,6 +72,21 @@ class Cost:
 
     def __mul__(self, times: int) -> Cost:
         return Cost(self.seconds * times, self.flops * times, self.bytes * times)
+
+
+def estimate(cost: Cost, chip: Chip, lines: int, chips: int, dollars: float | None = None) -> dict[str, float]:
+    """What a batch's cost on one chip means for all chips together. Their number changes the rate, not the price.
+
+    Args:
+        lines: of the batch, a chip.
+        dollars: a chip an hour; by default the listed price.
+    """
+    rate = lines * chips / cost.seconds
+    price = dollars_per_thousand(rate, (chip.dollars if dollars is None else dollars) * chips)
+    return {
+        "gflop_per_line": round(cost.flops / lines / 1e9, 1), "mb_per_line": round(cost.bytes / lines / 1e6, 1),
+        "estimated_lines_per_s": round(rate, 1), "estimated_dollars_per_1000": round(price, 6),
+    }  # fmt: skip
 
 
 def dollars_per_thousand(lines_per_second: float, dollars_per_hour: float) -> float:
