@@ -16,6 +16,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, Field
 
 from .errors import ApiError, bad_request
+from .ids import fresh_id
 from .reading import Answer, Entry, Reading
 from .service import Options, Served, Service, options_for
 from .sources import Source
@@ -32,7 +33,6 @@ from .wire import (
     TopP,
     TrocrOptions,
     Zero,
-    fresh_id,
     line_object,
     logprob_objects,
     now,

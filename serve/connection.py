@@ -19,6 +19,35 @@ from .logs import log
 from .service import Service
 
 
+class Corked:
+    """A transport that sends with one call what a turn of the event loop wrote, an answer's head and body for instance.
+
+    Every call lets go of Python's lock and waits for it again, under load for longer than all else that an answer costs.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop):
+        self._transport, self._loop = transport, loop
+        self._written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._written:
+            self._loop.call_soon(self._flush)
+        self._written.append(data)
+
+    def close(self) -> None:
+        """After what was written."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        data, self._written = b"".join(self._written), []
+        if data:
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 def protocol(limits: Limits) -> type[asyncio.Protocol]:
     """uvicorn's HTTP/1.1 with a limit of connections and of the time between requests.
 
@@ -30,7 +59,7 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
         _timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
+            super().connection_made(Corked(transport, self.loop))  # pyright: ignore[reportArgumentType]
             if len(self.connections) > limits.connections:
                 transport.abort()
             else:

@@ -13,6 +13,7 @@ import ipaddress
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import lru_cache
 from typing import Any
 
 from .errors import ApiError, bad_request, internal
@@ -77,8 +78,7 @@ class _Passage:
 
     def _admit(self) -> None:
         """Raises ApiError for who is not let in."""
-        names = [name for name, _ in self.scope["headers"]]
-        if b"transfer-encoding" in names and b"content-length" in names:  # two readings of one request: smuggling
+        if b"transfer-encoding" in self.headers and b"content-length" in self.headers:  # two readings of one request: smuggling
             raise bad_request("a request has a length or a transfer encoding, not both", None, "bad_framing")
         if self.guard.local_only and not _is_local(self.headers.get(b"host", b"")):
             raise ApiError(421, "this server answers to localhost only, as long as it has no API key", "wrong_host")
@@ -220,6 +220,7 @@ def _too_large(limit: int) -> ApiError:
     return ApiError(413, f"the body has more than {limit} bytes: send smaller images, or fewer", "body_too_large")
 
 
+@lru_cache(64)
 def _is_local(host: bytes) -> bool:
     """Whether a Host header names this machine: another name that leads here is a web page's trick (DNS rebinding)."""
     name = re.sub(r":\d*$", "", host.decode("latin-1").lower())

@@ -18,10 +18,11 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from trocr_jax.reader import Prepared
 
 from .errors import ApiError, bad_request, from_validation
+from .ids import fresh_id
 from .reading import Answer
 from .service import Options, Served, Service, Visit, options_for
 from .sources import Source
-from .wire import ERRORS, Beams, Count, Name, Strict, fresh_id, line_object, now, reply
+from .wire import ERRORS, Beams, Count, Name, Strict, line_object, now, reply
 
 router = APIRouter()
 _FORM_FIELD_BYTES = 4096

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from .chat import TextFormat, trocr_object
 from .errors import ApiError, bad_request
+from .ids import fresh_id
 from .reading import Delta, Entry, Reading
 from .service import Options, Served, Service, options_for
 from .sources import Source
@@ -28,7 +29,6 @@ from .wire import (
     TopLogprobs,
     TopP,
     TrocrOptions,
-    fresh_id,
     logprob_objects,
     now,
     reply,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +24,7 @@ from trocr_jax.reader import Prepared, Reader
 from .errors import ApiError, bad_request, overloaded, timed_out
 from .fetch import Fetcher
 from .gate import Gate
+from .ids import fresh_id
 from .keys import Keys, RateLimit
 from .limits import Limits
 from .logs import log
@@ -50,7 +51,7 @@ class Visit:
         notes: fields of its log entry.
     """
 
-    id: str = field(default_factory=lambda: f"req_{secrets.token_hex(12)}")
+    id: str = field(default_factory=lambda: fresh_id("req_"))
     key: str = ""
     started: float = field(default_factory=time.monotonic)
     deadline: float = float("inf")
@@ -309,6 +310,6 @@ def options_for(
     if warm:
         config = replace(config, do_sample=True, temperature=float(temperature or 0), top_p=1.0 if top_p is None else top_p)
     return Options(
-        config, choices, max_tokens or 1 << 30, secrets.randbits(32) if seed is None else seed % 2**32, top_logprobs,
+        config, choices, max_tokens or 1 << 30, random.getrandbits(32) if seed is None else seed % 2**32, top_logprobs,
         tuple(stops), detailed, stream,
     )  # fmt: skip

@@ -6,7 +6,6 @@ Those live under the one name `trocr`, so that strict clients can overlook them.
 from __future__ import annotations
 
 import json
-import secrets
 import time
 from typing import Annotated, Any, Literal
 
@@ -69,10 +68,6 @@ def dumps(content: dict[str, Any]) -> bytes:
 def sse(content: dict[str, Any], event: str | None = None) -> bytes:
     """One server-sent event."""
     return (f"event: {event}\n".encode() if event else b"") + b"data: " + dumps(content) + b"\n\n"
-
-
-def fresh_id(prefix: str) -> str:
-    return prefix + secrets.token_hex(12)
 
 
 def now() -> int:

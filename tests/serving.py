@@ -106,7 +106,7 @@ class Process:
     """`trocr-jax serve` as its user starts it: a process of its own, on a free port. `log` holds its entries so far."""
 
     def __init__(self, *arguments, keys="", wait=True):
-        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": _compiled().name, "TROCR_API_KEY": keys}
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": _compiled().name, "TROCR_API_KEY": keys, "XLA_FLAGS": ""}
         self._log = tempfile.TemporaryFile("w+")
         self.started = time.monotonic()
         self.process = subprocess.Popen(

@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -329,6 +329,7 @@ def _byte_symbols() -> list[str]:
 _SYMBOL_BYTES = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
 
 
+@lru_cache(1 << 16)
 def _bytes_of(token: str) -> bytes:
     if all(symbol in _SYMBOL_BYTES for symbol in token):
         return bytes(_SYMBOL_BYTES[symbol] for symbol in token)
@@ -337,6 +338,8 @@ def _bytes_of(token: str) -> bytes:
 
 def _character_index(data: bytes) -> list[int]:
     """For every byte, the index of its character in `data.decode(errors="replace")`; at the end, the text's length."""
+    if data.isascii():
+        return list(range(len(data) + 1))
     index: list[int] = []
     count = start = 0
     while start < len(data):
