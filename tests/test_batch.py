@@ -16,7 +16,7 @@ from batching import batch, pictures
 
 from trocr_jax.prepared import Prepared
 from trocr_jax.reader import Reader
-from trocr_jax.serve import batch_decode, batch_pipeline
+from trocr_jax.serve import batch_decode, batch_pipeline, decode_rate
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +265,18 @@ def test_a_decoder_that_dies_is_replaced_and_the_image_named(processor, monkeypa
     ]  # fmt: skip
     np.testing.assert_array_equal(lines[2].pixels, processor(tiny.draw("12")))
     assert lines[0].aspect == 22 / 16 and all(len(image.lines) == 1 for image in found)
+
+
+def test_the_rate_of_decoding_is_told_for_threads_and_processes(capsys, model, images):
+    config = decode_rate.Config(images, model=str(model), workers=(1, 2), rounds=1)
+    assert decode_rate.run(config) == 0
+    out = capsys.readouterr().out.splitlines()
+    told = json.loads(out[-1])
+    assert told["images"] == 60 and told["size"] == list(tiny.SIZE) and len(out) == 5
+    assert [(row["kind"], row["workers"]) for row in told["results"]] == [
+        ("threads", 1), ("threads", 2), ("processes", 1), ("processes", 2),
+    ]  # fmt: skip
+    assert all(row["images_per_second"] > 0 for row in told["results"])
 
 
 def test_pictures_of_like_shape_share_a_batch():
