@@ -147,11 +147,21 @@ def make_candidates(config: Config, model: TrOCR) -> dict[str, Read]:
         own = model if dtype == config.dtype[0] else load(replace(config, dtype=(dtype,)))
         found[f"trocr-jax (XLA {jax.default_backend()}, {dtype})"] = ours(own, config.devices)
     if config.peers:
-        for name, make in peers.available().items():
+        for name, make in available_peers().items():
             if not config.only or any(part in name for part in config.only):
                 print(f"building {name}", file=sys.stderr)
                 found[name] = make(model)
                 gc.collect()
+    return found
+
+
+def available_peers() -> dict[str, peers.Make]:
+    """The peers that this environment has, by name."""
+    found = peers.available()
+    if peers.installed("onnx", "onnxruntime"):
+        from . import onnx_peers
+
+        found |= onnx_peers.available()
     return found
 
 

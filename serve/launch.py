@@ -14,7 +14,7 @@ from trocr_jax.loop import bucket
 from trocr_jax.reader import Reader, cache_compilations
 
 from .app import create_app
-from .cli import Config
+from .config import Config
 from .connection import Server, protocol
 from .guard import Guard
 from .keys import ENVIRONMENT, Keys, read_keys

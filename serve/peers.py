@@ -26,7 +26,7 @@ Mode = Literal["eager", "bfloat16", "int8", "compiled"]
 
 
 def available() -> dict[str, Make]:
-    """The peers that this environment has, by name."""
+    """What of transformers this environment can run, by name."""
     found: dict[str, Make] = {}
     if installed("torch", "transformers"):
         import torch
@@ -37,10 +37,6 @@ def available() -> dict[str, Make]:
         if not torch.cuda.is_available():
             modes["eager, dynamic int8"] = "int8"
         found |= {f"transformers (torch, {name})": partial(transformers_on_torch, mode=mode) for name, mode in modes.items()}
-    if installed("onnx", "onnxruntime"):
-        from . import onnx_peers
-
-        found |= onnx_peers.available()
     return found
 
 

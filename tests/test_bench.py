@@ -14,7 +14,7 @@ from conftest import ROOT
 from trocr_jax import images
 from trocr_jax.config import PRESETS
 from trocr_jax.model import TrOCR
-from trocr_jax.serve import bench, bench_lines, curves, peers, refill, roofline
+from trocr_jax.serve import bench, bench_lines, curves, refill, roofline
 
 BASE = PRESETS["microsoft/trocr-base-handwritten"]
 
@@ -56,7 +56,7 @@ def test_every_peer_gives_the_same_number_of_tokens_and_the_exact_ones_the_same_
     model = TrOCR.from_pretrained(dtype=jnp.float32)
     pixels = np.stack([np.asarray(_pixels(name)) for name in ("print-1", "sum")])
     expected = bench.ours(model)(pixels, 6)
-    for name, make in peers.available().items():
+    for name, make in bench.available_peers().items():
         if "compiled" in name:
             continue  # minutes of a C++ compiler
         found = make(model)(pixels, 6)

@@ -73,6 +73,15 @@ def test_apps_import_themselves_relatively_and_the_library_absolutely(app):
             assert not name.startswith(tuple(f"trocr_jax.{a}" for a in APPS)), f"{path}: apps do not import apps"
 
 
+@pytest.mark.parametrize("folder", ("trocr_jax", *APPS))
+def test_no_files_import_each_other_in_a_circle(folder):
+    stems = {path.stem for path in modules(folder)}
+    arrows = {p.stem: {n[1:].split(".")[0] for n in imports(p) if n.startswith(".")} & stems - {p.stem} for p in modules(folder)}
+    while free := {stem for stem, targets in arrows.items() if not targets & arrows.keys()}:
+        arrows = {stem: targets for stem, targets in arrows.items() if stem not in free}
+    assert not arrows, f"in or above a circle: {sorted(arrows)}"
+
+
 def test_torch_is_imported_only_where_it_is_the_reference():
     for folder in ("trocr_jax", *APPS):
         for path in modules(folder):

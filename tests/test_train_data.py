@@ -9,7 +9,8 @@ import tiny
 
 from trocr_jax.images import ImageProcessor
 from trocr_jax.train.data import Batches, Loader, mixed_order, parse_source, prefetch
-from trocr_jax.train.sources import Record, SourceError, open_source
+from trocr_jax.train.records import Record, SourceError
+from trocr_jax.train.sources import open_source
 
 PROCESSOR = ImageProcessor(height=16, width=48, fit="pad")
 

@@ -11,9 +11,10 @@ from trocr_jax import Reader, metrics
 from trocr_jax.line import Line
 from trocr_jax.train import evaluate
 from trocr_jax.train.benchmarks import BENCHMARKS, size_name
-from trocr_jax.train.evaluate import Config, Reading, Result, run
+from trocr_jax.train.evaluate import Config, run
+from trocr_jax.train.records import SourceError
 from trocr_jax.train.report import difference, render
-from trocr_jax.train.sources import SourceError
+from trocr_jax.train.results import Reading, Result, Task
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_published_numbers_stand_beside_those_of_the_same_size():
 
 
 def test_the_published_number_stands_beside_ours_in_table_and_json(places):
-    found, task = result([("abc", "abd"), ("aa", "b")]), evaluate.Task("s", [], {"cer": 1.5})
+    found, task = result([("abc", "abd"), ("aa", "b")]), Task("s", [], {"cer": 1.5})
     assert "cer 60.00 (33.33 to 100.00) [published 1.50]" in evaluate.table(found, [task])
     reader = Reader.from_pretrained(places[0])
     (row,) = evaluate.summary([found], [task], reader, Config(benchmark="iam"))["results"]
@@ -91,7 +92,7 @@ def result(pairs: Sequence[tuple[str, str]]) -> Result:
 
 def test_the_report_shows_the_worst_lines_first_and_escapes_everything():
     found = result([("abc", "abd"), ("<script>", "xyz"), ("same", "same")])
-    page = render([found], [evaluate.Task("s", [], {"cer": 1.5})], "<m>")
+    page = render([found], [Task("s", [], {"cer": 1.5})], "<m>")
     assert "<script>" not in page and "&lt;m&gt;" in page and "1.50" in page
     assert page.index("s: n1") < page.index("s: n0") and "s: n2" not in page
 

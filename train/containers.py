@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from .sources import TEXT_COLUMNS, Record, SourceError, column
+from .records import TEXT_COLUMNS, Record, SourceError, column
 
 IMAGE_COLUMNS = ("image", "img", "bytes")
 _READING = threading.Lock()  # a pyarrow file is not for several threads, and one of them is enough to fill the cache

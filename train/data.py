@@ -25,7 +25,8 @@ from trocr_jax.images import ImageProcessor
 from trocr_jax.tokens import Tokenizer
 
 from .pool import LinePool
-from .sources import Source, SourceError, open_source
+from .records import Source, SourceError
+from .sources import open_source
 
 Place = tuple[int, int]
 SYNTHETIC = "synthetic"

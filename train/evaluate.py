@@ -8,20 +8,20 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from trocr_jax import metrics
-from trocr_jax.line import Line
 from trocr_jax.reader import Reader
 
 from .benchmarks import BENCHMARKS, Benchmark, Part, size_name
 from .config import SyntheticConfig
-from .sources import Record, Source, SourceError, open_source
+from .records import Record, Source, SourceError
+from .report import render
+from .results import Reading, Result, Task
+from .sources import open_source
 
 SCORES = ("cer", "wer", "accuracy")
 DRAWN = 1000  # lines of every level, where no limit is set
@@ -65,50 +65,6 @@ class Config:
     report: Path | None = None
 
 
-@dataclass(frozen=True)
-class Task:
-    """A data set to read, with what was published of it."""
-
-    name: str
-    source: Source
-    published: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A line as it is and as it was read; `image` is anything that `images.load` takes."""
-
-    source: str
-    name: str
-    image: Any
-    reference: str
-    line: Line
-
-
-@dataclass(frozen=True)
-class Result:
-    """One pass over all data sets.
-
-    Attributes:
-        beams: 1 is greedy.
-        readings: of every line.
-        scores: source -> score -> value and the ends of its interval; "all" holds all of them.
-        calibration: expected calibration error, and its table.
-        lines_per_s: of the whole pass, reading files included.
-    """
-
-    beams: int
-    readings: list[Reading]
-    scores: dict[str, dict[str, tuple[float, float, float]]]
-    calibration: tuple[float, list[tuple[int, float, float]]]
-    lines_per_s: float
-
-    @cached_property
-    def confusions(self) -> Counter[tuple[str, str]]:
-        """(written, read as) -> times; "" for inserted or lost."""
-        return metrics.confusions([r.line.text for r in self.readings], [r.reference for r in self.readings])
-
-
 def run(config: Config) -> int:
     """Measures; returns the exit code, 1 where lines could not be read at all.
 
@@ -125,8 +81,6 @@ def run(config: Config) -> int:
     for result in results:
         print(table(result, tasks), file=sys.stderr)
     if config.report:
-        from .report import render
-
         config.report.write_text(render(results, tasks, reader.name), encoding="utf-8")
     print(json.dumps(summary(results, tasks, reader, config), ensure_ascii=False))
     return 1 if any(reading.line.error for reading in results[0].readings) else 0

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-from .sources import Crops, SourceError, bounds, inside, read_text
+from .records import Crops, SourceError, bounds, inside, read_text
 
 Box = tuple[int, int, int, int]
 

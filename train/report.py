@@ -6,12 +6,11 @@ import base64
 import io
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trocr_jax import images, metrics
 
-if TYPE_CHECKING:
-    from .evaluate import Reading, Result, Task
+from .results import Reading, Result, Task
 
 WORST, PAIRS = 60, 30
 THUMBNAIL = (640, 64)  # px

@@ -17,38 +17,14 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from PIL import Image
-
-from trocr_jax import images
+from . import containers, page_xml
+from .records import TEXT_COLUMNS, Crops, Record, Source, SourceError, bounds, column, inside, natural, read_text
 
 FILE_COLUMNS = ("file_name", "file", "filename", "path", "image", "image_path")
-TEXT_COLUMNS = ("text", "label", "transcription", "ground_truth", "words")
 PHOTOS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
-
-
-class SourceError(ValueError):
-    """A data set or a record of it that cannot be used; the message says which and why."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """A line: `image` is anything that `images.load` takes, `name` says where it came from."""
-
-    image: Any
-    text: str
-    name: str
-
-
-class Source(Protocol):
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Record:
-        """Raises ValueError, OSError or KeyError where the record is broken."""
-        ...
 
 
 def open_source(place: str | Path) -> Source:
@@ -65,8 +41,6 @@ def open_source(place: str | Path) -> Source:
 
 
 def _open(path: Path) -> Source:
-    from . import containers, page_xml
-
     if path.is_file():
         return _open_file(path)
     if not path.is_dir():
@@ -90,8 +64,6 @@ def _open(path: Path) -> Source:
 
 
 def _open_file(path: Path) -> Source:
-    from . import containers
-
     if path.suffix in (".csv", ".tsv", ".jsonl"):
         return table(path)
     if path.suffix == ".parquet":
@@ -118,48 +90,6 @@ class Files:
         return Record(inside(self.root, file), text, file)
 
 
-class Crops:
-    """Boxes (left, top, right, bottom) in page images, with their texts."""
-
-    def __init__(self, rows: list[tuple[Path, tuple[int, int, int, int], str]]):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Record:
-        path, box, text = self.rows[index]
-        name = f"{path.name} at {','.join(map(str, box))}"
-        return Record(crop(images.load(path), box), text, name)
-
-
-def crop(page: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """The part of the box that lies on the page.
-
-    Raises:
-        SourceError: nothing of it does.
-    """
-    left, top, right, bottom = max(box[0], 0), max(box[1], 0), min(box[2], page.width), min(box[3], page.height)
-    if right <= left or bottom <= top:
-        raise SourceError(f"the box {box} has no area on the page of {page.width} x {page.height}")
-    return page.crop((left, top, right, bottom))
-
-
-def inside(root: Path, name: str) -> Path:
-    """root/name, refused when it lies elsewhere.
-
-    Raises:
-        SourceError: it does.
-    """
-    try:
-        path = (root / name).resolve()
-    except (ValueError, OSError, RuntimeError):  # a NUL, a loop of links
-        raise SourceError(f"{name!a} is not a file name") from None
-    if not path.is_relative_to(root):
-        raise SourceError(f"{name!a} lies outside the data set's folder")
-    return path
-
-
 def tab_separated(path: Path) -> Files:
     """unilm's `file<TAB>text`; trailing blanks are cut as the original does."""
     rows = [line.rstrip().partition("\t") for line in read_text(path).split("\n") if line.strip()]
@@ -181,12 +111,6 @@ def sroie(photos: list[Path]) -> Crops:
     return Crops([row for row in rows if row[1][0] < row[1][2] and row[1][1] < row[1][3]])
 
 
-def bounds(points: Iterable[tuple[int, int]]) -> tuple[int, int, int, int]:
-    """The box around points: left, top, right, bottom."""
-    across, down = zip(*points, strict=True)
-    return min(across), min(down), max(across), max(down)
-
-
 def table(path: Path) -> Files:
     """A table with a header, or JSON lines: one column names the file, relative to the table's folder, one holds the text."""
     rows = _json_lines(path) if path.suffix == ".jsonl" else _csv_rows(path)
@@ -194,19 +118,6 @@ def table(path: Path) -> Files:
         return Files(path.parent, [])
     file, text = (column(rows[0], names, path) for names in (FILE_COLUMNS, TEXT_COLUMNS))
     return Files(path.parent, [(str(row.get(file, "")), str(row.get(text) or "")) for row in rows])
-
-
-def column(names: Iterable[str], wanted: tuple[str, ...], path: Path) -> str:
-    """The first of the wanted names that a table has.
-
-    Raises:
-        SourceError: it has none of them.
-    """
-    names = list(names)
-    found = next((name for name in wanted if name in names), None)
-    if found is None:
-        raise SourceError(f"{path}: has the columns {', '.join(names)}; expected one of {', '.join(wanted)}")
-    return found
 
 
 def _csv_rows(path: Path) -> list[dict[str, Any]]:
@@ -228,22 +139,3 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
             if not isinstance(rows[-1], dict):
                 raise SourceError(f"{path}, line {number}: not a JSON object")
     return rows
-
-
-def read_text(path: Path) -> str:
-    """A text file.
-
-    Raises:
-        SourceError: it cannot be read, or is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise SourceError(f"{path}: not UTF-8") from None
-
-
-def natural(path: Path) -> list[Any]:
-    """A sorting key by which page 2 comes before page 10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]

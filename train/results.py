@@ -1,0 +1,57 @@
+"""What an evaluation gives: data sets, the lines read of them, and their scores."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from trocr_jax import metrics
+from trocr_jax.line import Line
+
+from .records import Source
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set to read, with what was published of it."""
+
+    name: str
+    source: Source
+    published: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A line as it is and as it was read; `image` is anything that `images.load` takes."""
+
+    source: str
+    name: str
+    image: Any
+    reference: str
+    line: Line
+
+
+@dataclass(frozen=True)
+class Result:
+    """One pass over all data sets.
+
+    Attributes:
+        beams: 1 is greedy.
+        readings: of every line.
+        scores: source -> score -> value and the ends of its interval; "all" holds all of them.
+        calibration: expected calibration error, and its table.
+        lines_per_s: of the whole pass, reading files included.
+    """
+
+    beams: int
+    readings: list[Reading]
+    scores: dict[str, dict[str, tuple[float, float, float]]]
+    calibration: tuple[float, list[tuple[int, float, float]]]
+    lines_per_s: float
+
+    @cached_property
+    def confusions(self) -> Counter[tuple[str, str]]:
+        """(written, read as) -> times; "" for inserted or lost."""
+        return metrics.confusions([r.line.text for r in self.readings], [r.reference for r in self.readings])
