@@ -68,6 +68,16 @@ def test_light_that_falls_off_along_the_line(plain):
     assert likeness(plain, normal(Image.fromarray(shaded.astype(np.uint8)))) > ALIKE
 
 
+def test_what_a_crop_shows_of_the_lines_above_and_below_is_left_out(plain):
+    picture = draw(margin=(10, 8))
+    stray = np.asarray(draw("HEMLINE 18", margin=(10, 0)).crop((0, 0, picture.width, 6)))
+    rows = np.asarray(picture).copy()
+    rows[:6], rows[-6:] = stray, stray[::-1]
+    pixels = normal(Image.fromarray(rows))
+    assert likeness(plain, pixels) > ALIKE
+    assert (pixels[[0, 1, -2, -1]] > 200).all()
+
+
 def test_ink_is_dark_paper_white_and_the_rest_of_the_width_white(plain):
     assert plain.shape == (HEIGHT, WIDTH, 3)
     assert plain.min() < 30

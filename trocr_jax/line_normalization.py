@@ -33,10 +33,13 @@ def normalize_line(image: Image.Image, height: int, width: int) -> np.ndarray:
     if not rows.size:
         return _rgb(page)
     slope = _slope(rows, columns)
-    middle, spread = _writing(rows - slope * columns)
-    kept = np.abs(rows - slope * columns - middle) < _REACH * spread
-    left, right = int(columns[kept].min()), int(columns[kept].max()) + 1
-    line = _cut(_level(ink, slope), middle, _REACH * spread, left, right, height, width)
+    rows = rows - slope * columns
+    first, last = _between_neighbours(rows)
+    own = (rows >= first) & (rows <= last)
+    middle, spread = _writing(rows[own])
+    kept = columns[own & (np.abs(rows - middle) < _REACH * spread)]
+    left, right = int(kept.min()), int(kept.max()) + 1
+    line = _cut(_level(ink, slope, first, last), middle, _REACH * spread, left, right, height, width)
     page[:, : line.shape[1]] = 255 - line
     return _rgb(page)
 
@@ -86,8 +89,7 @@ def _slope(rows: np.ndarray, columns: np.ndarray) -> float:
 
 
 def _writing(rows: np.ndarray) -> tuple[float, float]:
-    """Middle and spread of the rows of the edges, leaving out what lies apart: a neighbouring line, specks."""
-    rows = _without_neighbours(rows)
+    """Middle and spread of the rows of the edges, leaving out what lies apart, such as specks."""
     middle, spread = float(np.median(rows)), float(rows.std()) + 0.5
     for _ in range(3):
         near = rows[np.abs(rows - middle) < 2.5 * spread]
@@ -95,28 +97,31 @@ def _writing(rows: np.ndarray) -> tuple[float, float]:
     return middle, spread
 
 
-def _without_neighbours(rows: np.ndarray) -> np.ndarray:
-    """The rows of the edges less the parts of other lines at the upper and lower border, which a crop often cuts through."""
-    counts = np.bincount(np.rint(rows - rows.min()).astype(np.int64))
+def _between_neighbours(rows: np.ndarray) -> tuple[float, float]:
+    """The first and last row less the parts of other lines at the upper and lower border, which a crop often cuts through."""
+    first_row = float(rows.min())
+    counts = np.bincount(np.rint(rows - first_row).astype(np.int64))
     density = np.convolve(counts, np.ones(3) / 3, "same")
     turns = np.flatnonzero(np.diff(np.concatenate([[0], density > _VALLEY * density.max(), [0]])))
     runs = list(zip(turns[::2].tolist(), turns[1::2].tolist(), strict=True))
     first, last = max(runs, key=lambda run: float(density[run[0] : run[1]].sum()))
-    low, high = 0, len(density)
+    low, high = -np.inf, np.inf
     if (start := runs[0])[1] < first and start[0] <= 2:
-        low = start[1] + int(density[start[1] : first].argmin())
+        low = first_row + start[1] + int(density[start[1] : first].argmin())
     if (end := runs[-1])[0] > last and end[1] >= len(density) - 2:
-        high = last + int(density[last : end[0]].argmin())
-    places = rows - rows.min()
-    return rows[(places >= low) & (places <= high)]
+        high = first_row + last + int(density[last : end[0]].argmin())
+    return low, high
 
 
-def _level(ink: np.ndarray, slope: float) -> Image.Image:
-    """The ink as an L image, every column moved up by what the line has fallen there."""
+def _level(ink: np.ndarray, slope: float, first: float, last: float) -> Image.Image:
+    """The ink between the rows first and last as an L image, every column moved up by what the line has fallen there."""
     picture = Image.fromarray((ink * 255).astype(np.uint8))
-    if slope == 0:
-        return picture
-    return picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, 0, slope, 1, 0), Image.Resampling.BILINEAR)
+    if slope:
+        picture = picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, 0, slope, 1, 0), Image.Resampling.BILINEAR)
+    top, bottom = np.clip((np.ceil(first), np.floor(last) + 1), 0, picture.height)
+    level = Image.new("L", picture.size)
+    level.paste(picture.crop((0, int(top), picture.width, int(bottom))), (0, int(top)))
+    return level
 
 
 def _cut(picture: Image.Image, middle: float, reach: float, left: int, right: int, height: int, width: int) -> np.ndarray:
