@@ -7,11 +7,9 @@ from conftest import ROOT
 from reference import close, nchw
 
 from trocr_jax import files
-from trocr_jax.metrics import character_error_rate
 from trocr_jax.reader import Reader
 
 EXAMPLES = dict(line.split("\t") for line in (ROOT / "examples" / "texts.tsv").read_text(encoding="utf-8").splitlines())
-EXAMPLES_CER = 2.5  # percent on the dozen pictures: the packed model reached 1.9; better is welcome, worse is a fault
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +30,7 @@ def test_it_reads_every_printable_character(reader):
 
 def test_examples(reader):
     lines = reader.read([ROOT / "examples" / name for name in EXAMPLES])
-    assert not any(line.error for line in lines)
-    assert character_error_rate([line.text for line in lines], list(EXAMPLES.values())) <= EXAMPLES_CER
+    assert [line.text for line in lines] == list(EXAMPLES.values())
 
 
 def test_transformers_computes_the_same(reader):
