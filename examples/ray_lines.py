@@ -14,6 +14,7 @@ if __name__ == "__main__":
         batch_format="pyarrow",
         batch_size=256,
         compute=ray.data.ActorPoolStrategy(size=2),  # one a chip: add num_gpus=1, or resources={"TPU": 1}
+        num_cpus=0.5,  # a whole one each would leave none for reading the files where there are two
         fn_constructor_kwargs={"model": None, "batch_size": 8},
     )
     lines.write_parquet(out)
