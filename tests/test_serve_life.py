@@ -171,15 +171,16 @@ def serve(*arguments, **environment) -> subprocess.CompletedProcess:
 
 
 def test_wrong_use_is_one_line_and_2(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as taken, ThreadPoolExecutor(4) as pool:
         port = str(taken.getsockname()[1])
-        for arguments, message in (
-            (["--port", port], f"cannot listen on 127.0.0.1:{port}: Address already in use"),
-            (["--host", "0.0.0.0"], "other machines can reach 0.0.0.0: set TROCR_API_KEY or --api-key-file, or say --no-key"),
-        ):
-            run = serve(*arguments)
-            assert run.returncode == 2 and message in run.stderr and run.stderr.count("\n") == 1 and not run.stdout
-    run = serve("--api-key-file", str(tmp_path / "none"))
-    assert run.returncode == 1 and run.stderr.count("\n") == 1 and "none" in run.stderr
-    run = serve(TROCR_API_KEY="short")
-    assert run.returncode == 1 and "at least 16" in run.stderr and "short" not in run.stderr.replace("short enough", "")
+        uses = (["--port", port], ["--host", "0.0.0.0"], ["--api-key-file", str(tmp_path / "none")])
+        weak = pool.submit(serve, TROCR_API_KEY="short")
+        in_use, exposed, no_file = pool.map(lambda arguments: serve(*arguments), uses)
+        short = weak.result()
+    for run, message in (
+        (in_use, f"cannot listen on 127.0.0.1:{port}: Address already in use"),
+        (exposed, "other machines can reach 0.0.0.0: set TROCR_API_KEY or --api-key-file, or say --no-key"),
+    ):
+        assert run.returncode == 2 and message in run.stderr and run.stderr.count("\n") == 1 and not run.stdout
+    assert no_file.returncode == 1 and no_file.stderr.count("\n") == 1 and "none" in no_file.stderr
+    assert short.returncode == 1 and "at least 16" in short.stderr and "short" not in short.stderr.replace("short enough", "")
