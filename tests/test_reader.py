@@ -200,3 +200,20 @@ def test_a_checkpoint_that_is_not_there(name, message):
 def test_a_directory_without_config(tmp_path):
     with pytest.raises(ValueError, match="config.json"):
         Reader.from_pretrained(tmp_path)
+
+
+def test_lines_come_in_order_whatever_is_read_together(reader, drawn):
+    pictures = [picture.resize((32 + 97 * i % 300, 32)) for i, picture in enumerate(drawn)]
+    pictures[4] = b"no picture"
+    expected = [reader.read(picture) for picture in pictures]
+    for together in (1, 3, 16):
+        lines = list(reader.stream(iter(pictures), batch_size=4, together=together))
+        assert [(line.text, line.error) for line in lines] == [(line.text, line.error) for line in expected]
+
+
+def test_draws_belong_to_the_image_and_not_to_its_batch(reader, drawn):
+    apart, sorted_ = (
+        texts(reader.stream(drawn, batch_size=2, seed=3, together=together, do_sample=True, max_new_tokens=12))
+        for together in (1, 8)
+    )
+    assert apart == sorted_ and len(set(apart)) > 6

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trocr_jax import metrics
-from trocr_jax.reader import Reader
+from trocr_jax.reader import TOGETHER, Reader
 
 from .benchmarks import BENCHMARKS, Benchmark, Part, size_name
 from .config import SyntheticConfig
@@ -178,7 +178,9 @@ def read_task(reader: Reader, task: Task, beams: int, config: Config) -> Iterato
     options: dict[str, Any] = {"num_beams": beams}
     if config.max_tokens:
         options["max_new_tokens"] = config.max_tokens
-    lines = reader.stream((record.image for record in records), batch_size=config.batch_size or None, **options)
+    lines = reader.stream(
+        (record.image for record in records), batch_size=config.batch_size or None, together=TOGETHER, **options
+    )
     for record, line in zip(records, lines, strict=True):
         yield Reading(task.name, record.name, record.image, record.text, line)
 
