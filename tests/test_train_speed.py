@@ -1,4 +1,4 @@
-"""Long proofs of the training step: faster than the same step in torch on this CPU; compiled for TPUs with room to spare."""
+"""Long proofs of the training step: beside the same step in torch on this CPU; compiled for TPUs with room to spare."""
 
 import importlib.util
 import json
