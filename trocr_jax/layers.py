@@ -57,36 +57,8 @@ def dot_general(lhs: Array, rhs: Array, dimensions: Any, **options: Any) -> Arra
         return jax.lax.dot_general(lhs, rhs, dimensions, **options)
 
     if lhs.dtype == softmax_dtype(lhs):
-        return product(lhs, rhs, jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
+        return plain(lhs, rhs)
     return jax.lax.platform_dependent(lhs, rhs, cpu=wide, default=plain)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(x: Array, kernel: Array, precision: Any) -> Array:
-    """[...,D] @ [D,F] whose kernel's gradient takes a CPU less time than the one jax derives.
-
-    For it XLA transposes its left operand, in one loop with all that makes it, which can take longer than the product: so that is
-    the narrower one here, and not always the cotangent. The precision is named because the backward pass is traced later, when a
-    context that set it may be over.
-    """
-    return jnp.matmul(x, kernel, precision=precision)
-
-
-def _product_forward(x: Array, kernel: Array, precision: Any) -> tuple[Array, tuple[Array, Array]]:
-    return product(x, kernel, precision), (x, kernel)
-
-
-def _product_backward(precision: Any, kept: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    (x, kernel), rows = kept, tuple(range(cotangent.ndim - 1))
-
-    def over_rows(a: Array, b: Array) -> Array:
-        return jax.lax.dot_general(a, b, ((rows, rows), ((), ())), precision=precision)
-
-    gradient = over_rows(x, cotangent) if kernel.shape[0] < kernel.shape[1] else over_rows(cotangent, x).T
-    return jnp.matmul(cotangent, kernel.T, precision=precision), gradient
-
-
-product.defvjp(_product_forward, _product_backward)
 
 
 def layer_norm(size: int, eps: float, *, dtype: Dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -154,59 +126,20 @@ def _attend_at_once(
     return jnp.einsum("bnts,bsnh->btnh", weights, v)
 
 
-@jax.custom_vjp
 def _attend_head_by_head(q: Array, k: Array, v: Array) -> Array:
     """The same, a head at a time; the backward pass computes the weights again, which costs less than keeping them."""
-    return _joined(jax.lax.map(_attend_one_head, _by_head(q, k, v)), q)
+    B, T, N, H = q.shape
+    heads = tuple(x.transpose(0, 2, 1, 3).reshape(B * N, -1, H) for x in (q, k, v))
+    return jax.lax.map(jax.checkpoint(_attend_one_head), heads).reshape(B, N, T, H).transpose(0, 2, 1, 3)
 
 
 def _attend_one_head(qkv: tuple[Array, Array, Array]) -> Array:
-    """The sum of the weights is divided out behind the product, where it costs T x H instead of T x S."""
+    """q [T,H] over k, v [S,H]; the weights' sum is divided out behind the product, where it costs T x H instead of T x S."""
     q, k, v = qkv
-    weights, total = _weights(q, k)
+    scores = jnp.matmul(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k.T, preferred_element_type=softmax_dtype(q))
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    total = weights.sum(axis=-1, keepdims=True)
     return (jnp.matmul(weights.astype(q.dtype), v, preferred_element_type=softmax_dtype(q)) / total).astype(q.dtype)
-
-
-def _weights(q: Array, k: Array) -> tuple[Array, Array]:
-    """Attention weights [T,S] before they are divided by their sums [T,1]."""
-    scale = jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    scores = jnp.matmul(q * scale, k.T, preferred_element_type=softmax_dtype(q))
-    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    return weights, weights.sum(axis=-1, keepdims=True)
-
-
-def _attend_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
-    out = _attend_head_by_head(q, k, v)
-    return out, (q, k, v, out)
-
-
-def _attend_backward(kept: tuple[Array, ...], cotangent: Array) -> tuple[Array, ...]:
-    """Cotangents of q, k and v."""
-
-    def one(head: tuple[Array, ...]) -> tuple[Array, ...]:
-        q, k, v, out, cotangent = head
-        weights, total = _weights(q, k)
-        weights = weights / total
-        inner = jnp.sum(cotangent.astype(weights.dtype) * out.astype(weights.dtype), axis=-1, keepdims=True)
-        scores = weights * (jnp.matmul(cotangent, v.T, preferred_element_type=weights.dtype) - inner)
-        scores = (scores * q.shape[-1] ** -0.5).astype(q.dtype)
-        return scores @ k, scores.T @ q, weights.astype(q.dtype).T @ cotangent
-
-    return tuple(_joined(x, kept[0]) for x in jax.lax.map(one, _by_head(*kept, cotangent)))
-
-
-_attend_head_by_head.defvjp(_attend_forward, _attend_backward)
-
-
-def _by_head(*arrays: Array) -> tuple[Array, ...]:
-    """[B,T,N,H] -> [B*N,T,H], each."""
-    return tuple(x.transpose(0, 2, 1, 3).reshape(-1, x.shape[1], x.shape[3]) for x in arrays)
-
-
-def _joined(heads: Array, like: Array) -> Array:
-    """[B*N,T,H] -> [B,T,N,H]; B, N and H are those of `like`."""
-    B, _, N, H = like.shape
-    return heads.reshape(B, N, -1, H).transpose(0, 2, 1, 3)
 
 
 def softmax_dtype(x: Array) -> Dtype:
