@@ -29,8 +29,6 @@ from . import onnx_export
 from .onnx_graph import Style
 
 Precision = Literal["float32", "int8"]
-INT8 = Style(int8=True, cross_cache=True)
-"""With the image's keys and values kept: they come out of int8 products, once, and no step reads their kernels in float32."""
 
 
 class OnnxModel:
@@ -95,7 +93,7 @@ class OnnxReader(Reader):
 
     def __init__(self, *arguments: Any, precision: Precision = "int8", **options: Any):
         super().__init__(*arguments, **options)
-        self.onnx = OnnxModel(self.model, INT8 if precision == "int8" else Style())
+        self.onnx = OnnxModel(self.model, Style(int8=precision == "int8"))
         self.defaults = GenerateConfig(self.defaults.max_new_tokens)
 
     @classmethod

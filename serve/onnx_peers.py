@@ -17,7 +17,7 @@ import onnx
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.model import TrOCR
 
-from .onnx_backend import INT8, OnnxModel, session
+from .onnx_backend import OnnxModel, session
 from .onnx_graph import Style
 from .peers import Make, Read, installed
 
@@ -28,7 +28,7 @@ def available() -> dict[str, Make]:
     """The candidates that this environment has, by name."""
     found: dict[str, Make] = {
         "trocr-jax (ONNX Runtime, float32)": partial(_reading, style=Style()),
-        "trocr-jax (ONNX Runtime, int8)": partial(_reading, style=INT8),
+        "trocr-jax (ONNX Runtime, int8)": partial(_reading, style=Style(int8=True)),
         "ONNX Runtime (plain export, float32)": partial(_reading, style=PLAIN),
         "ONNX Runtime (plain export, dynamic int8)": partial(_reading, style=PLAIN, open_session=dynamic_int8),
     }

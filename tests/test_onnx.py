@@ -34,7 +34,7 @@ def test_int8_stays_close_to_float32():
     config = random_config("A", 5)
     model = ours(torch_model(config, 5), config)
     pixels = random_pixels(config, 3)
-    exact, rounded = (onnx_backend.OnnxModel(model, style) for style in (Style(), onnx_backend.INT8))
+    exact, rounded = (onnx_backend.OnnxModel(model, Style(int8=int8)) for int8 in (False, True))
     a, b = (m.encoder.run(["memory"], {"pixels": pixels})[0] for m in (exact, rounded))
     error = np.linalg.norm(a - b) / np.linalg.norm(a)
     assert 0 < error < 0.05
