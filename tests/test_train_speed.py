@@ -1,24 +1,24 @@
 """Long proofs of the training step: beside the same step in torch on this CPU; compiled for TPUs with room to spare."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from reference import nchw, torch_model
 
 from trocr_jax.config import PRESETS
 from trocr_jax.train import bench
 
 HBM = 16 * 2**30  # bytes of a v5e chip
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, which is not installed")
+LIBTPU = Path(sys.prefix) / "libtpu"
+needs_libtpu = pytest.mark.skipif(not LIBTPU.is_dir(), reason="needs libtpu in .venv/libtpu, where `make test` puts it")
 
 
 def test_the_arithmetic_is_that_of_the_compiler():
@@ -69,7 +69,7 @@ def test_a_base_step_beside_torch(capsys):
     flags = f"--batch-size {rows} --tokens {tokens} --steps {steps}".split()
     command = [sys.executable, "-m", "trocr_jax.train.bench", *flags]
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    found = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT.parent)
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=LIBTPU)
     assert found.returncode == 0, found.stderr[-2000:]
     ours = json.loads(found.stdout)["seconds_per_step"]
     theirs = torch_seconds(rows, tokens, steps)
@@ -82,9 +82,12 @@ def test_a_base_step_beside_torch(capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("topology, cut", [("v5e:2x2", False), ("v5e:16x16", False), ("v5e:2x2", True)])
 def test_the_step_of_base_and_large_fits_a_v5e(topology, cut):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "XLA_FLAGS": ""}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "XLA_FLAGS": "", "PYTHONPATH": str(LIBTPU),
+        "TPU_LIBRARY_PATH": str(LIBTPU / "libtpu" / "libtpu.so"), "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }  # fmt: skip
     command = [sys.executable, "-m", "trocr_jax.train.tpu", "--topology", topology, *(["--fsdp"] if cut else [])]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT.parent)
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=LIBTPU)
     assert run.returncode == 0, run.stderr[-3000:]
     programs = json.loads(run.stdout.splitlines()[-1])["programs"]
     assert [p["model"].split("-")[1] for p in programs] == ["base", "large"]
