@@ -5,7 +5,7 @@ how loosely somebody cut the line out. Recognisers have normalised lines ever si
 checkpoints do not (they stretch the image), so this is only for checkpoints whose preprocessor says `"fit": "line"`.
 
 Height and place of the writing come from mean and spread of the rows of all vertical stroke edges. Both change smoothly: one
-more descender moves them a little, where a bounding box would jump. Arrays are float32 [height, width].
+more descender moves them a little, where a bounding box would jump. Arrays are [height, width].
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from .ink import packing_slope, quantile, steps_along_rows, varied_channel
+
 _ROWS = 96  # images are averaged down to fewer than twice as many rows
 _REACH = 3.3  # rows kept on either side of the middle of the writing, in standard deviations of its stroke edges
 _VALLEY = 0.25  # of the edges of the fullest row; what lies between two lines has fewer
 _SLOPES = np.tan(np.radians(np.arange(-4.5, 5.0, 0.5)))
-_LEAST_CONTRAST = 24.0  # grey levels; less is noise or JPEG, and is not made louder
+_LEAST_CONTRAST = 24  # grey levels; less is noise or JPEG, and is not made louder
 
 
 def normalize_line(image: Image.Image, height: int, width: int) -> np.ndarray:
@@ -26,13 +28,12 @@ def normalize_line(image: Image.Image, height: int, width: int) -> np.ndarray:
     A line that is too long for the width is squeezed into it.
     """
     factor = max(image.height // _ROWS, 1)
-    gray = _varied_channel(image.reduce(factor) if factor > 1 else image)
-    ink = ink_of(gray)
+    ink = ink_of(varied_channel(image.reduce(factor) if factor > 1 else image))
     rows, columns = _edges(ink)
     page = np.full((height, width), 255, np.uint8)
     if not rows.size:
         return _rgb(page)
-    slope = _slope(rows, columns)
+    slope = packing_slope(rows, columns, _SLOPES)
     rows = rows - slope * columns
     first, last = _between_neighbours(rows)
     own = (rows >= first) & (rows <= last)
@@ -44,48 +45,31 @@ def normalize_line(image: Image.Image, height: int, width: int) -> np.ndarray:
     return _rgb(page)
 
 
-def ink_of(gray: np.ndarray) -> np.ndarray:
-    """Grey levels -> share of ink, 0..1, whatever the colours and the light: the rarer end of the levels is the ink."""
-    paper = _paper(gray)
-    difference = gray - paper
-    if np.mean(difference**3) < 0:
+def ink_of(channel: Image.Image) -> np.ndarray:
+    """Grey levels -> ink, uint8 0..255, whatever the colours and the light: the rarer end of the levels is the ink."""
+    difference = np.asarray(channel, np.float32) - _paper(channel)
+    if np.vdot(difference * difference, difference) < 0:  # of a skewed spread the longer end
         difference = -difference
-    full = max(float(np.percentile(difference, 97.5)), _LEAST_CONTRAST)
-    return np.clip(difference / full, 0, 1).astype(np.float32)
+    difference = np.maximum(difference, 0)
+    full = max(quantile(difference.astype(np.uint8), 0.975), _LEAST_CONTRAST)
+    return np.minimum(difference * np.float32(255 / full), 255).astype(np.uint8)
 
 
-def _varied_channel(image: Image.Image) -> np.ndarray:
-    """The channel of an RGB image in which ink and paper differ most."""
-    planes = [np.asarray(channel, np.float32) for channel in image.split()]
-    return max(planes, key=lambda plane: float(plane.var()))
-
-
-def _paper(gray: np.ndarray) -> np.ndarray:
+def _paper(channel: Image.Image) -> np.ndarray:
     """Grey level of the paper [1, width]: the median around each column, for light that falls off along the line."""
-    height, width = gray.shape
-    count = max(width // (3 * height), 1)
-    parts = np.array_split(np.arange(width), count)
-    levels = [float(np.median(gray[:, part[0] : part[-1] + 1])) for part in parts]
-    return np.interp(np.arange(width), [part.mean() for part in parts], levels)[None].astype(np.float32)
+    levels = np.asarray(channel)
+    height, width = levels.shape
+    ends = np.linspace(0, width, max(width // (3 * height), 1) + 1).astype(int).tolist()
+    parts = list(zip(ends, ends[1:], strict=False))
+    medians = [quantile(levels[:, left:right], 0.5) for left, right in parts]
+    return np.interp(np.arange(width), [(left + right - 1) / 2 for left, right in parts], medians)[None].astype(np.float32)
 
 
 def _edges(ink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of stroke edges: where the ink changes along a row. Rules and shadows hardly do."""
-    steps = np.abs(ink[:, 2:] - ink[:, :-2])
-    if not steps.size:
-        return np.empty(0), np.empty(0)
-    rows, columns = np.nonzero(steps > max(0.25, 4.0 * float(np.median(steps))))
+    steps = steps_along_rows(ink)
+    rows, columns = np.nonzero(steps > max(64, 4 * quantile(steps, 0.5)))
     return rows.astype(np.float32), (columns + 1).astype(np.float32)
-
-
-def _slope(rows: np.ndarray, columns: np.ndarray) -> float:
-    """Rows that the line falls a column: of those tried the one that packs the edges into the fewest rows."""
-
-    def packed(slope: float) -> float:
-        places = np.rint(rows - slope * columns).astype(np.int64)
-        return float(np.square(np.bincount(places - places.min())).sum())
-
-    return float(max(_SLOPES, key=packed))
 
 
 def _writing(rows: np.ndarray) -> tuple[float, float]:
@@ -115,7 +99,7 @@ def _between_neighbours(rows: np.ndarray) -> tuple[float, float]:
 
 def _level(ink: np.ndarray, slope: float, first: float, last: float) -> Image.Image:
     """The ink between the rows first and last as an L image, every column moved up by what the line has fallen there."""
-    picture = Image.fromarray((ink * 255).astype(np.uint8))
+    picture = Image.fromarray(ink)
     if slope:
         picture = picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, 0, slope, 1, 0), Image.Resampling.BILINEAR)
     top, bottom = np.clip((np.ceil(first), np.floor(last) + 1), 0, picture.height)
