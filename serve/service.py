@@ -253,13 +253,18 @@ class Service:
     async def _in_pool(self, served: Served, source: Source) -> Prepared:
         """Decodes as many images at once as there are cores, but of large ones one, or memory would grow with the cores."""
         run, most = asyncio.get_running_loop().run_in_executor, min(self.limits.pixels, MAX_PIXELS)
-        prepared = await run(self._pool, self._decode, served, source, min(most, SMALL))
+
+        def look() -> tuple[bytes, Prepared]:
+            content = source.decode()
+            return content, self._decode(served, content, min(most, SMALL))
+
+        content, prepared = await run(self._pool, look)
         if most > SMALL and (prepared.error or "").startswith(TOO_LARGE):  # by its header: nothing of it was decoded
-            prepared = await run(self._large, self._decode, served, source, most)
+            prepared = await run(self._large, self._decode, served, content, most)
         return prepared
 
-    def _decode(self, served: Served, source: Source, most: int) -> Prepared:
-        prepared = served.reader.prepare(source.decode(), most)
+    def _decode(self, served: Served, content: bytes, most: int) -> Prepared:
+        prepared = served.reader.prepare(content, most)
         if not (prepared.error or "").startswith(TOO_LARGE):
             self.metrics.decoded.inc()
         return prepared
