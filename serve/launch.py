@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import socket
@@ -37,13 +38,17 @@ def launch(config: Config) -> int:
     server = _server(config, service, create_app(service, local_only=local and not keys.required))
     failed: list[bool] = []
     url = _url(listener)
-    service.on_ready = lambda: print(f"trocr-jax serves {', '.join(service.models)} at {url}", flush=True)
+
+    def ready() -> None:
+        gc.collect()
+        gc.freeze()  # models and libraries stay: a full collection looks at all of them, 0.1 s in which nobody is answered
+        print(f"trocr-jax serves {', '.join(service.models)} at {url}", flush=True)
 
     def stop() -> None:
         failed.append(True)
         server.should_exit = True
 
-    service.on_failed = stop
+    service.on_ready, service.on_failed = ready, stop
     server.run([listener])
     return 1 if failed else 0
 

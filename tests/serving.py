@@ -4,6 +4,7 @@ Programs are compiled once a process: further servers of the same slots start in
 """
 
 import base64
+import gc
 import json
 import os
 import signal
@@ -173,6 +174,17 @@ def process(*arguments, **options):
         yield running
     finally:
         running.kill()
+
+
+@contextmanager
+def collected():
+    """Without full garbage collections of what this process has loaded: its own pauses are not the server's."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def wait_until(condition, seconds):

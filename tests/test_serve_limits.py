@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import openai
 import pytest
-from serving import MODEL, PICTURES, SLOTS, chat, data_url, lines, message, process, serving, wait_until
+from serving import MODEL, PICTURES, SLOTS, chat, collected, data_url, lines, message, process, serving, wait_until
 
 from trocr_jax.serve.client import Client
 from trocr_jax.serve.errors import ApiError
@@ -90,12 +90,12 @@ async def offer(url: str, rate: float, seconds: float) -> Load:
             load.depths.append(float(next(row for row in text.splitlines() if row.startswith("trocr_images ")).split()[1]))
             await asyncio.sleep(0.2)
 
-    async with Client(url) as client, asyncio.TaskGroup() as group:
-        looking, tasks, start = asyncio.create_task(look(client)), [], time.perf_counter()
-        for number in range(int(rate * seconds)):
-            await asyncio.sleep(max(0.0, start + number / rate - time.perf_counter()))
-            tasks.append(group.create_task(one(client)))
-        await asyncio.gather(*tasks)
+    async with Client(url) as client:
+        looking, start = asyncio.create_task(look(client)), time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for number in range(int(rate * seconds)):
+                await asyncio.sleep(max(0.0, start + number / rate - time.perf_counter()))
+                group.create_task(one(client))
         looking.cancel()
     return load
 
@@ -121,7 +121,8 @@ def test_five_times_the_capacity(server, seconds):
     asyncio.run(capacity(server.url, 1))
     possible = asyncio.run(capacity(server.url, min(seconds, 10)))
     decoded = server.metric("images_decoded_total")
-    load = asyncio.run(offer(server.url, 5 * possible, seconds))
+    with collected():
+        load = asyncio.run(offer(server.url, 5 * possible, seconds))
     assert set(load.statuses) == {200, 503} and load.retry_after == {True}
     assert max(load.depths) <= QUEUE
     assert server.metric("images_decoded_total") - decoded == load.served, "an image was decoded for a refused request"
