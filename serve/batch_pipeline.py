@@ -33,8 +33,8 @@ WINDOW, CHUNK = 1024, 8
 """Images of a window, and those that a decoder gets at a time."""
 PAGES = 16
 """Pages of a window: about as many lines. A decoder gets one at a time."""
-AHEAD = 2
-"""Batches on the device, the one that is read out counted."""
+AHEAD = 3
+"""Batches on the device, the one that is read out counted: a CPU works on two at a time."""
 
 
 @dataclass

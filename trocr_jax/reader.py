@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from jax.sharding import Mesh
 
 from . import files, images, sharding
 from .decoding import GenerateConfig, Generation, read_pixels
+from .lanes import Lanes
 from .line import Line, line_from_tokens
 from .model import TrOCR
 from .prepared import NO_TEXT, Prepared, prepare
@@ -35,6 +35,9 @@ SURE = 0.5
 """The confidence from which a text is believed although its image looks blank."""
 TOGETHER = 8
 """Batches that `read` sorts by length. As many again are prepared meanwhile: 0.9 GB with batches of 128 images of 384x384."""
+
+AHEAD = 2
+"""Batches that the device works on or that wait for it while the one before is read out."""
 
 _Image = tuple[int, Prepared]  # an image and its index among the sources
 
@@ -55,7 +58,7 @@ class Reader:
         name: str = "model", mesh: Mesh | None = None,
     ):  # fmt: skip
         self.model, self.tokenizer, self.processor, self.defaults, self.name = model, tokenizer, processor, defaults, name
-        self.mesh = mesh
+        self.mesh, self._lanes = mesh, Lanes()
         if tokenizer.size > model.config.decoder.vocab_size:
             raise ValueError(
                 f"{name}: the tokenizer has {tokenizer.size} tokens, the model's vocabulary {model.config.decoder.vocab_size}: "
@@ -120,7 +123,7 @@ class Reader:
             prepared = enumerate(_prepared(pool, self.prepare, sources, size + together))
             for batch in _batches(prepared, size, together):
                 pending.append((batch, self._submit(batch, config, seed)))
-                if len(pending) > 1:
+                if len(pending) > AHEAD:
                     yield from self._lines(*pending.popleft())
             for batch, result in pending:
                 yield from self._lines(batch, result)
@@ -142,8 +145,10 @@ class Reader:
             draws = jnp.asarray(np.resize(np.arange(len(pixels)) if seeds is None else seeds, rows).astype(np.uint32))
         mask = jnp.asarray(np.arange(rows) < len(pixels))
         processor = self.processor
-        read = partial(sharding.read_pixels, mesh=self.mesh) if self.mesh else read_pixels
-        return read(self.model, jnp.asarray(padded), config, processor.mean, processor.std, draws, mask)
+        arguments = (self.model, jnp.asarray(padded), config, processor.mean, processor.std, draws, mask)
+        if self.mesh:
+            return sharding.read_pixels(*arguments, mesh=self.mesh)
+        return self._lanes.dispatch(read_pixels, *arguments)
 
     def line(self, tokens: np.ndarray, logprobs: np.ndarray, length: int, finished: bool, flags: tuple[str, ...] = ()) -> Line:
         """One row of a Generation, tokens and logprobs [T] of which `length` count, as a Line.
