@@ -30,6 +30,45 @@ from .onnx_graph import Style
 
 Precision = Literal["float32", "int8"]
 
+ENDED_SHARE = 0.125
+"""With so many ended rows among those that a step reads, the others are copied together and go on alone."""
+
+
+class Session:
+    """A graph in ONNX Runtime on the CPU. Results stay in its own memory until `host` asks for them: a cache that goes round
+    from step to step is not copied.
+
+    Args:
+        model: the graph.
+        without: names of optimizers that are on by default.
+    """
+
+    def __init__(self, model: onnx.ModelProto, without: tuple[str, ...] = ()):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, ["CPUExecutionProvider"], disabled_optimizers=list(without)
+        )
+        self._value = onnxruntime.OrtValue
+        self.outputs = [output.name for output in model.graph.output]
+
+    def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """All outputs by name, for inputs that are arrays or such outputs."""
+        values = {name: self._value.ortvalue_from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in inputs.items()}
+        return dict(zip(self.outputs, self._session.run_with_ort_values(self.outputs, values), strict=True))
+
+
+def host(value: Any) -> np.ndarray:
+    """A session's output as an array."""
+    return value if isinstance(value, np.ndarray) else value.numpy()
+
+
+def fast_session(model: onnx.ModelProto) -> Session:
+    """A session without a fusion that slows norms down: sum and norm as one take five times as long as one by one."""
+    return Session(model, ("SkipLayerNormFusion",))
+
 
 class OnnxModel:
     """The two graphs of a model, ready to run.
@@ -37,14 +76,12 @@ class OnnxModel:
     Args:
         model: whose weights they hold.
         style: how they are written.
-        open_session: what runs a graph; by default ONNX Runtime.
+        open_session: what runs a graph, with the `run` of a `Session`; by default ONNX Runtime, as it is quickest.
     """
 
-    def __init__(self, model: TrOCR, style: Style, open_session: Callable[[onnx.ModelProto], Any] | None = None):
+    def __init__(self, model: TrOCR, style: Style, open_session: Callable[[onnx.ModelProto], Any] = fast_session):
         self.config, self.style, self._model = model.config, style, TrOCR.abstract(model.config)
-        self.encoder, self.step = (
-            (open_session or session)(write(model, style)) for write in (onnx_export.encoder, onnx_export.step)
-        )
+        self.encoder, self.step = (open_session(write(model, style)) for write in (onnx_export.encoder, onnx_export.step))
 
     def generate(self, pixels: np.ndarray, config: GenerateConfig) -> Generation:
         """Greedy decoding of normalised pixels [B,height,width,3] float32; arrays of the result are numpy's, R is 1.
@@ -54,25 +91,26 @@ class OnnxModel:
         """
         check(config)
         B, ids = len(pixels), self.config
-        names = [output.name for output in self.encoder.get_outputs()]
-        encoded = dict(zip(names, self.encoder.run(None, {"pixels": pixels}), strict=True))
-        if self.style.cross_cache:
-            del encoded["memory"]
         tokens = np.full((B, config.max_new_tokens), ids.pad_token_id, np.int32)
-        logprobs, done = np.zeros(tokens.shape, np.float32), np.zeros(B, bool)
-        current, cache = np.full((B, 1), ids.decoder_start_token_id, np.int64), self._empty_cache(B)
+        logprobs, rows, ended = np.zeros(tokens.shape, np.float32), np.arange(B), np.zeros(B, bool)
+        encoded, cache = self.encoder.run({"pixels": pixels}), self._empty_cache(B)
+        current = np.full((B, 1), ids.decoder_start_token_id, np.int64)
         for place in range(config.max_new_tokens):
             scores, total, cache = self._run_step(current, place, encoded, cache)
             if place < config.min_new_tokens:
                 scores[:, ids.eos_token_id] = -np.inf
             best = scores.argmax(axis=1)
-            tokens[:, place] = np.where(done, ids.pad_token_id, best)
-            logprobs[:, place] = np.where(done, 0.0, scores[np.arange(B), best] - total[:, 0])
-            done |= best == ids.eos_token_id
-            if done.all():
+            tokens[rows, place] = np.where(ended, ids.pad_token_id, best)
+            logprobs[rows, place] = np.where(ended, 0.0, scores[np.arange(len(rows)), best] - total[:, 0])
+            ended |= best == ids.eos_token_id
+            if ended.all():
                 break
-            current = tokens[:, place : place + 1].astype(np.int64)
-        return _generation(tokens, logprobs, done, ids.eos_token_id)
+            if ended.mean() >= ENDED_SHARE:  # go on with the others alone
+                rows, best = rows[~ended], best[~ended]
+                encoded, cache = ({name: host(x)[~ended] for name, x in values.items()} for values in (encoded, cache))
+                ended = ended[~ended]
+            current = best[:, None].astype(np.int64)
+        return _generation(tokens, logprobs, ids.eos_token_id)
 
     def _empty_cache(self, rows: int) -> dict[str, np.ndarray]:
         c = self.config.decoder
@@ -80,12 +118,11 @@ class OnnxModel:
         return {f"past_{name}_{i}": empty for i in range(c.num_layers) for name in ("key", "value")}
 
     def _run_step(
-        self, ids: np.ndarray, place: int, encoded: dict[str, np.ndarray], cache: dict[str, np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        self, ids: np.ndarray, place: int, encoded: dict[str, Any], cache: dict[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         rows = onnx_export.position_rows(ids, place, self._model)
-        names = ["logits", "total", *(name.removeprefix("past_") for name in cache)]
-        logits, total, *new = self.step.run(names, {"ids": ids, "rows": rows, **encoded, **cache})
-        return logits, total, dict(zip(cache, new, strict=True))
+        found = self.step.run({"ids": ids, "rows": rows, **encoded, **cache})
+        return host(found["logits"]), host(found["total"]), {name: found[name.removeprefix("past_")] for name in cache}
 
 
 class OnnxReader(Reader):
@@ -120,16 +157,8 @@ def check(config: GenerateConfig) -> None:
         raise ValueError("ONNX Runtime decodes greedily: of the options only max_new_tokens and min_new_tokens are possible")
 
 
-def session(model: onnx.ModelProto) -> Any:
-    """An ONNX Runtime session on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def _generation(tokens: np.ndarray, logprobs: np.ndarray, finished: np.ndarray, end: int) -> Generation:
+def _generation(tokens: np.ndarray, logprobs: np.ndarray, end: int) -> Generation:
+    finished = (tokens == end).any(axis=1)
     lengths = np.where(finished, (tokens == end).argmax(axis=1) + 1, tokens.shape[1]).astype(np.int32)
     fields = (tokens, logprobs, lengths, logprobs.sum(axis=1), finished)
     return Generation(*(cast(jax.Array, field[:, None]) for field in fields))  # numpy serves all that a Reader does with them

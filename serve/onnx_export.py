@@ -2,9 +2,10 @@
 
 Letters: B rows, S image tokens, E their width, P tokens before, V vocabulary, D width, N heads, H head dim.
 
-* encoder: `pixels` [B,height,width,3] normalised float32 -> `memory` [B,S,E]; with `Style.cross_cache` also `cross_key_i` and
-  `cross_value_i` [B,N,S,H] of every decoder layer.
-* step: `ids` [B,1], `rows` [B,1] (of the position table, see `position_rows`), `memory` or the cross keys and values, and
+* encoder: `pixels` [B,height,width,3] normalised float32 -> what the decoder attends to. That is `memory` [B,S,E]; or with
+  `Style.int8_memory` its int8 numbers twice, as `memory` and as `memory_turned` [B,E,S] (each product wants its own order), and
+  `memory_scale` [B,1,S]; or with `Style.cross_cache` `cross_key_i` and `cross_value_i` [B,N,S,H] of every decoder layer.
+* step: `ids` [B,1], `rows` [B,1] (of the position table, see `position_rows`), the encoder's outputs, and
   `past_key_i`, `past_value_i` [B,N,P,H] -> `logits` [B,V], `total` [B,1] (the logarithm of the sum of their exponentials) and
   `key_i`, `value_i` [B,N,P+1,H].
 """
@@ -40,9 +41,10 @@ def encoder(model: TrOCR, style: Style) -> onnx.ModelProto:
     memory = graph.norm(x, model.encoder.norm)
     if model.config.has_projection:
         memory = graph.linear(memory, model.enc_to_dec_proj)
-    graph.output(memory, "memory", ["B", config.num_tokens, model.config.memory_size])
     if style.cross_cache:
         _output_cross_cache(graph, memory, model)
+    else:
+        _output_memory(graph, memory, model)
     return graph.build()
 
 
@@ -50,7 +52,7 @@ def step(model: TrOCR, style: Style) -> onnx.ModelProto:
     """The graph of one decoding step."""
     config, graph = model.config.decoder, Graph("step", style)
     ids, rows = (graph.input(name, ["B", 1], TensorProto.INT64) for name in ("ids", "rows"))
-    memory = "" if style.cross_cache else graph.input("memory", ["B", "S", model.config.memory_size])
+    memory = () if style.cross_cache else _memory_inputs(graph, model.config.memory_size)
     table = array(model.decoder.embed_tokens.embedding)
     x = _embed_tokens(graph, ids, rows, table, model)
     for index in range(config.num_layers):
@@ -129,15 +131,44 @@ def _cached_attention(graph: Graph, x: str, module: Attention, index: int, model
     return graph.linear(y, module.out)
 
 
-def _cross_attention(graph: Graph, x: str, memory: str, module: Attention, size: int) -> str:
+def _output_memory(graph: Graph, memory: str, model: TrOCR) -> None:
+    S, E = model.config.encoder.num_tokens, model.config.memory_size
+    if not graph.style.int8_memory:
+        return graph.output(memory, "memory", ["B", S, E])
+    rounded, scale = graph.round_rows(memory, 0, TensorProto.INT8)
+    graph.output(rounded, "memory", ["B", S, E], TensorProto.INT8)
+    graph.output(graph.op("Transpose", rounded, perm=[0, 2, 1]), "memory_turned", ["B", E, S], TensorProto.INT8)
+    graph.output(graph.op("Transpose", scale, perm=[0, 2, 1]), "memory_scale", ["B", 1, S])
+
+
+def _memory_inputs(graph: Graph, size: int) -> tuple[str, ...]:
+    """The encoder's outputs as the step's inputs, see the module's docstring."""
+    if not graph.style.int8_memory:
+        return (graph.input("memory", ["B", "S", size]),)
+    tokens, turned = ("memory", ["B", "S", size]), ("memory_turned", ["B", size, "S"])
+    rounded = (graph.input(*named, TensorProto.INT8) for named in (tokens, turned))
+    return *rounded, graph.input("memory_scale", ["B", 1, "S"])
+
+
+def _attend_to_image(graph: Graph, query: str, memory: tuple[str, ...]) -> str:
+    """query [B,N,E] over the image tokens of `_memory_inputs` -> their weighted sum [B,N,E]."""
+    if not graph.style.int8_memory:
+        scores = graph.op("MatMul", query, graph.op("Transpose", *memory, perm=[0, 2, 1]))
+        return graph.op("MatMul", graph.op("Softmax", scores, axis=-1), *memory)
+    tokens, turned, scale = memory
+    scores = graph.op("Mul", graph.matmul_int8(query, turned, 128), scale)
+    weights = graph.op("Mul", graph.op("Softmax", scores, axis=-1), scale)
+    return graph.matmul_int8(weights, tokens, 0)  # none is negative
+
+
+def _cross_attention(graph: Graph, x: str, memory: tuple[str, ...], module: Attention, size: int) -> str:
     """As `decoder.StepLayer` does it: the key's kernel moved to the query and the value's behind the sum."""
     N, H = module.num_heads, size // module.num_heads
     key, value = (array(part.kernel).reshape(-1, N, H) for part in (module.key, module.value))  # [E,N,H]
     query = graph.op("Mul", graph.linear(x, module.query), graph.number(H**-0.5))
     query = graph.op("Transpose", graph.op("Reshape", query, graph.ints(0, N, H)), perm=[1, 0, 2])  # [N,B,H]
     query = graph.op("Transpose", graph.op("MatMul", query, graph.constant(key.transpose(1, 2, 0))), perm=[1, 0, 2])  # [B,N,E]
-    scores = graph.op("MatMul", query, graph.op("Transpose", memory, perm=[0, 2, 1]))
-    context = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), memory)
+    context = _attend_to_image(graph, query, memory)
     context = graph.op("MatMul", graph.op("Transpose", context, perm=[1, 0, 2]), graph.constant(value.transpose(1, 0, 2)))
     y = graph.op("Reshape", graph.op("Transpose", context, perm=[1, 0, 2]), graph.ints(0, 1, size))
     if module.value.bias is not None:
@@ -163,9 +194,6 @@ def _output_cross_cache(graph: Graph, memory: str, model: TrOCR) -> None:
 def _output_logits(graph: Graph, x: str, table: np.ndarray, model: TrOCR) -> None:
     config = model.config.decoder
     flat = graph.op("Reshape", x, graph.ints(0, config.hidden_size))
-    if config.tie_word_embeddings:
-        logits = graph.op("Gemm", flat, graph.constant(table), transB=1)
-    else:
-        logits = graph.op("MatMul", flat, graph.constant(array(model.decoder.head.kernel)))
+    logits = graph.head(flat, table if config.tie_word_embeddings else array(model.decoder.head.kernel).T)
     graph.output(logits, "logits", ["B", config.vocab_size])
     graph.output(graph.op("ReduceLogSumExp", logits, graph.ints(1), keepdims=1), "total", ["B", 1])

@@ -17,7 +17,9 @@ from trocr_jax.layers import Attention, Mlp
 
 OPSET = 20  # the first with Gelu
 IR_VERSION = 10
+TINY = float(np.finfo(np.float32).tiny) * 256  # so that a scale is never 0, nor denormal
 MICROSOFT = "com.microsoft"
+HEAD_BLOCK = 256  # weights with one scale in the output head: smaller ones are closer to float32 and slower
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Style:
 
     Attributes:
         int8: linear maps with int8 weights, a scale an output channel, and activations rounded as they come (uint8, one scale a
-            tensor). Attention, norms, embeddings and the output head stay float32.
+            tensor); the output head with a scale a block of weights and of activations; and, without a cross cache, the image
+            tokens that the decoder attends to, a scale a token. Self-attention, norms and embeddings stay float32.
         fused: attention and rounding as ONNX Runtime's own operators; otherwise standard operators alone.
         cross_cache: keep every layer's keys and values of the image; otherwise all layers read the same image tokens.
     """
@@ -34,6 +37,11 @@ class Style:
     int8: bool = False
     fused: bool = True
     cross_cache: bool = False
+
+    @property
+    def int8_memory(self) -> bool:
+        """Whether the decoder reads image tokens rounded to int8."""
+        return self.int8 and self.fused and not self.cross_cache
 
 
 class Graph:
@@ -108,6 +116,29 @@ class Graph:
         inputs += [] if bias is None else [self.constant(bias)]
         return self.op("MatMulIntegerToFloat", *inputs, domain=MICROSOFT)
 
+    def head(self, x: str, table: np.ndarray) -> str:
+        """x [B,in] times table [out,in] -> [B,out]; in int8 every row is rounded by blocks of its own, whatever is beside it."""
+        if not (self.style.int8 and self.style.fused):
+            return self.op("Gemm", x, self.constant(table), transB=1)
+        weights, scales = quantize_blocks(table, HEAD_BLOCK)
+        size = {"K": table.shape[1], "N": table.shape[0], "block_size": HEAD_BLOCK, "bits": 8}
+        inputs = x, self.constant(weights), self.constant(scales)
+        return self.op("MatMulNBits", *inputs, domain=MICROSOFT, accuracy_level=4, **size)  # 4: activations in int8 as well
+
+    def round_rows(self, x: str, zero: int, dtype: int) -> tuple[str, str]:
+        """x [...,D] -> integers around `zero` and their scale [...,1]: a row's largest magnitude becomes the dtype's largest."""
+        top = (127 if dtype == TensorProto.INT8 else 255) - zero
+        scale = self.op("ReduceMax", self.op("Abs", x), self.ints(-1), keepdims=1)
+        scale = self.op("Mul", self.op("Max", scale, self.number(TINY)), self.number(1 / top))
+        rounded = self.op("Round", self.op("Div", x, scale))
+        return self.op("Cast", self.op("Add", rounded, self.number(zero)) if zero else rounded, to=dtype), scale
+
+    def matmul_int8(self, x: str, y: str, zero: int) -> str:
+        """x [B,T,D], float32 and rounded row by row to uint8 around `zero`, times y [B,D,S] int8 -> [B,T,S] float32."""
+        rounded, scale = self.round_rows(x, zero, TensorProto.UINT8)
+        product = self.op("MatMulInteger", rounded, y, self.constant(np.array(zero, np.uint8)))
+        return self.op("Mul", self.op("Cast", product, to=TensorProto.FLOAT), scale)
+
     def norm(self, x: str, module: Any) -> str:
         """LayerNorm over the last axis."""
         scale, bias = self.constant(array(module.scale)), self.constant(array(module.bias))
@@ -148,5 +179,14 @@ def array(parameter: Any) -> np.ndarray:
 
 def quantize(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """[in,out] -> int8 [in,out] and scales [out]: symmetric, the largest magnitude of a column becomes 127."""
-    scales = np.maximum(np.abs(kernel).max(axis=0), np.finfo(np.float32).tiny) / np.float32(127)
+    scales = np.maximum(np.abs(kernel).max(axis=0), TINY) / np.float32(127)
     return np.rint(kernel / scales).astype(np.int8), scales.astype(np.float32)
+
+
+def quantize_blocks(table: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """[out,in] -> uint8 around 128 [out,blocks,block] and scales [out,blocks], as MatMulNBits takes them; the last block is
+    filled up with zeros."""
+    count, size = table.shape
+    blocks = np.pad(table, ((0, 0), (0, -size % block))).reshape(count, -1, block)
+    scales = np.maximum(np.abs(blocks).max(axis=2, keepdims=True), TINY) / np.float32(127)
+    return (np.rint(blocks / scales) + 128).astype(np.uint8), scales[..., 0].astype(np.float32)

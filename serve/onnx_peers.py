@@ -17,7 +17,7 @@ import onnx
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.model import TrOCR
 
-from .onnx_backend import OnnxModel, session
+from .onnx_backend import OnnxModel, Session, fast_session
 from .onnx_graph import Style
 from .peers import Make, Read, installed
 
@@ -29,7 +29,7 @@ def available() -> dict[str, Make]:
     found: dict[str, Make] = {
         "trocr-jax (ONNX Runtime, float32)": partial(_reading, style=Style()),
         "trocr-jax (ONNX Runtime, int8)": partial(_reading, style=Style(int8=True)),
-        "ONNX Runtime (plain export, float32)": partial(_reading, style=PLAIN),
+        "ONNX Runtime (plain export, float32)": partial(_reading, style=PLAIN, open_session=Session),
         "ONNX Runtime (plain export, dynamic int8)": partial(_reading, style=PLAIN, open_session=dynamic_int8),
     }
     if installed("openvino"):
@@ -39,7 +39,7 @@ def available() -> dict[str, Make]:
     return found
 
 
-def _reading(model: TrOCR, style: Style, open_session: Callable[[onnx.ModelProto], Any] = session) -> Read:
+def _reading(model: TrOCR, style: Style, open_session: Callable[[onnx.ModelProto], Any] = fast_session) -> Read:
     graphs = OnnxModel(model, style, open_session)
 
     def read(pixels: np.ndarray, tokens: int) -> np.ndarray:
@@ -48,7 +48,7 @@ def _reading(model: TrOCR, style: Style, open_session: Callable[[onnx.ModelProto
     return read
 
 
-def dynamic_int8(model: onnx.ModelProto) -> Any:
+def dynamic_int8(model: onnx.ModelProto) -> Session:
     """A session on what ONNX Runtime's dynamic quantisation makes of a graph."""
     from onnxruntime.quantization import quantize_dynamic
 
@@ -56,11 +56,11 @@ def dynamic_int8(model: onnx.ModelProto) -> Any:
         source, target = Path(folder) / "in.onnx", Path(folder) / "out.onnx"
         onnx.save(model, source)
         quantize_dynamic(source, target)
-        return session(onnx.load(target))
+        return Session(onnx.load(target))
 
 
 class OpenVino:
-    """A graph compiled by OpenVINO for the CPU, with the two methods of a session that `OnnxModel` uses."""
+    """A graph compiled by OpenVINO for the CPU, with the `run` of a session."""
 
     def __init__(self, model: onnx.ModelProto, precision: str):
         import openvino  # pyright: ignore[reportMissingImports]
@@ -68,13 +68,9 @@ class OpenVino:
         core = openvino.Core()
         hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
         self._model = core.compile_model(core.read_model(model.SerializeToString()), "CPU", hints)
-        self._outputs = model.graph.output
+        self._outputs = [output.name for output in model.graph.output]
 
-    def get_outputs(self) -> Any:
-        """The outputs in order; each has a `name`."""
-        return self._outputs
-
-    def run(self, names: list[str] | None, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """The named outputs, or all."""
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """All outputs by name."""
         found = self._model(inputs)
-        return [np.array(found[name]) for name in names or [output.name for output in self._outputs]]
+        return {name: np.array(found[name]) for name in self._outputs}

@@ -10,7 +10,7 @@ from trocr_jax.decoding import GenerateConfig
 
 onnx_backend = pytest.importorskip("trocr_jax.serve.onnx_backend", reason="needs onnx")
 pytest.importorskip("onnxruntime", reason="needs onnxruntime")
-from trocr_jax.serve.onnx_graph import Style, quantize  # noqa: E402
+from trocr_jax.serve.onnx_graph import Style, quantize, quantize_blocks  # noqa: E402
 
 STYLES = [Style(), Style(cross_cache=True), Style(fused=False), Style(fused=False, cross_cache=True)]
 
@@ -35,9 +35,26 @@ def test_int8_stays_close_to_float32():
     model = ours(torch_model(config, 5), config)
     pixels = random_pixels(config, 3)
     exact, rounded = (onnx_backend.OnnxModel(model, Style(int8=int8)) for int8 in (False, True))
-    a, b = (m.encoder.run(["memory"], {"pixels": pixels})[0] for m in (exact, rounded))
-    error = np.linalg.norm(a - b) / np.linalg.norm(a)
+    (a,), (b, turned, scale) = (map(onnx_backend.host, m.encoder.run({"pixels": pixels}).values()) for m in (exact, rounded))
+    np.testing.assert_array_equal(b, turned.transpose(0, 2, 1))
+    error = np.linalg.norm(a - b * scale.transpose(0, 2, 1)) / np.linalg.norm(a)
     assert 0 < error < 0.05
+    options = GenerateConfig(6, min_new_tokens=6)
+    expected, found = (m.generate(pixels, options) for m in (exact, rounded))
+    np.testing.assert_allclose(found.logprobs[:, :, 0], expected.logprobs[:, :, 0], atol=0.05)
+
+
+def test_rows_that_go_on_without_the_ended_ones_read_as_before(monkeypatch):
+    reader = onnx_backend.OnnxReader.from_pretrained(precision="float32")
+    pixels = np.stack([reader.prepare(path).pixels for path in sorted((ROOT / "examples").glob("*.png"))[:4]])
+    found = []
+    for share in (0.01, 2.0):  # at every end, never
+        monkeypatch.setattr(onnx_backend, "ENDED_SHARE", share)
+        found.append(reader.generate(pixels, GenerateConfig(40)))
+    np.testing.assert_array_equal(found[0].tokens, found[1].tokens)
+    np.testing.assert_array_equal(found[0].lengths, found[1].lengths)
+    np.testing.assert_allclose(found[0].logprobs, found[1].logprobs, atol=1e-5)
+    assert len(set(found[0].lengths[:, 0].tolist())) > 1
 
 
 def test_quantized_weights_are_within_half_a_step():
@@ -46,6 +63,14 @@ def test_quantized_weights_are_within_half_a_step():
     weights, scales = quantize(kernel)
     assert weights.dtype == np.int8 and np.abs(weights[:, :3]).max() == 127
     assert (np.abs(weights * scales - kernel) <= scales / 2 * (1 + 1e-5)).all()
+
+
+def test_blocks_of_weights_are_within_half_a_step_each():
+    table = np.random.default_rng(0).standard_normal((8, 20)).astype(np.float32)
+    weights, scales = quantize_blocks(table, 16)
+    assert weights.shape == (8, 2, 16) and scales.shape == (8, 2) and (weights[:, 1, 4:] == 128).all()
+    found = ((weights.astype(np.float32) - 128) * scales[..., None]).reshape(8, 32)[:, :20]
+    assert (np.abs(found - table) <= scales.repeat(16, axis=1)[:, :20] / 2 * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
