@@ -12,6 +12,7 @@ LEAVES = {
 # each module may import from the library what stands to its left in one of these chains (and any leaf)
 ORDER = [
     "config fairseq weights pretrained layers encoder decoder model logits loop sampling beam decoding reader".split(),
+    "lanes engine".split(),
     "lanes reader".split(),
     "decoding slots engine".split(),
     "engine reader".split(),

@@ -5,7 +5,8 @@ One engine reads with one model. Each `turn` of it is sequential and does the sa
     fill     encoded images -> free slots                          (`slots.insert`)
     advance  k decoding steps of all slots, dispatched             (`slots.advance`)
     encode   waiting images, dispatched behind those steps, so     (`slots.encode`)
-             that the device works while the host looks at them
+             that the device works while the host looks at them;
+             on a CPU beside the steps (`lanes`)
     search   one batch of beam searches, which cannot join others  (`decoding.generate`)
     harvest  new tokens -> their jobs; ended lines free their slot
 
@@ -28,6 +29,7 @@ import numpy as np
 
 from . import slots as device
 from .decoding import GenerateConfig, Generation, generate
+from .lanes import Lanes
 from .layers import Array
 from .loop import bucket
 from .model import TrOCR
@@ -135,7 +137,7 @@ class Engine:
         self.rules = replace(defaults, num_beams=1, num_return_sequences=1)
         numbers = {b for b in (defaults.num_beams, *beams) if b > 1}
         self.searches = {b: replace(defaults, num_beams=b, num_return_sequences=b) for b in sorted(numbers)}
-        self.counts = Counts()
+        self.counts, self._lanes = Counts(), Lanes()
         self._lock = threading.Lock()
         self._waiting: dict[int, deque[Job]] = {b: deque() for b in (1, *self.searches)}
         self._taken: list[Job] = []  # from the queue, and not yet encoded
@@ -335,7 +337,7 @@ class Engine:
         return self._encode(images)
 
     def _encode(self, images: np.ndarray) -> Array:
-        return device.encode(self._packed, jax.device_put(images), self.mean, self.std)
+        return self._lanes.dispatch(device.encode, self._packed, jax.device_put(images), self.mean, self.std)
 
     def _take_steps(self, jobs: list[Job | None], progress: device.Progress) -> None:
         tokens, logprobs = progress.tokens.T.tolist(), progress.logprobs.T.tolist()  # [B][k]
