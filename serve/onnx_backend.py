@@ -12,7 +12,10 @@ line's text can depend on the lines beside it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -30,6 +33,9 @@ from .onnx_graph import Style
 
 Precision = Literal["float32", "int8"]
 
+SMALL = 384
+"""Encoders up to this width have operators too short to be shared by threads: every core reads a part of the batch instead."""
+
 ENDED_SHARE = 0.125
 """With so many ended rows among those that a step reads, the others are copied together and go on alone."""
 
@@ -41,13 +47,14 @@ class Session:
     Args:
         model: the graph.
         without: names of optimizers that are on by default.
+        threads: that share an operator; 0 is one a core.
     """
 
-    def __init__(self, model: onnx.ModelProto, without: tuple[str, ...] = ()):
+    def __init__(self, model: onnx.ModelProto, without: tuple[str, ...] = (), threads: int = 0):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level, options.intra_op_num_threads = 3, threads
         self._session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, ["CPUExecutionProvider"], disabled_optimizers=list(without)
         )
@@ -65,9 +72,9 @@ def host(value: Any) -> np.ndarray:
     return value if isinstance(value, np.ndarray) else value.numpy()
 
 
-def fast_session(model: onnx.ModelProto) -> Session:
+def fast_session(model: onnx.ModelProto, threads: int = 0) -> Session:
     """A session without a fusion that slows norms down: sum and norm as one take five times as long as one by one."""
-    return Session(model, ("SkipLayerNormFusion",))
+    return Session(model, ("SkipLayerNormFusion",), threads)
 
 
 class OnnxModel:
@@ -130,7 +137,10 @@ class OnnxReader(Reader):
 
     def __init__(self, *arguments: Any, precision: Precision = "int8", **options: Any):
         super().__init__(*arguments, **options)
-        self.onnx = OnnxModel(self.model, Style(int8=precision == "int8"))
+        small = self.model.config.encoder.hidden_size <= SMALL
+        self._lanes = os.cpu_count() or 1 if small else 1
+        style, open_session = Style(int8=precision == "int8"), partial(fast_session, threads=1 if small else 0)
+        self.onnx = OnnxModel(self.model, style, open_session)
         self.defaults = GenerateConfig(self.defaults.max_new_tokens)
 
     @classmethod
@@ -147,6 +157,15 @@ class OnnxReader(Reader):
 
     def generate(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Generation:
         """uint8 pixels [n,height,width,3] -> Generation of n rows."""
+        check(config)
+        parts = np.array_split(pixels, min(self._lanes, len(pixels)))
+        if len(parts) == 1:
+            return self._generate(pixels, config)
+        with ThreadPoolExecutor(len(parts)) as pool:
+            found = list(pool.map(lambda part: self._generate(part, config), parts))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *found)
+
+    def _generate(self, pixels: np.ndarray, config: GenerateConfig) -> Generation:
         mean, std = (np.asarray(values, np.float32) for values in (self.processor.mean, self.processor.std))
         return self.onnx.generate((pixels.astype(np.float32) * np.float32(1 / 255) - mean) / std, config)
 
