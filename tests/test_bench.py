@@ -122,11 +122,19 @@ def test_least_time_is_the_slower_of_arithmetic_and_traffic():
     assert roofline.Work(200.0, 50.0).seconds(ceilings) == 5.0
 
 
+@pytest.fixture
+def standard_promotion():
+    """flax's LayerNorm widens bfloat16 implicitly; set for all threads, as readers dispatch from threads of their own."""
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    yield
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.mark.usefixtures("standard_promotion")
 def test_lines_are_read_by_every_mode(tmp_path, capsys):
     for path in sorted((ROOT / "examples").glob("*.png"))[:3]:
         shutil.copy(path, tmp_path)
-    with jax.numpy_dtype_promotion("standard"):  # flax's LayerNorm widens bfloat16 implicitly
-        found = bench_lines.run(tmp_path, None, 1)
+    found = bench_lines.run(tmp_path, None, 1)
     assert found["lines"] == 3
     exact, narrow, *others = found["results"]
     assert exact["line_agreement"] == exact["token_agreement"] == 1.0

@@ -126,7 +126,8 @@ def _changes(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns where brightness changes along a row by more than noise and part of the strongest change."""
     steps = steps_along_rows(plane)
     noise, strongest = quantile(steps, 0.5), quantile(steps, 0.99)
-    return np.nonzero(steps > max(16, 4 * noise, 0.3 * strongest))
+    rows, columns = np.nonzero(steps > max(16, 4 * noise, 0.3 * strongest))
+    return rows, columns
 
 
 def steps_along_rows(levels: np.ndarray) -> np.ndarray:

@@ -135,7 +135,8 @@ class Reader:
     def generate(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Generation:
         """uint8 pixels [n,height,width,3] -> Generation of at least n rows: the batch is filled up to a bucket.
 
-        Dispatches and returns; the arrays of the result are waited for when they are used.
+        Dispatches and returns; the arrays of the result are waited for when they are used. On a CPU that happens in other
+        threads, which settings like `with jax.default_device(...)` do not reach; `jax.config.update` does.
         """
         rows = sharding.rows_for(len(pixels), self.mesh)
         padded = np.zeros((rows, *pixels.shape[1:]), np.uint8)
