@@ -36,6 +36,9 @@ Precision = Literal["float32", "int8"]
 SMALL = 384
 """Encoders up to this width have operators too short to be shared by threads: every core reads a part of the batch instead."""
 
+SMALL_BATCH = 64
+"""Images a batch of such a model, by default."""
+
 ENDED_SHARE = 0.125
 """With so many ended rows among those that a step reads, the others are copied together and go on alone."""
 
@@ -138,7 +141,7 @@ class OnnxReader(Reader):
     def __init__(self, *arguments: Any, precision: Precision = "int8", **options: Any):
         super().__init__(*arguments, **options)
         small = self.model.config.encoder.hidden_size <= SMALL
-        self._lanes = os.cpu_count() or 1 if small else 1
+        self._parts, self.batch_size = (os.cpu_count() or 1, SMALL_BATCH) if small else (1, self.batch_size)
         style, open_session = Style(int8=precision == "int8"), partial(fast_session, threads=1 if small else 0)
         self.onnx = OnnxModel(self.model, style, open_session)
         self.defaults = GenerateConfig(self.defaults.max_new_tokens)
@@ -158,7 +161,7 @@ class OnnxReader(Reader):
     def generate(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Generation:
         """uint8 pixels [n,height,width,3] -> Generation of n rows."""
         check(config)
-        parts = np.array_split(pixels, min(self._lanes, len(pixels)))
+        parts = np.array_split(pixels, min(self._parts, len(pixels)))
         if len(parts) == 1:
             return self._generate(pixels, config)
         with ThreadPoolExecutor(len(parts)) as pool:

@@ -58,7 +58,7 @@ class Reader:
         name: str = "model", mesh: Mesh | None = None,
     ):  # fmt: skip
         self.model, self.tokenizer, self.processor, self.defaults, self.name = model, tokenizer, processor, defaults, name
-        self.mesh, self._lanes = mesh, Lanes()
+        self.mesh, self._lanes, self.batch_size = mesh, Lanes(), default_batch_size() * sharding.rows_for(1, mesh)
         if tokenizer.size > model.config.decoder.vocab_size:
             raise ValueError(
                 f"{name}: the tokenizer has {tokenizer.size} tokens, the model's vocabulary {model.config.decoder.vocab_size}: "
@@ -111,7 +111,7 @@ class Reader:
                 for a much longer one: the more, the faster as a whole, and the later the first line.
         """
         config = replace(self.defaults, **options)
-        size = batch_size or default_batch_size() * sharding.rows_for(1, self.mesh)
+        size = batch_size or self.batch_size
         return _in_order(self._read(sources, config, seed, size, size * together))
 
     def _read(
