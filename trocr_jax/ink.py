@@ -25,10 +25,13 @@ def is_blank(image: Image.Image) -> bool:
 
 
 def _blank(plane: np.ndarray) -> bool:
-    height, width = (side // 2 for side in plane.shape)
     plane = plane.astype(np.float32)
-    half = plane[: 2 * height, : 2 * width].reshape(height, 2, width, 2).mean((1, 3))
-    return not (_has_strokes(plane) or _has_strokes(half))
+    return not (_has_strokes(plane) or _has_strokes(_half(plane)))
+
+
+def _half(plane: np.ndarray) -> np.ndarray:
+    height, width = (side // 2 for side in plane.shape)
+    return plane[: 2 * height, : 2 * width].reshape(height, 2, width, 2).mean((1, 3))
 
 
 def looks_like_several_lines(image: Image.Image) -> bool:
@@ -104,7 +107,8 @@ def _has_strokes(plane: np.ndarray) -> bool:
     if min(plane.shape) < 4:
         return False
     tiles = _tiles(plane, 32)
-    tiles = tiles - tiles.mean(-1, keepdims=True) - tiles.mean(-2, keepdims=True) + tiles.mean((-1, -2), keepdims=True)
+    rows = tiles.mean(-1, keepdims=True)
+    tiles = tiles - (rows - rows.mean(-2, keepdims=True)) - tiles.mean(-2, keepdims=True)
     pixels = tiles.shape[-1] * tiles.shape[-2]
     variance = np.einsum("tij,tij->t", tiles, tiles) / pixels
     across = np.einsum("tij,tij->t", tiles[..., 1:], tiles[..., :-1]) / pixels
