@@ -1,5 +1,5 @@
-"""From images to lines with the device always fed: read, decode and sort ahead of it, and let it work on one batch while
-the one before is read out.
+"""From images to lines with the device always fed: read, decode and sort ahead of it, and let it work on the next batches
+while the one before them is read out.
 
 Batches never cross a unit, and a unit's batches depend on its images alone. So a unit gives the same bytes whoever does it,
 after any number of restarts. Within a window of up to WINDOW lines, pictures of like shape share a batch: a batch decodes as

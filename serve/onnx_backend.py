@@ -1,9 +1,9 @@
 """Reading with ONNX Runtime instead of XLA: greedy decoding, float32 or int8, on the CPU.
 
 The graphs are written from the same weights (`onnx_export`), so any checkpoint that this package loads can be read this way.
-float32 gives the tokens of `generate`. int8 is faster for large models on a CPU and slower than XLA for the one in the package;
-it reads some lines otherwise (docs/performance.md has both), and its activations are rounded with one scale a batch, so that a
-line's text can depend on the lines beside it.
+float32 gives the tokens of `generate`. int8 is faster than XLA, for large models and for the one in the package; it reads some
+lines otherwise (docs/performance.md has both). The activations of linear maps are rounded with one scale for all rows that a
+session is given, so that a line's text can depend on the lines beside it, and on the number of cores where these share a batch.
 
     from trocr_jax.serve.onnx_backend import OnnxReader
     reader = OnnxReader.from_pretrained(precision="int8")
@@ -136,7 +136,10 @@ class OnnxModel:
 
 
 class OnnxReader(Reader):
-    """A `Reader` whose pixels are read by ONNX Runtime; greedy, whatever the checkpoint says."""
+    """A `Reader` whose pixels are read by ONNX Runtime; greedy, whatever the checkpoint says.
+
+    Models with an encoder of up to SMALL read SMALL_BATCH images a batch where `read` is not told otherwise.
+    """
 
     def __init__(self, *arguments: Any, precision: Precision = "int8", **options: Any):
         super().__init__(*arguments, **options)
@@ -161,7 +164,7 @@ class OnnxReader(Reader):
     def generate(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Generation:
         """uint8 pixels [n,height,width,3] -> Generation of n rows."""
         check(config)
-        parts = np.array_split(pixels, min(self._parts, len(pixels)))
+        parts = np.array_split(pixels, min(self._parts, len(pixels)) or 1)
         if len(parts) == 1:
             return self._generate(pixels, config)
         with ThreadPoolExecutor(len(parts)) as pool:

@@ -29,7 +29,8 @@ class Style:
     Attributes:
         int8: linear maps with int8 weights, a scale an output channel, and activations rounded as they come (uint8, one scale a
             tensor); the output head with a scale a block of weights and of activations; and, without a cross cache, the image
-            tokens that the decoder attends to, a scale a token. Self-attention, norms and embeddings stay float32.
+            tokens that the decoder attends to, a scale a token. Self-attention, norms and embeddings stay
+            float32, as does all of it where not `fused`.
         fused: attention and rounding as ONNX Runtime's own operators; otherwise standard operators alone.
         cross_cache: keep every layer's keys and values of the image; otherwise all layers read the same image tokens.
     """

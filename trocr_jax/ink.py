@@ -70,10 +70,11 @@ def packing_slope(rows: np.ndarray, columns: np.ndarray, slopes: np.ndarray) -> 
     stride = len(rows) // _EDGES + 1
     rows, columns = rows[::stride], columns[::stride]
     places = np.rint(rows - slopes[:, None] * columns).astype(np.int64)
-    places -= places.min()
+    places -= places.min(axis=1, keepdims=True)
     height = int(places.max()) + 1
     counts = np.bincount((places + height * np.arange(len(slopes))[:, None]).ravel(), minlength=height * len(slopes))
-    return float(slopes[np.square(counts.reshape(len(slopes), height)).sum(axis=1).argmax()])
+    counts = counts.reshape(len(slopes), height)  # large where the picture is very wide: squared without a copy
+    return float(slopes[np.einsum("ij,ij->i", counts, counts).argmax()])
 
 
 def _plane(image: Image.Image) -> np.ndarray:

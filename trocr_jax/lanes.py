@@ -17,7 +17,7 @@ import jax
 R = TypeVar("R")
 
 MOST = 2
-"""Programs at a time on a CPU: each holds the activations of a batch, and the cores of a larger machine fill up with two."""
+"""Programs at a time on a CPU. Each holds the activations of a batch; more than two were not measured, nor more cores."""
 
 
 class Lanes:
@@ -25,7 +25,7 @@ class Lanes:
 
     def __init__(self) -> None:
         count = min(MOST, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 0
-        self._next = itertools.cycle([ThreadPoolExecutor(1, "lane") for _ in range(count)] or [None])
+        self._next = itertools.cycle([ThreadPoolExecutor(1, f"lane-{number}") for number in range(count)] or [None])
 
     def dispatch(self, call: Callable[..., R], *arguments: Any) -> R:
         """call(*arguments) from the next thread; returns as soon as that has dispatched, before its arrays are there."""

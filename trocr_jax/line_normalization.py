@@ -19,6 +19,7 @@ _ROWS = 96  # images are averaged down to fewer than twice as many rows
 _REACH = 3.3  # rows kept on either side of the middle of the writing, in standard deviations of its stroke edges
 _VALLEY = 0.25  # of the edges of the fullest row; what lies between two lines has fewer
 _SLOPES = np.tan(np.radians(np.arange(-4.5, 5.0, 0.5)))
+_PARTS = 1000  # of a line, each with a paper of its own: a picture of one row of pixels would have millions
 _LEAST_CONTRAST = 24  # grey levels; less is noise or JPEG, and is not made louder
 
 
@@ -59,7 +60,7 @@ def _paper(channel: Image.Image) -> np.ndarray:
     """Grey level of the paper [1, width]: the median around each column, for light that falls off along the line."""
     levels = np.asarray(channel)
     height, width = levels.shape
-    ends = np.linspace(0, width, max(width // (3 * height), 1) + 1).astype(int).tolist()
+    ends = np.linspace(0, width, min(max(width // (3 * height), 1), _PARTS) + 1).astype(int).tolist()
     parts = list(zip(ends, ends[1:], strict=False))
     medians = [quantile(levels[:, left:right], 0.5) for left, right in parts]
     return np.interp(np.arange(width), [(left + right - 1) / 2 for left, right in parts], medians)[None].astype(np.float32)

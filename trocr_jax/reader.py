@@ -104,7 +104,8 @@ class Reader:
     def stream(
         self, sources: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, together: int = 1, **options: Any
     ) -> Iterator[Line]:
-        """As `read` for many images, one Line at a time as they are done, in order; reads ahead of the caller by two batches.
+        """As `read` for many images, one Line at a time as they are done, in order. Ahead of the caller are two batches with
+        the device, and as many images as another batch and `together` ones have are being prepared.
 
         Args:
             together: batches that are filled from the images of all of them by what seems to be their length, so that none waits
