@@ -33,8 +33,9 @@ from .onnx_graph import Style
 
 Precision = Literal["float32", "int8"]
 
-SMALL = 384
-"""Encoders up to this width have operators too short to be shared by threads: every core reads a part of the batch instead."""
+SMALL = 1 << 16
+"""Encoders with up to so many numbers for an image (tokens x width) have operators too short to be shared by threads: every core
+reads a part of the batch instead."""
 
 SMALL_BATCH = 64
 """Images a batch of such a model, by default."""
@@ -138,12 +139,13 @@ class OnnxModel:
 class OnnxReader(Reader):
     """A `Reader` whose pixels are read by ONNX Runtime; greedy, whatever the checkpoint says.
 
-    Models with an encoder of up to SMALL read SMALL_BATCH images a batch where `read` is not told otherwise.
+    Small models (see SMALL) read SMALL_BATCH images a batch where `read` is not told otherwise.
     """
 
     def __init__(self, *arguments: Any, precision: Precision = "int8", **options: Any):
         super().__init__(*arguments, **options)
-        small = self.model.config.encoder.hidden_size <= SMALL
+        encoder = self.model.config.encoder
+        small = encoder.num_tokens * encoder.hidden_size <= SMALL
         self._parts, self.batch_size = (os.cpu_count() or 1, SMALL_BATCH) if small else (1, self.batch_size)
         style, open_session = Style(int8=precision == "int8"), partial(fast_session, threads=1 if small else 0)
         self.onnx = OnnxModel(self.model, style, open_session)

@@ -91,7 +91,7 @@ def test_a_long_line_is_squeezed_not_cut():
     assert inked[0] < 12 and WIDTH - 12 < inked[-1] < WIDTH
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 2), (2, 3), (1, 400), (400, 1), (5000, 3), (7, 3000)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (2, 3), (1, 400), (400, 1), (5000, 3), (7, 3000), (1_000_000, 1)])
 @pytest.mark.parametrize("fill", [0, 255, "noise"])
 def test_any_picture_gives_pixels(size, fill):
     if fill == "noise":
