@@ -2,8 +2,9 @@
 
 The graphs are written from the same weights (`onnx_export`), so any checkpoint that this package loads can be read this way.
 float32 gives the tokens of `generate`. int8 is faster than XLA, for large models and for the one in the package; it reads some
-lines otherwise (docs/performance.md has both). The activations of linear maps are rounded with one scale for all rows that a
-session is given, so that a line's text can depend on the lines beside it, and on the number of cores where these share a batch.
+lines otherwise (docs/performance.md has both). The activations of linear maps are rounded with one scale for all rows of a batch,
+and columns that are empty in all of them are left out where the model knows that (`ImageProcessor.trimmed`), so that a line's
+text can depend on the lines beside it.
 
     from trocr_jax.serve.onnx_backend import OnnxReader
     reader = OnnxReader.from_pretrained(precision="int8")
@@ -23,10 +24,12 @@ import jax
 import numpy as np
 import onnx
 
+from trocr_jax.config import TrOCRConfig
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.loop import Generation
 from trocr_jax.model import TrOCR
-from trocr_jax.reader import Reader
+from trocr_jax.prepared import used_width
+from trocr_jax.reader import Reader, Wait
 
 from . import onnx_export
 from .onnx_graph import Style
@@ -35,18 +38,27 @@ Precision = Literal["float32", "int8"]
 
 SMALL = 1 << 16
 """Encoders with up to so many numbers for an image (tokens x width) have operators too short to be shared by threads: every core
-reads a part of the batch instead."""
+reads batches of its own instead."""
 
-SMALL_BATCH = 64
+SMALL_BATCH = 32
 """Images a batch of such a model, by default."""
 
-ENDED_SHARE = 0.125
+MARGIN = 32
+"""Columns of paper that are left at the right of the longest line of a batch; with fewer the last letters are misread."""
+
+ENDED_SHARE = 0.25
 """With so many ended rows among those that a step reads, the others are copied together and go on alone."""
+
+ROOM = 16
+"""Tokens by which the caches grow. All of the room that a line may need would be copied along when ended rows are left out."""
+
+HEAD_SIZES = 8
+"""The attention with caches takes heads of a multiple of so many numbers."""
 
 
 class Session:
-    """A graph in ONNX Runtime on the CPU. Results stay in its own memory until `host` asks for them: a cache that goes round
-    from step to step is not copied.
+    """A graph in ONNX Runtime on the CPU. Results stay in its own memory until `host` asks for them: what goes round from step to
+    step is not copied, and a cache of fixed size (an input `past_x` of the same shape as the output `x`) is written where it lies.
 
     Args:
         model: the graph.
@@ -64,11 +76,29 @@ class Session:
         )
         self._value = onnxruntime.OrtValue
         self.outputs = [output.name for output in model.graph.output]
+        self._caches = _fixed_caches(model)
 
     def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """All outputs by name, for inputs that are arrays or such outputs."""
         values = {name: self._value.ortvalue_from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in inputs.items()}
-        return dict(zip(self.outputs, self._session.run_with_ort_values(self.outputs, values), strict=True))
+        own = {name: values[past] for name, past in self._caches.items()}  # kept by these objects alone: arrays lie below them
+        binding = self._session.io_binding()
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self.outputs:
+            if name in own:
+                binding.bind_ortvalue_output(name, own[name])
+            else:
+                binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self.outputs, binding.get_outputs(), strict=True)) | own
+
+
+def _fixed_caches(model: onnx.ModelProto) -> dict[str, str]:
+    """Outputs that take the memory of an input, see `Session`, and that input."""
+    inputs = {value.name: value.type for value in model.graph.input}
+    pairs = ((output, f"past_{output.name}") for output in model.graph.output)
+    return {output.name: past for output, past in pairs if inputs.get(past) == output.type}
 
 
 def host(value: Any) -> np.ndarray:
@@ -88,67 +118,115 @@ class OnnxModel:
         model: whose weights they hold.
         style: how they are written.
         open_session: what runs a graph, with the `run` of a `Session`; by default ONNX Runtime, as it is quickest.
+
+    Raises:
+        ValueError: heads of a size that ONNX Runtime's attention does not take; those of all public checkpoints it does.
     """
 
     def __init__(self, model: TrOCR, style: Style, open_session: Callable[[onnx.ModelProto], Any] = fast_session):
         self.config, self.style, self._model = model.config, style, TrOCR.abstract(model.config)
+        head = self.config.decoder.hidden_size // self.config.decoder.num_heads
+        if head % HEAD_SIZES and not style.plain:
+            raise ValueError(f"ONNX Runtime attends with heads of a multiple of {HEAD_SIZES} numbers; this decoder's have {head}")
         self.encoder, self.step = (open_session(write(model, style)) for write in (onnx_export.encoder, onnx_export.step))
 
     def generate(self, pixels: np.ndarray, config: GenerateConfig) -> Generation:
         """Greedy decoding of normalised pixels [B,height,width,3] float32; arrays of the result are numpy's, R is 1.
 
+        Args:
+            pixels: of the model's width, or the left part of such images, where the graphs are not plain.
+
         Raises:
             ValueError: an option other than max_new_tokens and min_new_tokens.
         """
         check(config)
-        B, ids = len(pixels), self.config
-        tokens = np.full((B, config.max_new_tokens), ids.pad_token_id, np.int32)
-        logprobs, rows, ended = np.zeros(tokens.shape, np.float32), np.arange(B), np.zeros(B, bool)
-        encoded, cache = self.encoder.run({"pixels": pixels}), self._empty_cache(B)
-        current = np.full((B, 1), ids.decoder_start_token_id, np.int64)
+        ids, found = self.config, _Found(len(pixels), config.max_new_tokens, self.config)
+        rows, current = np.arange(len(pixels)), np.full(len(pixels), ids.decoder_start_token_id)
+        state = self.encoder.run({"pixels": pixels}) | self._empty_caches(len(pixels))
         for place in range(config.max_new_tokens):
-            scores, total, cache = self._run_step(current, place, encoded, cache)
+            logprobs, state = self._run_step(current, place, state)
             if place < config.min_new_tokens:
-                scores[:, ids.eos_token_id] = -np.inf
-            best = scores.argmax(axis=1)
-            tokens[rows, place] = np.where(ended, ids.pad_token_id, best)
-            logprobs[rows, place] = np.where(ended, 0.0, scores[np.arange(len(rows)), best] - total[:, 0])
-            ended |= best == ids.eos_token_id
+                logprobs[:, ids.eos_token_id] = -np.inf
+            current = logprobs.argmax(axis=1)
+            found.add(rows, place, current, logprobs[np.arange(len(rows)), current])
+            ended = found.ended[rows]
             if ended.all():
                 break
-            if ended.mean() >= ENDED_SHARE:  # go on with the others alone
-                rows, best = rows[~ended], best[~ended]
-                encoded, cache = ({name: host(x)[~ended] for name, x in values.items()} for values in (encoded, cache))
-                ended = ended[~ended]
-            current = best[:, None].astype(np.int64)
-        return _generation(tokens, logprobs, ids.eos_token_id)
+            if ended.mean() >= ENDED_SHARE or self._is_full(place + 1):
+                rows, current, state = rows[~ended], current[~ended], self._only(state, ~ended, place + 1)
+        return found.generation()
 
-    def _empty_cache(self, rows: int) -> dict[str, np.ndarray]:
+    def _empty_caches(self, rows: int) -> dict[str, np.ndarray]:
         c = self.config.decoder
-        empty = np.zeros((rows, c.num_heads, 0, c.hidden_size // c.num_heads), np.float32)
-        return {f"past_{name}_{i}": empty for i in range(c.num_layers) for name in ("key", "value")}
+        shape = (rows, c.num_heads, 0 if self.style.plain else ROOM, c.hidden_size // c.num_heads)
+        return {f"past_{name}_{i}": np.zeros(shape, np.float32) for i in range(c.num_layers) for name in ("key", "value")}
 
-    def _run_step(
-        self, ids: np.ndarray, place: int, encoded: dict[str, Any], cache: dict[str, Any]
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-        rows = onnx_export.position_rows(ids, place, self._model)
-        found = self.step.run({"ids": ids, "rows": rows, **encoded, **cache})
-        return host(found["logits"]), host(found["total"]), {name: found[name.removeprefix("past_")] for name in cache}
+    def _is_full(self, used: int) -> bool:
+        return not self.style.plain and used % ROOM == 0
+
+    def _only(self, state: dict[str, Any], kept: np.ndarray, used: int) -> dict[str, Any]:
+        """Those rows of everything that goes round from step to step, caches with room for the tokens that come after `used`."""
+        chosen = slice(None) if kept.all() else kept
+        found = {name: host(value) for name, value in state.items()}
+        grow = {name for name in found if name.startswith("past_") and not self.style.plain}
+        return {name: _with_room(x[chosen, :, :used], used) if name in grow else x[chosen] for name, x in found.items()}
+
+    def _run_step(self, ids: np.ndarray, place: int, state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        """Log-probabilities [B,V], and the state with this step in its caches."""
+        column = ids[:, None].astype(np.int64)
+        inputs = {"ids": column, "rows": onnx_export.position_rows(column, place, self._model)}
+        if not self.style.plain:
+            inputs["place"] = np.array(place, np.int32)
+        found = self.step.run(inputs | state)
+        after = {name: found.get(name.removeprefix("past_"), value) for name, value in state.items()}
+        return host(found["logprobs"]), after
+
+
+def _with_room(cache: np.ndarray, used: int) -> np.ndarray:
+    """A cache [B,N,_,H] with its first `used` tokens and room for the next, up to a multiple of ROOM."""
+    B, N, _, H = cache.shape
+    roomy = np.empty((B, N, (used // ROOM + 1) * ROOM, H), np.float32)
+    roomy[:, :, :used] = cache[:, :, :used]
+    return roomy
+
+
+class _Found:
+    """What has been read so far: tokens and log-probabilities [B,T], and which rows have ended."""
+
+    def __init__(self, rows: int, places: int, ids: TrOCRConfig):
+        self._ids, self._tokens = ids, np.full((rows, places), ids.pad_token_id, np.int32)
+        self._logprobs, self.ended = np.zeros((rows, places), np.float32), np.zeros(rows, bool)
+
+    def add(self, rows: np.ndarray, place: int, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+        """A token of each of these rows [b]; what comes after a row's end does not count."""
+        going = ~self.ended[rows]
+        self._tokens[rows[going], place], self._logprobs[rows[going], place] = tokens[going], logprobs[going]
+        self.ended[rows] |= tokens == self._ids.eos_token_id
+
+    def generation(self) -> Generation:
+        """All of it, one sequence a row."""
+        ends = self._tokens == self._ids.eos_token_id
+        lengths = np.where(self.ended, ends.argmax(axis=1) + 1, ends.shape[1]).astype(np.int32)
+        fields = (self._tokens, self._logprobs, lengths, self._logprobs.sum(axis=1), self.ended)
+        return Generation(*(cast(jax.Array, field[:, None]) for field in fields))  # numpy serves all that a Reader does with them
 
 
 class OnnxReader(Reader):
     """A `Reader` whose pixels are read by ONNX Runtime; greedy, whatever the checkpoint says.
 
-    Small models (see SMALL) read SMALL_BATCH images a batch where `read` is not told otherwise.
+    Small models (see SMALL) read SMALL_BATCH images a batch where `read` is not told otherwise, as many batches at a time as
+    there are cores.
     """
 
     def __init__(self, *arguments: Any, precision: Precision = "int8", **options: Any):
         super().__init__(*arguments, **options)
         encoder = self.model.config.encoder
         small = encoder.num_tokens * encoder.hidden_size <= SMALL
-        self._parts, self.batch_size = (os.cpu_count() or 1, SMALL_BATCH) if small else (1, self.batch_size)
-        style, open_session = Style(int8=precision == "int8"), partial(fast_session, threads=1 if small else 0)
-        self.onnx = OnnxModel(self.model, style, open_session)
+        self.batch_size = SMALL_BATCH if small else self.batch_size
+        self._pool = ThreadPoolExecutor((os.cpu_count() or 1) if small else 1, "onnx")
+        open_session = partial(fast_session, threads=1 if small else 0)
+        self.onnx = OnnxModel(self.model, Style(int8=precision == "int8", cross_cache=small), open_session)
+        self._trims = self.processor.trimmed and precision == "int8"
         self.defaults = GenerateConfig(self.defaults.max_new_tokens)
 
     @classmethod
@@ -163,19 +241,27 @@ class OnnxReader(Reader):
         reader = Reader.from_pretrained(name, dtype=dtype)
         return cls(reader.model, reader.tokenizer, reader.processor, reader.defaults, reader.name, precision=precision)
 
+    def start(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Wait:
+        """As `generate`, in another thread."""
+        return self._pool.submit(self.generate, pixels, config, seeds).result
+
     def generate(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Generation:
         """uint8 pixels [n,height,width,3] -> Generation of n rows."""
         check(config)
-        parts = np.array_split(pixels, min(self._parts, len(pixels)) or 1)
-        if len(parts) == 1:
-            return self._generate(pixels, config)
-        with ThreadPoolExecutor(len(parts)) as pool:
-            found = list(pool.map(lambda part: self._generate(part, config), parts))
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *found)
+        normal = (self._without_empty_columns(pixels) if self._trims else pixels).astype(np.float32)
+        normal *= np.float32(1 / 255)
+        normal -= _of_channels(self.processor.mean)
+        normal /= _of_channels(self.processor.std)
+        return self.onnx.generate(normal, config)
 
-    def _generate(self, pixels: np.ndarray, config: GenerateConfig) -> Generation:
-        mean, std = (np.asarray(values, np.float32) for values in (self.processor.mean, self.processor.std))
-        return self.onnx.generate((pixels.astype(np.float32) * np.float32(1 / 255) - mean) / std, config)
+    def _without_empty_columns(self, pixels: np.ndarray) -> np.ndarray:
+        patch = self.model.config.encoder.patch_size[1]
+        return pixels[:, :, : -(-(used_width(pixels) + MARGIN) // patch) * patch]
+
+
+def _of_channels(values: tuple[float, ...]) -> np.ndarray:
+    """One number where all channels have the same: ten times as quick as three."""
+    return np.asarray(values[:1] if len(set(values)) == 1 else values, np.float32)
 
 
 def check(config: GenerateConfig) -> None:
@@ -183,9 +269,3 @@ def check(config: GenerateConfig) -> None:
     if config != GenerateConfig(config.max_new_tokens, config.min_new_tokens):
         raise ValueError("ONNX Runtime decodes greedily: of the options only max_new_tokens and min_new_tokens are possible")
 
-
-def _generation(tokens: np.ndarray, logprobs: np.ndarray, end: int) -> Generation:
-    finished = (tokens == end).any(axis=1)
-    lengths = np.where(finished, (tokens == end).argmax(axis=1) + 1, tokens.shape[1]).astype(np.int32)
-    fields = (tokens, logprobs, lengths, logprobs.sum(axis=1), finished)
-    return Generation(*(cast(jax.Array, field[:, None]) for field in fields))  # numpy serves all that a Reader does with them

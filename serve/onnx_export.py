@@ -2,12 +2,14 @@
 
 Letters: B rows, S image tokens, E their width, P tokens before, V vocabulary, D width, N heads, H head dim.
 
-* encoder: `pixels` [B,height,width,3] normalised float32 -> what the decoder attends to. That is `memory` [B,S,E]; or with
-  `Style.int8_memory` its int8 numbers twice, as `memory` and as `memory_turned` [B,E,S] (each product wants its own order), and
-  `memory_scale` [B,1,S]; or with `Style.cross_cache` `cross_key_i` and `cross_value_i` [B,N,S,H] of every decoder layer.
-* step: `ids` [B,1], `rows` [B,1] (of the position table, see `position_rows`), the encoder's outputs, and
-  `past_key_i`, `past_value_i` [B,N,P,H] -> `logits` [B,V], `total` [B,1] (the logarithm of the sum of their exponentials) and
-  `key_i`, `value_i` [B,N,P+1,H].
+* encoder: `pixels` [B,height,W,3] normalised float32, of the model's width, or less where not plain: the left part of such an
+  image -> what the decoder attends to. That is `memory` [B,S,E]; in int8 its numbers twice, as `memory` and as `memory_turned`
+  [B,E,S] (each product wants its own order), and `memory_scale` [B,1,S]; with a cross cache `cross_key_i` [B,N,H,S] (where plain
+  [B,N,S,H], as it is elsewhere) and `cross_value_i` [B,N,S,H] of every decoder layer.
+* step: `ids` [B,1], `rows` [B,1] (of the position table, see `position_rows`), the encoder's outputs, `past_key_i`, `past_value_i`
+  and, where not plain, `place` [], the number of tokens before -> `logprobs` [B,V] and `key_i`, `value_i`. These caches are
+  [B,N,P,H] and come out [B,N,P+1,H] where plain; otherwise [B,N,M,H] with room for M tokens, to be written where they lie: a
+  caller gives the same memory as input and as output.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ Heads = tuple[str, str]
 def encoder(model: TrOCR, style: Style) -> onnx.ModelProto:
     """The encoder's graph."""
     config, graph = model.config.encoder, Graph("encoder", style)
-    pixels = graph.input("pixels", ["B", *config.image_size, config.num_channels])
+    height, width = config.image_size
+    pixels = graph.input("pixels", ["B", height, width if style.plain else "W", config.num_channels])
     x = _embed_image(graph, pixels, model)
     for index in range(config.num_layers):
         layer = _layer(model.encoder.layers, index)
@@ -41,10 +44,7 @@ def encoder(model: TrOCR, style: Style) -> onnx.ModelProto:
     memory = graph.norm(x, model.encoder.norm)
     if model.config.has_projection:
         memory = graph.linear(memory, model.enc_to_dec_proj)
-    if style.cross_cache:
-        _output_cross_cache(graph, memory, model)
-    else:
-        _output_memory(graph, memory, model)
+    (_output_cross_cache if style.cross_cache else _output_memory)(graph, memory, model)
     return graph.build()
 
 
@@ -53,11 +53,12 @@ def step(model: TrOCR, style: Style) -> onnx.ModelProto:
     config, graph = model.config.decoder, Graph("step", style)
     ids, rows = (graph.input(name, ["B", 1], TensorProto.INT64) for name in ("ids", "rows"))
     memory = () if style.cross_cache else _memory_inputs(graph, model.config.memory_size)
+    attend = _growing_attention if style.plain else _CachedAttention(graph, ids)
     table = array(model.decoder.embed_tokens.embedding)
     x = _embed_tokens(graph, ids, rows, table, model)
     for index in range(config.num_layers):
         layer = _layer(model.decoder.layers, index)
-        attended = _cached_attention(graph, x, layer.self_attention, index, model)
+        attended = attend(graph, x, layer.self_attention, index, model)
         x = graph.norm(graph.op("Add", x, attended), layer.self_attention_norm)
         if style.cross_cache:
             cross = _cross_attention_cached(graph, x, layer.cross_attention, index, model)
@@ -65,7 +66,7 @@ def step(model: TrOCR, style: Style) -> onnx.ModelProto:
             cross = _cross_attention(graph, x, memory, layer.cross_attention, config.hidden_size)
         x = graph.norm(graph.op("Add", x, cross), layer.cross_attention_norm)
         x = graph.norm(graph.op("Add", x, graph.mlp(x, layer.mlp)), layer.mlp_norm)
-    _output_logits(graph, x, table, model)
+    _output_logprobs(graph, x, table, model)
     return graph.build()
 
 
@@ -81,20 +82,24 @@ def _layer(stacked: Any, index: int) -> Any:
 
 def _embed_image(graph: Graph, pixels: str, model: TrOCR) -> str:
     config, encoder = model.config.encoder, model.encoder
-    (h, w), (down, across), C = config.patch_size, config.grid, config.num_channels
-    x = graph.op("Reshape", pixels, graph.ints(0, down, h, across, w, C))
-    x = graph.op("Transpose", x, perm=[0, 1, 3, 2, 4, 5])
-    x = graph.op("Reshape", x, graph.ints(0, down * across, h * w * C))
-    x = graph.linear(x, encoder.patch_embed)
+    (h, w), down, C = config.patch_size, config.grid[0], config.num_channels
+    x = graph.op("Reshape", pixels, graph.ints(0, down, h, -1, w, C))
+    x = patches = graph.op("Transpose", x, perm=[0, 1, 3, 2, 4, 5])  # [B,down,across,h,w,C]
+    x = graph.linear(graph.op("Reshape", x, graph.ints(0, down, -1, h * w * C)), encoder.patch_embed)
+    positions = array(encoder.position_embedding)
+    grid = graph.constant(positions[config.num_special_tokens :].reshape(1, *config.grid, -1))
+    columns = graph.op("Shape", patches, start=2, end=3)
+    x = graph.op("Add", x, graph.op("Slice", grid, graph.ints(0), columns, graph.ints(2)))  # of the columns that there are
+    x = graph.op("Reshape", x, graph.ints(0, -1, config.hidden_size))
     tokens = [array(encoder.cls_token)] + ([array(encoder.distillation_token)] if config.model_type == "deit" else [])
     shape = graph.op("Concat", graph.op("Shape", pixels, start=0, end=1), graph.ints(1, 1), axis=0)
-    special = graph.op("Expand", graph.constant(np.stack(tokens)[None]), shape)
-    return graph.op("Add", graph.op("Concat", special, x, axis=1), graph.constant(array(encoder.position_embedding)))
+    special = graph.op("Expand", graph.constant(np.stack(tokens)[None] + positions[: len(tokens)]), shape)
+    return graph.op("Concat", special, x, axis=1)
 
 
 def _self_attention(graph: Graph, x: str, module: Attention, size: int) -> str:
     query, key, value = (graph.linear(x, part) for part in (module.query, module.key, module.value))
-    if not graph.style.fused:
+    if graph.style.plain:
         key, value = (graph.split_heads(part, module.num_heads, size) for part in (key, value))
     return graph.linear(graph.attend(query, key, value, module, size), module.out)
 
@@ -114,26 +119,40 @@ def _embed_tokens(graph: Graph, ids: str, rows: str, table: np.ndarray, model: T
     return graph.norm(x, decoder.embed_norm) if config.layernorm_embedding else x
 
 
-def _cached_attention(graph: Graph, x: str, module: Attention, index: int, model: TrOCR) -> str:
-    """Self-attention of x [B,1,D] over the tokens before and itself; declares the cache's inputs and outputs."""
+def _growing_attention(graph: Graph, x: str, module: Attention, index: int, model: TrOCR) -> str:
+    """Self-attention of x [B,1,D] over the tokens before and itself, with caches that come out longer by one."""
     size, N = model.config.decoder.hidden_size, module.num_heads
     past = [graph.input(f"past_{name}_{index}", ["B", N, "P", size // N]) for name in ("key", "value")]
     query, *new = (graph.linear(x, part) for part in (module.query, module.key, module.value))
-    if graph.style.fused:
-        y, *full = graph.ops(
-            "MultiHeadAttention", 3, query, *new, "", "", "", *past, domain=MICROSOFT, num_heads=N, scale=(size // N) ** -0.5
-        )  # fmt: skip
-    else:
-        full = [graph.op("Concat", p, graph.split_heads(n, N, size), axis=2) for p, n in zip(past, new, strict=True)]
-        y = graph.attend(query, full[0], full[1], module, size)
+    full = [graph.op("Concat", p, graph.split_heads(n, N, size), axis=2) for p, n in zip(past, new, strict=True)]
     for name, value in zip(("key", "value"), full, strict=True):
         graph.output(value, f"{name}_{index}", ["B", N, "P+1", size // N])
-    return graph.linear(y, module.out)
+    return graph.linear(graph.attend(query, full[0], full[1], module, size), module.out)
+
+
+class _CachedAttention:
+    """Self-attention of x [B,1,D] over the tokens before and itself, with caches of one size that all layers fill alike."""
+
+    def __init__(self, graph: Graph, ids: str):
+        place = graph.input("place", [], TensorProto.INT32)
+        self._before = graph.op("Expand", place, graph.op("Shape", ids, start=0, end=1))  # tokens of each row
+        self._total = graph.op("Add", place, graph.constant(np.array(1, np.int32)))
+
+    def __call__(self, graph: Graph, x: str, module: Attention, index: int, model: TrOCR) -> str:
+        size, N = model.config.decoder.hidden_size, module.num_heads
+        shape: list[int | str] = ["B", N, "M", size // N]
+        past = [graph.input(f"past_{name}_{index}", shape) for name in ("key", "value")]
+        inputs = [graph.linear(x, part) for part in (module.query, module.key, module.value)] + [*past, self._before, self._total]
+        heads = {"num_heads": N, "kv_num_heads": N, "scale": (size // N) ** -0.5}
+        y, *caches = graph.ops("GroupQueryAttention", 3, *inputs, domain=MICROSOFT, **heads)
+        for name, value in zip(("key", "value"), caches, strict=True):
+            graph.output(value, f"{name}_{index}", shape)
+        return graph.linear(y, module.out)
 
 
 def _output_memory(graph: Graph, memory: str, model: TrOCR) -> None:
-    S, E = model.config.encoder.num_tokens, model.config.memory_size
-    if not graph.style.int8_memory:
+    S, E = "S", model.config.memory_size
+    if not graph.style.int8:
         return graph.output(memory, "memory", ["B", S, E])
     rounded, scale = graph.round_rows(memory, 0, TensorProto.INT8)
     graph.output(rounded, "memory", ["B", S, E], TensorProto.INT8)
@@ -143,7 +162,7 @@ def _output_memory(graph: Graph, memory: str, model: TrOCR) -> None:
 
 def _memory_inputs(graph: Graph, size: int) -> tuple[str, ...]:
     """The encoder's outputs as the step's inputs, see the module's docstring."""
-    if not graph.style.int8_memory:
+    if not graph.style.int8:
         return (graph.input("memory", ["B", "S", size]),)
     tokens, turned = ("memory", ["B", "S", size]), ("memory_turned", ["B", size, "S"])
     rounded = (graph.input(*named, TensorProto.INT8) for named in (tokens, turned))
@@ -152,7 +171,7 @@ def _memory_inputs(graph: Graph, size: int) -> tuple[str, ...]:
 
 def _attend_to_image(graph: Graph, query: str, memory: tuple[str, ...]) -> str:
     """query [B,N,E] over the image tokens of `_memory_inputs` -> their weighted sum [B,N,E]."""
-    if not graph.style.int8_memory:
+    if not graph.style.int8:
         scores = graph.op("MatMul", query, graph.op("Transpose", *memory, perm=[0, 2, 1]))
         return graph.op("MatMul", graph.op("Softmax", scores, axis=-1), *memory)
     tokens, turned, scale = memory
@@ -178,22 +197,31 @@ def _cross_attention(graph: Graph, x: str, memory: tuple[str, ...], module: Atte
 
 def _cross_attention_cached(graph: Graph, x: str, module: Attention, index: int, model: TrOCR) -> str:
     size, N = model.config.decoder.hidden_size, module.num_heads
-    key, value = (graph.input(f"cross_{name}_{index}", ["B", N, "S", size // N]) for name in ("key", "value"))
-    return graph.linear(graph.attend(graph.linear(x, module.query), key, value, module, size), module.out)
+    H, query = size // N, graph.linear(x, module.query)
+    key = graph.input(f"cross_key_{index}", ["B", N, "S", H] if graph.style.plain else ["B", N, H, "S"])
+    value = graph.input(f"cross_value_{index}", ["B", N, "S", H])
+    if graph.style.plain:
+        return graph.linear(graph.attend(query, key, value, module, size), module.out)
+    query = graph.op("Reshape", graph.op("Mul", query, graph.number(H**-0.5)), graph.ints(0, N, 1, H))  # one query: nothing to turn
+    context = graph.op("MatMul", graph.op("Softmax", graph.op("MatMul", query, key), axis=-1), value)
+    return graph.linear(graph.op("Reshape", context, graph.ints(0, 1, size)), module.out)
 
 
 def _output_cross_cache(graph: Graph, memory: str, model: TrOCR) -> None:
-    size = model.config.decoder.hidden_size
+    size, S = model.config.decoder.hidden_size, model.config.encoder.num_tokens if graph.style.plain else "S"
     for index in range(model.config.decoder.num_layers):
         module = _layer(model.decoder.layers, index).cross_attention
-        for name, part in (("key", module.key), ("value", module.value)):
-            heads = graph.split_heads(graph.linear(memory, part), module.num_heads, size)
-            graph.output(heads, f"cross_{name}_{index}", ["B", module.num_heads, "S", size // module.num_heads])
+        N, H = module.num_heads, size // module.num_heads
+        key, value = (graph.split_heads(graph.linear(memory, part), N, size) for part in (module.key, module.value))
+        if graph.style.plain:
+            graph.output(key, f"cross_key_{index}", ["B", N, S, H])
+        else:
+            graph.output(graph.op("Transpose", key, perm=[0, 1, 3, 2]), f"cross_key_{index}", ["B", N, H, S])
+        graph.output(value, f"cross_value_{index}", ["B", N, S, H])
 
 
-def _output_logits(graph: Graph, x: str, table: np.ndarray, model: TrOCR) -> None:
+def _output_logprobs(graph: Graph, x: str, table: np.ndarray, model: TrOCR) -> None:
     config = model.config.decoder
     flat = graph.op("Reshape", x, graph.ints(0, config.hidden_size))
     logits = graph.head(flat, table if config.tie_word_embeddings else array(model.decoder.head.kernel).T)
-    graph.output(logits, "logits", ["B", config.vocab_size])
-    graph.output(graph.op("ReduceLogSumExp", logits, graph.ints(1), keepdims=1), "total", ["B", 1])
+    graph.output(graph.op("LogSoftmax", logits, axis=-1), "logprobs", ["B", config.vocab_size])

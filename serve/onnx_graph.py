@@ -29,20 +29,20 @@ class Style:
     Attributes:
         int8: linear maps with int8 weights, a scale an output channel, and activations rounded as they come (uint8, one scale a
             tensor); the output head with a scale a block of weights and of activations; and, without a cross cache, the image
-            tokens that the decoder attends to, a scale a token. Self-attention, norms and embeddings stay
-            float32, as does all of it where not `fused`.
-        fused: attention and rounding as ONNX Runtime's own operators; otherwise standard operators alone.
-        cross_cache: keep every layer's keys and values of the image; otherwise all layers read the same image tokens.
+            tokens that the decoder attends to, a scale a token. Self-attention, norms and embeddings stay float32.
+        cross_cache: every decoder layer keeps its keys and values of the image, which is quicker for small models; otherwise all
+            layers read the same image tokens, which is quicker for large ones.
+        plain: an export as others make it, which any runtime takes: standard operators in float32, a cross cache, and caches that
+            grow by copying. Otherwise ONNX Runtime's own operators, and caches that are written where they lie.
     """
 
     int8: bool = False
-    fused: bool = True
     cross_cache: bool = False
+    plain: bool = False
 
-    @property
-    def int8_memory(self) -> bool:
-        """Whether the decoder reads image tokens rounded to int8."""
-        return self.int8 and self.fused and not self.cross_cache
+    def __post_init__(self) -> None:
+        if self.plain and (self.int8 or not self.cross_cache):
+            raise ValueError("a plain graph is written in float32, with a cross cache")
 
 
 class Graph:
@@ -54,6 +54,7 @@ class Graph:
         self._constants: dict[int, tuple[str, np.ndarray]] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
+        self._names: dict[str, str] = {}  # results that are outputs -> what these are called
         self._rounded: dict[str, tuple[str, ...]] = {}
 
     def input(self, name: str, shape: list[int | str], dtype: int = TensorProto.FLOAT) -> str:
@@ -62,8 +63,9 @@ class Graph:
         return name
 
     def output(self, value: str, name: str, shape: list[int | str], dtype: int = TensorProto.FLOAT) -> None:
-        """Gives a value to the caller under a name."""
-        self._nodes.append(helper.make_node("Identity", [value], [name]))
+        """Gives a node's result to the caller under a name, which becomes its own: an operator can only write to memory of the
+        caller's what no other operator passes on."""
+        self._names[value] = name
         self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
 
     def constant(self, array: Any) -> str:
@@ -93,17 +95,19 @@ class Graph:
 
     def build(self) -> onnx.ModelProto:
         """The finished model."""
+        for node in self._nodes:
+            node.input[:], node.output[:] = ([self._names.get(name, name) for name in names] for names in (node.input, node.output))
         constants = [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in self._constants.values()]
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, constants)
         imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
-        return helper.make_model(graph, opset_imports=imports if self.style.fused else imports[:1], ir_version=IR_VERSION)
+        return helper.make_model(graph, opset_imports=imports[:1] if self.style.plain else imports, ir_version=IR_VERSION)
 
     # --- blocks ---
 
     def linear(self, x: str, module: Any) -> str:
         """x [...,in] -> [...,out] through an nnx.Linear."""
         kernel, bias = array(module.kernel), None if module.bias is None else array(module.bias)
-        if self.style.int8 and self.style.fused:
+        if self.style.int8:
             return self._linear_int8(x, kernel, bias)
         y = self.op("MatMul", x, self.constant(kernel))
         return y if bias is None else self.op("Add", y, self.constant(bias))
@@ -119,7 +123,7 @@ class Graph:
 
     def head(self, x: str, table: np.ndarray) -> str:
         """x [B,in] times table [out,in] -> [B,out]; in int8 every row is rounded by blocks of its own, whatever is beside it."""
-        if not (self.style.int8 and self.style.fused):
+        if not self.style.int8:
             return self.op("Gemm", x, self.constant(table), transB=1)
         weights, scales = quantize_blocks(table, HEAD_BLOCK)
         size = {"K": table.shape[1], "N": table.shape[0], "block_size": HEAD_BLOCK, "bits": 8}
@@ -161,9 +165,9 @@ class Graph:
         return self.op("Transpose", self.op("Reshape", x, self.ints(0, 0, heads, size // heads)), perm=[0, 2, 1, 3])
 
     def attend(self, query: str, key: str, value: str, module: Attention, size: int) -> str:
-        """query [B,T,D] over key and value, [B,S,D] or by heads [B,N,S,H] -> [B,T,D]; standard operators take them by heads."""
+        """query [B,T,D] over key and value, [B,S,D], or in a plain graph by heads [B,N,S,H] -> [B,T,D]"""
         scale = (size // module.num_heads) ** -0.5
-        if self.style.fused:
+        if not self.style.plain:
             options = {"num_heads": module.num_heads, "scale": scale}
             return self.op("MultiHeadAttention", query, key, value, domain=MICROSOFT, **options)
         query = self.split_heads(query, module.num_heads, size)

@@ -21,7 +21,7 @@ from .onnx_backend import OnnxModel, Session, fast_session
 from .onnx_graph import Style
 from .peers import Make, Read, installed
 
-PLAIN = Style(fused=False, cross_cache=True)
+PLAIN = Style(cross_cache=True, plain=True)
 
 
 def available() -> dict[str, Make]:

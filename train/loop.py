@@ -34,7 +34,7 @@ from .log import Log
 from .optimizer import make_optimizer, schedule
 from .parameters import Arrays, build, new_lora, rates
 from .pool import LinePool
-from .start import Start, opened, start
+from .start import Start, opened, start, trimming
 from .step import Step, StepConfig, TrainState, inference, make_step, new_state
 
 
@@ -49,7 +49,7 @@ def train(config: Config) -> int:
     log = Log(config.out, config.steps, config.tensorboard, quiet=jax.process_index() > 0)
     checkpoints = Checkpoints(config.out / "checkpoints", config.keep, log)
     newest = checkpoints.newest()
-    model = start(config.start, config.seed) if newest is None else opened(checkpoints.path(newest), numbers=False)
+    model = trimming(start(config.start, config.seed), bool(config.data.cut)) if newest is None else opened(checkpoints.path(newest), numbers=False)
     run = Run(config, model, checkpoints, log)
     state = run.place(run.fresh) if newest is None else checkpoints.load(newest, run.place(run.fresh, numbers=False))
     log("start", step=int(state.step), devices=run.mesh.size, **parameter_counts(run, model.parameters))

@@ -75,6 +75,13 @@ def start(config: StartConfig, seed: int) -> Start:
     return found if config.dropout < 0 else replace(found, config=_with_dropout(found.config, config.dropout))
 
 
+def trimming(found: Start, trimmed: bool) -> Start:
+    """A model that says of itself whether its training leaves out empty columns."""
+    if found.processor.trimmed == trimmed:
+        return found
+    return with_processor(found, replace(found.processor, trimmed=trimmed))
+
+
 def opened(name: str | Path | None, numbers: bool = True) -> Start:
     """A complete model directory, by name; without its numbers, shapes in their place (a run that goes on has its own)."""
     directory = files.resolve(name)

@@ -226,6 +226,9 @@ class ImageProcessor:
     on grey or dark paper that looks like a stroke), and squeezes a line that is wider than the model; "line" does so after
     making it dark on white, level and always of the same height (`line_normalization`). transformers knows neither of the
     two and would stretch.
+
+    trimmed: the model was trained, besides whole images, on images without most of the empty columns at their right
+    (`data.cut` of training), and reads both.
     """
 
     height: int = 384
@@ -234,6 +237,7 @@ class ImageProcessor:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     fit: Literal["stretch", "pad", "line"] = "stretch"
+    trimmed: bool = False
 
     @classmethod
     def from_hf(cls, preprocessor: dict[str, Any], image_size: tuple[int, int] | None = None) -> ImageProcessor:
@@ -258,12 +262,14 @@ class ImageProcessor:
             mean=_channels(fields, "image_mean", 0.5) if normalizes else (0.0, 0.0, 0.0),
             std=_channels(fields, "image_std", 0.5) if normalizes else (1.0, 1.0, 1.0),
             fit=fields.get("fit", "stretch"),
+            trimmed=fields.get("trimmed", False),
         )
 
     def __post_init__(self) -> None:
         _require(self.height > 0 and self.width > 0, f"size {self.height} x {self.width} has no pixels")
         _require(self.fit in ("stretch", "pad", "line"), f"fit {self.fit!r} is none of stretch, pad and line")
         _require(all(self.std), "image_std has a zero")
+        _require(self.trimmed in (True, False), f"trimmed {self.trimmed!r} is neither true nor false")
 
     def to_hf(self) -> dict[str, Any]:
         """The content of a preprocessor_config.json that transformers and `from_hf` read."""
@@ -278,11 +284,12 @@ class ImageProcessor:
             "image_mean": list(self.mean),
             "image_std": list(self.std),
         }
-        return fields | ({"fit": self.fit} if self.fit != "stretch" else {})
+        own = ({"fit": self.fit} if self.fit != "stretch" else {}) | ({"trimmed": True} if self.trimmed else {})
+        return fields | own
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """RGB image (from `load`) to uint8 [height, width, 3]."""
-        if image.mode != "RGB":
+        """RGB image (from `load`), or for "line" its most varied channel, to uint8 [height, width, 3]."""
+        if image.mode != "RGB" and (image.mode, self.fit) != ("L", "line"):
             raise ValueError(f"ImageProcessor takes an RGB image and got mode {image.mode}: pass it through load()")
         if self.fit == "line":
             return normalize_line(image, self.height, self.width)

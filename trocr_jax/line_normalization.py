@@ -10,39 +10,43 @@ more descender moves them a little, where a bounding box would jump. Arrays are 
 
 from __future__ import annotations
 
-import numpy as np
-from PIL import Image
+import math
 
-from .ink import packing_slope, quantile, steps_along_rows, varied_channel
+import numpy as np
+from PIL import Image, ImageChops
+
+from .ink import packing_slope, places_of, quantiles, quantiles_of, steps_along_rows, varied_channel
 
 _ROWS = 96  # images are averaged down to fewer than twice as many rows
 _REACH = 3.3  # rows kept on either side of the middle of the writing, in standard deviations of its stroke edges
 _VALLEY = 0.25  # of the edges of the fullest row; what lies between two lines has fewer
-_SLOPES = np.tan(np.radians(np.arange(-4.5, 5.0, 0.5)))
+_SLOPES = np.tan(np.radians(np.arange(-4.5, 5.0, 0.5, np.float32)))
 _PARTS = 1000  # of a line, each with a paper of its own: a picture of one row of pixels would have millions
 _LEAST_CONTRAST = 24  # grey levels; less is noise or JPEG, and is not made louder
 
 
 def normalize_line(image: Image.Image, height: int, width: int) -> np.ndarray:
-    """RGB image of one line -> uint8 [height, width, 3]: writing at the left, white where the line ends.
+    """RGB image of one line, or its most varied channel -> uint8 [height, width, 3]: writing at the left, white where the line ends.
 
     A line that is too long for the width is squeezed into it.
     """
     factor = max(image.height // _ROWS, 1)
     ink = ink_of(varied_channel(image.reduce(factor) if factor > 1 else image))
     rows, columns = _edges(ink)
-    page = np.full((height, width), 255, np.uint8)
+    page = Image.new("L", (width, height), 255)
     if not rows.size:
         return _rgb(page)
     slope = packing_slope(rows, columns, _SLOPES)
-    rows = rows - slope * columns
+    rows = rows - np.float32(slope) * columns
     first, last = _between_neighbours(rows)
-    own = (rows >= first) & (rows <= last)
-    middle, spread = _writing(rows[own])
-    kept = columns[own & (np.abs(rows - middle) < _REACH * spread)]
+    if math.isfinite(first) or math.isfinite(last):
+        own = (rows >= first) & (rows <= last)
+        rows, columns = rows[own], columns[own]
+    middle, spread = _writing(rows)
+    kept = columns[np.abs(rows - middle) < _REACH * spread]
     left, right = int(kept.min()), int(kept.max()) + 1
-    line = _cut(_level(ink, slope, first, last), middle, _REACH * spread, left, right, height, width)
-    page[:, : line.shape[1]] = 255 - line
+    line = _cut(_level(ink, slope), (first, last), middle, _REACH * spread, (left, right), height, width)
+    page.paste(ImageChops.invert(line))
     return _rgb(page)
 
 
@@ -51,35 +55,44 @@ def ink_of(channel: Image.Image) -> np.ndarray:
     difference = np.asarray(channel, np.float32) - _paper(channel)
     if np.vdot(difference * difference, difference) < 0:  # of a skewed spread the longer end
         difference = -difference
-    difference = np.maximum(difference, 0)
-    full = max(quantile(difference.astype(np.uint8), 0.975), _LEAST_CONTRAST)
-    return np.minimum(difference * np.float32(255 / full), 255).astype(np.uint8)
+    np.maximum(difference, 0, out=difference)
+    full = max(*quantiles(difference.astype(np.uint8), 0.975), _LEAST_CONTRAST)
+    difference *= np.float32(255 / full)
+    return np.minimum(difference, 255, out=difference).astype(np.uint8)
 
 
 def _paper(channel: Image.Image) -> np.ndarray:
-    """Grey level of the paper [1, width]: the median around each column, for light that falls off along the line."""
-    levels = np.asarray(channel)
-    height, width = levels.shape
-    ends = np.linspace(0, width, min(max(width // (3 * height), 1), _PARTS) + 1).astype(int).tolist()
-    parts = list(zip(ends, ends[1:], strict=False))
-    medians = [quantile(levels[:, left:right], 0.5) for left, right in parts]
+    """Grey level of the paper, [1, width] or [1, 1]: the median around each column, for light that falls off along the line."""
+    width, height = channel.size
+    count = min(max(width // (3 * height), 1), _PARTS)
+    parts = [(width * part // count, width * (part + 1) // count) for part in range(count)]
+    medians = [quantiles_of(channel.crop((left, 0, right, height)), 0.5)[0] for left, right in parts]
+    if len(medians) == 1:
+        return np.array(medians, np.float32)[None]
     return np.interp(np.arange(width), [(left + right - 1) / 2 for left, right in parts], medians)[None].astype(np.float32)
 
 
 def _edges(ink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of stroke edges: where the ink changes along a row. Rules and shadows hardly do."""
     steps = steps_along_rows(ink)
-    rows, columns = np.nonzero(steps > max(64, 4 * quantile(steps, 0.5)))
+    rows, columns = places_of(steps > max(64, 4 * quantiles(steps, 0.5)[0]))
     return rows.astype(np.float32), (columns + 1).astype(np.float32)
 
 
 def _writing(rows: np.ndarray) -> tuple[float, float]:
     """Middle and spread of the rows of the edges, leaving out what lies apart, such as specks."""
-    middle, spread = float(np.median(rows)), float(rows.std()) + 0.5
+    half = len(rows) // 2
+    middle, spread = float(np.partition(rows, half)[half]), _spread(rows, rows.mean())
     for _ in range(3):
         near = rows[np.abs(rows - middle) < 2.5 * spread]
-        middle, spread = float(near.mean()), float(near.std()) + 0.5
+        middle = float(near.mean())
+        spread = _spread(near, middle)
     return middle, spread
+
+
+def _spread(rows: np.ndarray, mean: float) -> float:
+    off = rows - np.float32(mean)
+    return float(np.sqrt(np.vdot(off, off) / len(off))) + 0.5
 
 
 def _between_neighbours(rows: np.ndarray) -> tuple[float, float]:
@@ -98,28 +111,33 @@ def _between_neighbours(rows: np.ndarray) -> tuple[float, float]:
     return low, high
 
 
-def _level(ink: np.ndarray, slope: float, first: float, last: float) -> Image.Image:
-    """The ink between the rows first and last as an L image, every column moved up by what the line has fallen there."""
+def _level(ink: np.ndarray, slope: float) -> Image.Image:
+    """The ink as an L image, every column moved up by what the line has fallen there."""
     picture = Image.fromarray(ink)
-    if slope:
-        picture = picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, 0, slope, 1, 0), Image.Resampling.BILINEAR)
-    top, bottom = np.clip((np.ceil(first), np.floor(last) + 1), 0, picture.height)
-    level = Image.new("L", picture.size)
-    level.paste(picture.crop((0, int(top), picture.width, int(bottom))), (0, int(top)))
-    return level
+    if not slope:
+        return picture
+    return picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, 0, slope, 1, 0), Image.Resampling.BILINEAR)
 
 
-def _cut(picture: Image.Image, middle: float, reach: float, left: int, right: int, height: int, width: int) -> np.ndarray:
-    """The rows middle +- reach and the columns of the writing with a little paper around, scaled to uint8 [height, <= width]."""
+def _cut(
+    picture: Image.Image, rows: tuple[float, float], middle: float, reach: float, columns: tuple[int, int], height: int, width: int
+) -> Image.Image:
+    """The rows middle +- reach and the columns of the writing with a little paper around, scaled to the height and at most the width.
+
+    What is not between the first and the last of `rows` belongs to other lines and becomes paper.
+    """
     margin = int(0.25 * reach) + 1
     room = int(reach) + margin + 2
+    first, last = math.ceil(max(rows[0], 0)), math.floor(min(rows[1], picture.height - 1)) + 1
+    own = picture.crop((0, first, picture.width, last)) if last - first < picture.height else picture
     canvas = Image.new("L", (picture.width + 2 * room, picture.height + 2 * room))
-    canvas.paste(picture, (room, room))
-    box = (left - margin + room, middle + 0.5 - reach + room, right + margin + room, middle + 0.5 + reach + room)
-    top, bottom = max(box[1], 0.0), min(box[3], float(canvas.height))
-    scaled = min(max(round((box[2] - box[0]) * height / (bottom - top)), 1), width)
-    return np.asarray(canvas.resize((scaled, height), Image.Resampling.BILINEAR, (box[0], top, box[2], bottom)))
+    canvas.paste(own, (room, room + first))
+    left, right = columns[0] - margin + room, columns[1] + margin + room
+    top, bottom = (room + middle + 0.5 + side for side in (-reach, reach))
+    top, bottom = max(top, 0.0), min(bottom, float(canvas.height))
+    scaled = min(max(round((right - left) * height / (bottom - top)), 1), width)
+    return canvas.resize((scaled, height), Image.Resampling.BILINEAR, (left, top, right, bottom))
 
 
-def _rgb(page: np.ndarray) -> np.ndarray:
-    return np.repeat(page[:, :, None], 3, axis=2)
+def _rgb(page: Image.Image) -> np.ndarray:
+    return np.asarray(Image.merge("RGB", (page, page, page)))

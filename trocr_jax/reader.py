@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +38,9 @@ TOGETHER = 8
 
 AHEAD = 2
 """Batches that the device works on or that wait for it while the one before is read out."""
+
+Wait = Callable[[], Generation | None]
+"""Gives the result of a batch when it is there; None where no image of the batch could be read."""
 
 _Image = tuple[int, Prepared]  # an image and its index among the sources
 
@@ -118,16 +121,16 @@ class Reader:
     def _read(
         self, sources: Iterable[Any], config: GenerateConfig, seed: int, size: int, together: int
     ) -> Iterator[tuple[int, Line]]:
-        """(index, Line) of every image in the order of the batches, which come sorted by aspect out of `together` images."""
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            pending: deque[tuple[list[_Image], Generation | None]] = deque()
+        """(index, Line) of every image in the order of the batches, which come sorted by aspect out of up to `together` images."""
+        with ThreadPoolExecutor(_preparing_threads()) as pool:
+            pending: deque[tuple[list[_Image], Wait]] = deque()
             prepared = enumerate(_prepared(pool, self.prepare, sources, size + together))
             for batch in _batches(prepared, size, together):
                 pending.append((batch, self._submit(batch, config, seed)))
                 if len(pending) > AHEAD:
                     yield from self._lines(*pending.popleft())
-            for batch, result in pending:
-                yield from self._lines(batch, result)
+            for batch, wait in pending:
+                yield from self._lines(batch, wait)
 
     def prepare(self, source: Any, max_pixels: int = images.MAX_PIXELS) -> Prepared:
         """Any image -> uint8 pixels [height,width,3] and what can be said of it without the model. Runs in a thread."""
@@ -167,15 +170,21 @@ class Reader:
         sure = line.text and line.confidence >= SURE
         return replace(line, flags=tuple(f for f in line.flags if f != NO_TEXT)) if sure else Line(flags=(NO_TEXT,))
 
-    def _submit(self, batch: list[_Image], config: GenerateConfig, seed: int) -> Generation | None:
+    def start(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Wait:
+        """As `generate`, for a device that does not dispatch by itself: what is returned gives the result when it is called."""
+        result = self.generate(pixels, config, seeds)
+        return lambda: result
+
+    def _submit(self, batch: list[_Image], config: GenerateConfig, seed: int) -> Wait:
         readable = [(index, item.pixels) for index, item in batch if item.pixels is not None]
         if not readable:
-            return None
+            return lambda: None
         index = np.array([index for index, _ in readable], np.uint64)
         seeds = (index * 2654435761 + seed) % 2**32  # Knuth's multiplicative hash
-        return self.generate(np.stack([pixels for _, pixels in readable]), config, seeds)
+        return self.start(np.stack([pixels for _, pixels in readable]), config, seeds)
 
-    def _lines(self, batch: list[_Image], result: Generation | None) -> Iterator[tuple[int, Line]]:
+    def _lines(self, batch: list[_Image], wait: Wait) -> Iterator[tuple[int, Line]]:
+        result = wait()
         rows = iter(()) if result is None else zip(*_host(result), strict=True)
         for index, item in batch:
             if item.pixels is None:
@@ -202,8 +211,12 @@ def _prepared(pool: ThreadPoolExecutor, prepare: Any, sources: Iterable[Any], ah
 
 
 def _batches(images: Iterator[_Image], size: int, together: int) -> Iterator[list[_Image]]:
-    while group := sorted(itertools.islice(images, together), key=lambda image: image[1].aspect):
+    """One batch as it comes, so that the device starts soon; then as many images sorted together as have come before."""
+    seen = 0
+    while group := list(itertools.islice(images, min(max(seen, size), together))):
+        group.sort(key=lambda image: image[1].aspect)
         yield from (group[start : start + size] for start in range(0, len(group), size))
+        seen += len(group)
 
 
 def _in_order(lines: Iterable[tuple[int, Line]]) -> Iterator[Line]:
@@ -223,6 +236,12 @@ def cache_compilations() -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(home / "trocr-jax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _preparing_threads() -> int:
+    """As many as there are cores; half of them where the device is the CPU, which needs the others."""
+    cores = os.cpu_count() or 1
+    return max(cores // 2, 1) if jax.default_backend() == "cpu" else cores
 
 
 def default_dtype() -> str:
