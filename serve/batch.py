@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -160,19 +161,22 @@ def _share(job: Job, worker: Worker, config: Config, began: float) -> Share:
 
     from .batch_decode import Decoders
     from .batch_pipeline import Pipeline, windows
+    from .batch_prepare import Decoded, decode
 
     cache_compilations()
     reader = Reader.from_pretrained(job.settings["model"], dtype=job.settings["dtype"])
     asked = {"num_beams": job.settings["beams"], "max_new_tokens": job.settings["max_tokens"]}
     options = replace(reader.defaults, **{name: value for name, value in asked.items() if value is not None})
     columns = Columns(job.settings["image_column"], job.settings["id_column"])
-    decoders = Decoders(reader.processor, config.decoders or os.cpu_count() or 1, job.settings["page"])
+    pages = job.settings["page"]
+    work = partial(decode, processor=reader.processor, pages=pages)
+    decoders = Decoders(work, config.decoders or os.cpu_count() or 1, Decoded.failed)
     progress = Progress(job)
     writer = Writer(job, worker, progress)
 
     def source() -> Iterator[Any]:
         while (number := worker.claim(progress.waiting)) is not None:
-            yield from windows(number, inputs.read(job.units[number], job.listing, columns), decoders)
+            yield from windows(number, inputs.read(job.units[number], job.listing, columns), decoders, pages)
 
     pipeline = Pipeline(reader, options, job.settings["batch_size"], writer.store, progress.advance)
     try:

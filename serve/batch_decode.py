@@ -1,7 +1,8 @@
 """Decoding images on all cores, in processes of their own: threads of one process hold each other up in Python's lock.
 
-A decoder is `python -m trocr_jax.serve.batch_decode FD`: it imports no jax, takes lists of images from its end of a pipe, and
-ends when the other end is gone, however its parent died. One that a hostile image kills is replaced, and that image named.
+A decoder is `python -m trocr_jax.serve.batch_decode FD`: it imports no jax, takes what to do and then lists of images from its
+end of a pipe, and ends when the other end is gone, however its parent died. One that a hostile image kills is replaced, and
+that image named.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ import multiprocessing
 import queue
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Any, Generic, TypeVar
 
-from trocr_jax.images import ImageProcessor
-
-from .batch_prepare import Decoded, Image, decode
+T = TypeVar("T")
 
 
 class DecoderError(ValueError):
@@ -32,7 +32,7 @@ class Decoder:
     pipe: Connection
 
     @classmethod
-    def start(cls, processor: ImageProcessor, pages: bool) -> Decoder:
+    def start(cls, work: Callable[[Any], Any]) -> Decoder:
         ours, theirs = multiprocessing.Pipe()
         with theirs:
             command = [sys.executable, "-m", "trocr_jax.serve.batch_decode", str(theirs.fileno())]
@@ -42,14 +42,14 @@ class Decoder:
             )
         decoder = cls(process, ours)
         try:
-            ours.send((processor, pages))
+            ours.send(work)
             ours.recv()
         except (EOFError, OSError):
             decoder.end()
             raise DecoderError("a decoding process did not start; its own message is above") from None
         return decoder
 
-    def ask(self, images: Sequence[Image]) -> list[Decoded]:
+    def ask(self, images: Sequence[Any]) -> list[Any]:
         """Raises EOFError or OSError where the process has died."""
         self.pipe.send(images)
         return self.pipe.recv()
@@ -59,24 +59,24 @@ class Decoder:
         self.process.wait()
 
 
-class Decoders:
+class Decoders(Generic[T]):
     """So many processes, each started when it is first needed.
 
     Args:
-        processor: of the model.
+        work: what is done with an image, of a module without jax; anything that can be pickled.
         count: processes.
-        pages: the images are pages, whose lines are to be found.
+        failed: what an image gives that kills its process, from the reason.
     """
 
-    def __init__(self, processor: ImageProcessor, count: int, pages: bool = False):
-        self.processor, self.count, self.pages = processor, count, pages
+    def __init__(self, work: Callable[[Any], T], count: int, failed: Callable[[str], T]):
+        self.work, self.count, self.failed = work, count, failed
         self._free: queue.SimpleQueue[Decoder | None] = queue.SimpleQueue()
         for _ in range(count):
             self._free.put(None)
         self._pool = ThreadPoolExecutor(count, "decoder")
 
-    def submit(self, images: Sequence[Image]) -> Future[list[Decoded]]:
-        """The images as `decode` gives them, in order."""
+    def submit(self, images: Sequence[Any]) -> Future[list[T]]:
+        """What the work makes of the images, in order."""
         return self._pool.submit(self._decode, images)
 
     def close(self) -> None:
@@ -86,18 +86,18 @@ class Decoders:
             if decoder := self._free.get():
                 decoder.end()
 
-    def _decode(self, images: Sequence[Image]) -> list[Decoded]:
+    def _decode(self, images: Sequence[Any]) -> list[T]:
         decoded = self._ask(images)
         if decoded is not None:
             return decoded
         alone = [self._ask([image]) for image in images]  # find the one that kills
-        return [found[0] if found else Decoded.failed("the image crashed its decoder") for found in alone]
+        return [found[0] if found else self.failed("the image crashed its decoder") for found in alone]
 
-    def _ask(self, images: Sequence[Image]) -> list[Decoded] | None:
+    def _ask(self, images: Sequence[Any]) -> list[T] | None:
         """None where the decoder died of it."""
         decoder = self._free.get()
         try:
-            decoder = decoder or Decoder.start(self.processor, self.pages)
+            decoder = decoder or Decoder.start(self.work)
             return decoder.ask(images)
         except (EOFError, BrokenPipeError, ConnectionError):
             if decoder:
@@ -109,13 +109,13 @@ class Decoders:
 
 
 def serve(pipe: Connection) -> None:
-    """A decoder's life: the processor and what images are, then lists of them, until the other end is gone."""
+    """A decoder's life: what to do with images, then lists of them, until the other end is gone."""
     try:
-        processor, pages = pipe.recv()
+        work = pipe.recv()
         pipe.send(None)
         while True:
-            batch = pipe.recv()
-            pipe.send([decode(image, processor, pages) for image in batch])
+            images = pipe.recv()
+            pipe.send([work(image) for image in images])
     except (EOFError, OSError):
         return
 

@@ -80,12 +80,12 @@ class Reading:
         return lines[0] if self.layout is None else self.layout.page(lines)
 
 
-def windows(unit: int, items: Iterator[Item], decoders: Decoders) -> Iterator[Window]:
+def windows(unit: int, items: Iterator[Item], decoders: Decoders[Decoded], pages: bool) -> Iterator[Window]:
     """A unit's windows, at least one, each sent to the decoders as a whole before it is handed on."""
-    parts = groups(items, PAGES if decoders.pages else WINDOW)
+    parts = groups(items, PAGES if pages else WINDOW)
     part = next(parts, [])
     while True:
-        chunks = [decoders.submit([item.image for item in chunk]) for chunk in groups(part, 1 if decoders.pages else CHUNK)]
+        chunks = [decoders.submit([item.image for item in chunk]) for chunk in groups(part, 1 if pages else CHUNK)]
         following = next(parts, None)
         yield Window(unit, part, chunks, following is None)
         if following is None:

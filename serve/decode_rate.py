@@ -24,7 +24,7 @@ from trocr_jax.config import TrOCRConfig
 from trocr_jax.images import ImageProcessor, find_images
 
 from .batch_decode import Decoders
-from .batch_prepare import decode
+from .batch_prepare import Decoded, decode
 from .batch_units import groups
 
 CHUNK = 8  # images that a worker gets at a time
@@ -69,7 +69,7 @@ def threads(images: list[str], processor: ImageProcessor, count: int, config: Co
 
 def processes(images: list[str], processor: ImageProcessor, count: int, config: Config) -> float:
     """Images a second, the way of their pixels back to this process counted."""
-    decoders = Decoders(processor, count, config.page)
+    decoders = Decoders(partial(decode, processor=processor, pages=config.page), count, Decoded.failed)
 
     def work(chunks: list[list[str]]) -> None:
         for waiting in [decoders.submit(chunk) for chunk in chunks]:

@@ -13,9 +13,11 @@ text can depend on the lines beside it.
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -28,10 +30,12 @@ from trocr_jax.config import TrOCRConfig
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.loop import Generation
 from trocr_jax.model import TrOCR
-from trocr_jax.prepared import used_width
-from trocr_jax.reader import Reader, Wait
+from trocr_jax.prepared import Prepared, prepare, used_width
+from trocr_jax.reader import Reader, Wait, in_order
 
 from . import onnx_export
+from .batch_decode import Decoders
+from .batch_units import groups
 from .onnx_graph import Style
 
 Precision = Literal["float32", "int8"]
@@ -40,8 +44,11 @@ SMALL = 1 << 16
 """Encoders with up to so many numbers for an image (tokens x width) have operators too short to be shared by threads: every core
 reads batches of its own instead."""
 
-SMALL_BATCH = 32
-"""Images a batch of such a model, by default."""
+MANY, CHUNK = 100, 8
+"""Images that are worth the start of processes that prepare them, half a second of a core each; and what one gets at a time."""
+
+SMALL_BATCH, SMALL_TOGETHER = 24, 16
+"""Images a batch of such a model, by default, and batches that are sorted by length: narrow ones have fewer columns to read."""
 
 MARGIN = 32
 """Columns of paper that are left at the right of the longest line of a batch; with fewer the last letters are misread."""
@@ -58,7 +65,7 @@ HEAD_SIZES = 8
 
 class Session:
     """A graph in ONNX Runtime on the CPU. Results stay in its own memory until `host` asks for them: what goes round from step to
-    step is not copied, and a cache of fixed size (an input `past_x` of the same shape as the output `x`) is written where it lies.
+    step is not copied, and a cache of fixed size (an input `past_x` of the shape of the output `x`) is written where it lies.
 
     Args:
         model: the graph.
@@ -215,17 +222,21 @@ class OnnxReader(Reader):
     """A `Reader` whose pixels are read by ONNX Runtime; greedy, whatever the checkpoint says.
 
     Small models (see SMALL) read SMALL_BATCH images a batch where `read` is not told otherwise, as many batches at a time as
-    there are cores.
+    there are cores, and have the images of long lists prepared by as many processes: in threads that would take longer than
+    reading them. The processes end with the reader.
     """
 
     def __init__(self, *arguments: Any, precision: Precision = "int8", **options: Any):
         super().__init__(*arguments, **options)
-        encoder = self.model.config.encoder
-        small = encoder.num_tokens * encoder.hidden_size <= SMALL
-        self.batch_size = SMALL_BATCH if small else self.batch_size
-        self._pool = ThreadPoolExecutor((os.cpu_count() or 1) if small else 1, "onnx")
-        open_session = partial(fast_session, threads=1 if small else 0)
-        self.onnx = OnnxModel(self.model, Style(int8=precision == "int8", cross_cache=small), open_session)
+        encoder, cores = self.model.config.encoder, os.cpu_count() or 1
+        self._small = encoder.num_tokens * encoder.hidden_size <= SMALL
+        if self._small:
+            self.batch_size, self.together = SMALL_BATCH, SMALL_TOGETHER
+        self._pool = ThreadPoolExecutor(cores if self._small else 1, "onnx")
+        self._decoders = Decoders(partial(prepare, processor=self.processor), cores, _crashed)
+        weakref.finalize(self, self._decoders.close)
+        open_session = partial(fast_session, threads=1 if self._small else 0)
+        self.onnx = OnnxModel(self.model, Style(int8=precision == "int8", cross_cache=self._small), open_session)
         self._trims = self.processor.trimmed and precision == "int8"
         self.defaults = GenerateConfig(self.defaults.max_new_tokens)
 
@@ -240,6 +251,23 @@ class OnnxReader(Reader):
             raise ValueError(f"precision must be 'float32' or 'int8', not {precision!r}")
         reader = Reader.from_pretrained(name, dtype=dtype)
         return cls(reader.model, reader.tokenizer, reader.processor, reader.defaults, reader.name, precision=precision)
+
+    def prepare_all(self, sources: Iterable[Any], ahead: int) -> Iterator[Prepared]:
+        """Every source prepared, in order; in other processes where a small model has many of them to read."""
+        sources = iter(sources)
+        first = list(itertools.islice(sources, MANY))
+        if len(first) < MANY or not self._small:
+            yield from super().prepare_all(itertools.chain(first, sources), ahead)
+            return
+        chunks = groups(itertools.chain(first, sources), CHUNK)
+        for prepared in in_order(map(self._prepare_elsewhere, chunks), ahead // CHUNK):
+            yield from prepared
+
+    def _prepare_elsewhere(self, sources: list[Any]) -> Future[list[Prepared]]:
+        files = [os.path.abspath(s) if isinstance(s, str | os.PathLike) else s for s in sources]
+        if all(isinstance(source, str | bytes) for source in files):
+            return self._decoders.submit(files)
+        return self._pool.submit(lambda: [self.prepare(source) for source in sources])  # arrays and open images stay here
 
     def start(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Wait:
         """As `generate`, in another thread."""
@@ -257,6 +285,10 @@ class OnnxReader(Reader):
     def _without_empty_columns(self, pixels: np.ndarray) -> np.ndarray:
         patch = self.model.config.encoder.patch_size[1]
         return pixels[:, :, : -(-(used_width(pixels) + MARGIN) // patch) * patch]
+
+
+def _crashed(reason: str) -> Prepared:
+    return Prepared(None, error=reason)
 
 
 def _of_channels(values: tuple[float, ...]) -> np.ndarray:

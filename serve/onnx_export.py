@@ -6,10 +6,10 @@ Letters: B rows, S image tokens, E their width, P tokens before, V vocabulary, D
   image -> what the decoder attends to. That is `memory` [B,S,E]; in int8 its numbers twice, as `memory` and as `memory_turned`
   [B,E,S] (each product wants its own order), and `memory_scale` [B,1,S]; with a cross cache `cross_key_i` [B,N,H,S] (where plain
   [B,N,S,H], as it is elsewhere) and `cross_value_i` [B,N,S,H] of every decoder layer.
-* step: `ids` [B,1], `rows` [B,1] (of the position table, see `position_rows`), the encoder's outputs, `past_key_i`, `past_value_i`
-  and, where not plain, `place` [], the number of tokens before -> `logprobs` [B,V] and `key_i`, `value_i`. These caches are
-  [B,N,P,H] and come out [B,N,P+1,H] where plain; otherwise [B,N,M,H] with room for M tokens, to be written where they lie: a
-  caller gives the same memory as input and as output.
+* step: `ids` [B,1], `rows` [B,1] (of the position table, see `position_rows`), the encoder's outputs, `past_key_i`,
+  `past_value_i` and, where not plain, `place` [], the number of tokens before -> `logprobs` [B,V] and `key_i`, `value_i`. These
+  caches are [B,N,P,H] and come out [B,N,P+1,H] where plain; otherwise [B,N,M,H] with room for M tokens, to be written where they
+  lie: a caller gives the same memory as input and as output.
 """
 
 from __future__ import annotations
@@ -202,7 +202,8 @@ def _cross_attention_cached(graph: Graph, x: str, module: Attention, index: int,
     value = graph.input(f"cross_value_{index}", ["B", N, "S", H])
     if graph.style.plain:
         return graph.linear(graph.attend(query, key, value, module, size), module.out)
-    query = graph.op("Reshape", graph.op("Mul", query, graph.number(H**-0.5)), graph.ints(0, N, 1, H))  # one query: nothing to turn
+    # heads of one query lie as they should: nothing to turn
+    query = graph.op("Reshape", graph.op("Mul", query, graph.number(H**-0.5)), graph.ints(0, N, 1, H))
     context = graph.op("MatMul", graph.op("Softmax", graph.op("MatMul", query, key), axis=-1), value)
     return graph.linear(graph.op("Reshape", context, graph.ints(0, 1, size)), module.out)
 

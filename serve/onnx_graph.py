@@ -96,7 +96,8 @@ class Graph:
     def build(self) -> onnx.ModelProto:
         """The finished model."""
         for node in self._nodes:
-            node.input[:], node.output[:] = ([self._names.get(name, name) for name in names] for names in (node.input, node.output))
+            for names in (node.input, node.output):
+                names[:] = [self._names.get(name, name) for name in names]
         constants = [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in self._constants.values()]
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, constants)
         imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]

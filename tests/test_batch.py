@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import batching
@@ -17,6 +18,7 @@ from batching import batch, pictures
 from trocr_jax.prepared import Prepared
 from trocr_jax.reader import Reader
 from trocr_jax.serve import batch_decode, batch_pipeline, decode_rate
+from trocr_jax.serve.batch_prepare import Decoded, decode
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +256,8 @@ def test_a_decoder_that_dies_is_replaced_and_the_image_named(processor, monkeypa
         return ask(self, images)
 
     monkeypatch.setattr(batch_decode.Decoder, "ask", hostile)
-    decoders, good = batch_decode.Decoders(processor, 1), batching.png("12")
+    work, good = partial(decode, processor=processor, pages=False), batching.png("12")
+    decoders = batch_decode.Decoders(work, 1, Decoded.failed)
     try:
         found = decoders.submit([good, b"bomb", good, None, "file:///absent.png"]).result()
     finally:

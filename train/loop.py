@@ -49,7 +49,7 @@ def train(config: Config) -> int:
     log = Log(config.out, config.steps, config.tensorboard, quiet=jax.process_index() > 0)
     checkpoints = Checkpoints(config.out / "checkpoints", config.keep, log)
     newest = checkpoints.newest()
-    model = trimming(start(config.start, config.seed), bool(config.data.cut)) if newest is None else opened(checkpoints.path(newest), numbers=False)
+    model = _fresh(config) if newest is None else opened(checkpoints.path(newest), numbers=False)
     run = Run(config, model, checkpoints, log)
     state = run.place(run.fresh) if newest is None else checkpoints.load(newest, run.place(run.fresh, numbers=False))
     log("start", step=int(state.step), devices=run.mesh.size, **parameter_counts(run, model.parameters))
@@ -60,6 +60,10 @@ def train(config: Config) -> int:
         publish(config, model, checkpoints, log)
     log.close()
     return 0
+
+
+def _fresh(config: Config) -> Start:
+    return trimming(start(config.start, config.seed), bool(config.data.cut))
 
 
 class Run:

@@ -288,8 +288,8 @@ class ImageProcessor:
         return fields | own
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """RGB image (from `load`), or for "line" its most varied channel, to uint8 [height, width, 3]."""
-        if image.mode != "RGB" and (image.mode, self.fit) != ("L", "line"):
+        """RGB image (from `load`) to uint8 [height, width, 3]."""
+        if image.mode != "RGB":
             raise ValueError(f"ImageProcessor takes an RGB image and got mode {image.mode}: pass it through load()")
         if self.fit == "line":
             return normalize_line(image, self.height, self.width)

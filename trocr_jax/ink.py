@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 _ROWS = 256  # images are averaged down to fewer than twice as many rows
-_SLOPES = np.tan(np.radians(np.arange(-5.0, 5.5, 0.5, np.float32)))
+_SLOPES = np.tan(np.radians(np.arange(-5.0, 5.5, 0.5))).astype(np.float32)
 _EDGES = 1000  # as many show the tilt of a line
 _SHARES = 4  # of the tiles: the first with a stroke spares the others
 
@@ -56,14 +56,21 @@ def look(image: Image.Image) -> tuple[bool, bool]:
 
 
 def _several_lines(plane: np.ndarray, size: tuple[int, int]) -> bool:
-    width, height = size
-    if height < 16 or width > 40 * height:  # each of two lines would be 80 times as long as high
+    if not may_hold_several_lines(size):
         return False
     rows, columns = _changes(plane)
-    if not rows.size:
-        return False
-    slope = packing_slope(rows, columns, _SLOPES)
-    return _lines(_profile(np.rint(rows - slope * columns).astype(np.int64))) > 1
+    return bool(rows.size) and holds_several_lines(rows - packing_slope(rows, columns, _SLOPES) * columns)
+
+
+def may_hold_several_lines(size: tuple[int, int]) -> bool:
+    """Whether a picture of (width, height) can show more than one line: each of two would be twice as long for its height."""
+    width, height = size
+    return height >= 16 and width <= 40 * height
+
+
+def holds_several_lines(rows: np.ndarray) -> bool:
+    """The same from the rows of all stroke edges of a picture, less its tilt."""
+    return _lines(_profile(np.rint(rows).astype(np.int64))) > 1
 
 
 def packing_slope(rows: np.ndarray, columns: np.ndarray, slopes: np.ndarray) -> float:

@@ -11,6 +11,7 @@ more descender moves them a little, where a bounding box would jump. Arrays are 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageChops
@@ -20,34 +21,61 @@ from .ink import packing_slope, places_of, quantiles, quantiles_of, steps_along_
 _ROWS = 96  # images are averaged down to fewer than twice as many rows
 _REACH = 3.3  # rows kept on either side of the middle of the writing, in standard deviations of its stroke edges
 _VALLEY = 0.25  # of the edges of the fullest row; what lies between two lines has fewer
-_SLOPES = np.tan(np.radians(np.arange(-4.5, 5.0, 0.5, np.float32)))
+_SLOPES = np.tan(np.radians(np.arange(-4.5, 5.0, 0.5))).astype(np.float32)
 _PARTS = 1000  # of a line, each with a paper of its own: a picture of one row of pixels would have millions
 _LEAST_CONTRAST = 24  # grey levels; less is noise or JPEG, and is not made louder
 
 
 def normalize_line(image: Image.Image, height: int, width: int) -> np.ndarray:
-    """RGB image of one line, or its most varied channel -> uint8 [height, width, 3]: writing at the left, white where the line ends.
+    """RGB image of one line, or its most varied channel -> uint8 [height, width, 3]: writing at the left, white behind it.
 
     A line that is too long for the width is squeezed into it.
     """
+    return find_writing(image).pixels(height, width)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What a picture shows of writing: all that a look for second lines and the pixels of the line need.
+
+    Attributes:
+        ink: uint8 [height, width] of the picture, averaged down by `factor` in both directions.
+        rows, columns: of its stroke edges, the rows less the tilt.
+        slope: rows that the writing falls a column.
+    """
+
+    ink: np.ndarray
+    factor: int
+    rows: np.ndarray
+    columns: np.ndarray
+    slope: float
+
+    def pixels(self, height: int, width: int) -> np.ndarray:
+        """uint8 [height, width, 3], see `normalize_line`."""
+        page = Image.new("L", (width, height), 255)
+        if self.rows.size:
+            page.paste(ImageChops.invert(self._line(height, width)))
+        return np.asarray(Image.merge("RGB", (page, page, page)))
+
+    def _line(self, height: int, width: int) -> Image.Image:
+        rows, columns = self.rows, self.columns
+        first, last = _between_neighbours(rows)
+        if math.isfinite(first) or math.isfinite(last):
+            own = (rows >= first) & (rows <= last)
+            rows, columns = rows[own], columns[own]
+        middle, spread = _middle_and_spread(rows)
+        kept = columns[np.abs(rows - middle) < _REACH * spread]
+        left, right = int(kept.min()), int(kept.max()) + 1
+        return _cut(_level(self.ink, self.slope), (first, last), (left, right), middle, _REACH * spread, height, width)
+
+
+def find_writing(image: Image.Image) -> Writing:
+    """RGB image, or its most varied channel -> the writing in it."""
     factor = max(image.height // _ROWS, 1)
     ink = ink_of(varied_channel(image.reduce(factor) if factor > 1 else image))
     rows, columns = _edges(ink)
-    page = Image.new("L", (width, height), 255)
-    if not rows.size:
-        return _rgb(page)
-    slope = packing_slope(rows, columns, _SLOPES)
-    rows = rows - np.float32(slope) * columns
-    first, last = _between_neighbours(rows)
-    if math.isfinite(first) or math.isfinite(last):
-        own = (rows >= first) & (rows <= last)
-        rows, columns = rows[own], columns[own]
-    middle, spread = _writing(rows)
-    kept = columns[np.abs(rows - middle) < _REACH * spread]
-    left, right = int(kept.min()), int(kept.max()) + 1
-    line = _cut(_level(ink, slope), (first, last), middle, _REACH * spread, (left, right), height, width)
-    page.paste(ImageChops.invert(line))
-    return _rgb(page)
+    slope = packing_slope(rows, columns, _SLOPES) if rows.size else 0.0
+    return Writing(ink, factor, rows - np.float32(slope) * columns, columns, slope)
 
 
 def ink_of(channel: Image.Image) -> np.ndarray:
@@ -79,7 +107,7 @@ def _edges(ink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows.astype(np.float32), (columns + 1).astype(np.float32)
 
 
-def _writing(rows: np.ndarray) -> tuple[float, float]:
+def _middle_and_spread(rows: np.ndarray) -> tuple[float, float]:
     """Middle and spread of the rows of the edges, leaving out what lies apart, such as specks."""
     half = len(rows) // 2
     middle, spread = float(np.partition(rows, half)[half]), _spread(rows, rows.mean())
@@ -120,9 +148,9 @@ def _level(ink: np.ndarray, slope: float) -> Image.Image:
 
 
 def _cut(
-    picture: Image.Image, rows: tuple[float, float], middle: float, reach: float, columns: tuple[int, int], height: int, width: int
+    picture: Image.Image, rows: tuple[float, float], columns: tuple[int, int], middle: float, reach: float, height: int, width: int
 ) -> Image.Image:
-    """The rows middle +- reach and the columns of the writing with a little paper around, scaled to the height and at most the width.
+    """The rows middle +- reach and the columns of the writing with a little paper around, scaled to [height, <= width].
 
     What is not between the first and the last of `rows` belongs to other lines and becomes paper.
     """
@@ -137,7 +165,3 @@ def _cut(
     top, bottom = max(top, 0.0), min(bottom, float(canvas.height))
     scaled = min(max(round((right - left) * height / (bottom - top)), 1), width)
     return canvas.resize((scaled, height), Image.Resampling.BILINEAR, (left, top, right, bottom))
-
-
-def _rgb(page: Image.Image) -> np.ndarray:
-    return np.asarray(Image.merge("RGB", (page, page, page)))

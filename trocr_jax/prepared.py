@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from . import images, ink
+from .line_normalization import Writing, find_writing
 
 NO_TEXT = "no_text"
 SEVERAL_LINES = "several_lines"
@@ -37,14 +39,30 @@ def prepare(source: Any, processor: images.ImageProcessor, max_pixels: int = ima
         image = images.load(source, max_pixels)
     except images.ImageError as error:
         return Prepared(None, error=str(error))
-    size = image.size
-    if processor.fit == "line":  # looks at one channel as well
-        image = ink.varied_channel(image)
+    if processor.fit == "line":
+        return _prepare_line(image, processor)
     blank, several = ink.look(image)
-    flags = (NO_TEXT,) if blank else (SEVERAL_LINES,) if several else ()
-    pixels = processor(image)
-    aspect = used_width(pixels) / pixels.shape[0] if processor.fit == "line" else size[0] / size[1]
-    return Prepared(pixels, flags, aspect=aspect)
+    return Prepared(processor(image), _flags(blank, several), aspect=image.width / image.height)
+
+
+def _prepare_line(image: Image.Image, processor: images.ImageProcessor) -> Prepared:
+    """As above for a model that reads normalised lines: most of what finds the writing tells whether it is more than a line."""
+    channel = ink.varied_channel(image)
+    writing = find_writing(channel)
+    blank = ink.is_blank(channel)
+    pixels = writing.pixels(processor.height, processor.width)
+    flags = _flags(blank, not blank and _several_lines(channel, writing))
+    return Prepared(pixels, flags, aspect=used_width(pixels) / processor.height)
+
+
+def _several_lines(channel: Image.Image, writing: Writing) -> bool:
+    if writing.factor > 1:  # too coarse to count lines
+        return ink.looks_like_several_lines(channel)
+    return bool(writing.rows.size) and ink.may_hold_several_lines(channel.size) and ink.holds_several_lines(writing.rows)
+
+
+def _flags(blank: bool, several: bool) -> tuple[str, ...]:
+    return (NO_TEXT,) if blank else (SEVERAL_LINES,) if several else ()
 
 
 def used_width(pixels: np.ndarray) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ from .line import Line, line_from_tokens
 from .model import TrOCR
 from .prepared import NO_TEXT, Prepared, prepare
 from .tokens import Tokenizer
+
+T = TypeVar("T")
 
 SURE = 0.5
 """The confidence from which a text is believed although its image looks blank."""
@@ -62,6 +64,7 @@ class Reader:
     ):  # fmt: skip
         self.model, self.tokenizer, self.processor, self.defaults, self.name = model, tokenizer, processor, defaults, name
         self.mesh, self._lanes, self.batch_size = mesh, Lanes(), default_batch_size() * sharding.rows_for(1, mesh)
+        self.together = TOGETHER
         if tokenizer.size > model.config.decoder.vocab_size:
             raise ValueError(
                 f"{name}: the tokenizer has {tokenizer.size} tokens, the model's vocabulary {model.config.decoder.vocab_size}: "
@@ -101,7 +104,7 @@ class Reader:
         """
         many = isinstance(source, list | tuple | Iterator)
         sources = source if many else [source]
-        lines = list(self.stream(sources, batch_size=batch_size, seed=seed, together=TOGETHER, **options))
+        lines = list(self.stream(sources, batch_size=batch_size, seed=seed, together=self.together, **options))
         return lines if many else lines[0]
 
     def stream(
@@ -116,25 +119,29 @@ class Reader:
         """
         config = replace(self.defaults, **options)
         size = batch_size or self.batch_size
-        return _in_order(self._read(sources, config, seed, size, size * together))
+        return _by_index(self._read(sources, config, seed, size, size * together))
 
     def _read(
         self, sources: Iterable[Any], config: GenerateConfig, seed: int, size: int, together: int
     ) -> Iterator[tuple[int, Line]]:
-        """(index, Line) of every image in the order of the batches, which come sorted by aspect out of up to `together` images."""
-        with ThreadPoolExecutor(_preparing_threads()) as pool:
-            pending: deque[tuple[list[_Image], Wait]] = deque()
-            prepared = enumerate(_prepared(pool, self.prepare, sources, size + together))
-            for batch in _batches(prepared, size, together):
-                pending.append((batch, self._submit(batch, config, seed)))
-                if len(pending) > AHEAD:
-                    yield from self._lines(*pending.popleft())
-            for batch, wait in pending:
-                yield from self._lines(batch, wait)
+        """(index, Line) of every image in the order of the batches, which come sorted by aspect out of `together` images."""
+        pending: deque[tuple[list[_Image], Wait]] = deque()
+        prepared = enumerate(self.prepare_all(sources, size + together))
+        for batch in _batches(prepared, size, together):
+            pending.append((batch, self._submit(batch, config, seed)))
+            if len(pending) > AHEAD:
+                yield from self._lines(*pending.popleft())
+        for batch, wait in pending:
+            yield from self._lines(batch, wait)
 
     def prepare(self, source: Any, max_pixels: int = images.MAX_PIXELS) -> Prepared:
         """Any image -> uint8 pixels [height,width,3] and what can be said of it without the model. Runs in a thread."""
         return prepare(source, self.processor, max_pixels)
+
+    def prepare_all(self, sources: Iterable[Any], ahead: int) -> Iterator[Prepared]:
+        """Every source prepared, in order; so many of them are under way at a time."""
+        with ThreadPoolExecutor(_preparing_threads()) as pool:
+            yield from in_order((pool.submit(self.prepare, source) for source in sources), ahead)
 
     def generate(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Generation:
         """uint8 pixels [n,height,width,3] -> Generation of at least n rows: the batch is filled up to a bucket.
@@ -199,11 +206,11 @@ def _host(result: Generation) -> tuple[np.ndarray, ...]:
     return jax.device_get((result.tokens, result.logprobs, result.lengths, result.finished))
 
 
-def _prepared(pool: ThreadPoolExecutor, prepare: Any, sources: Iterable[Any], ahead: int) -> Iterator[Prepared]:
-    """prepare(source) of every source in order, `ahead` of them under way."""
-    waiting: deque[Future[Prepared]] = deque()
-    for source in sources:
-        waiting.append(pool.submit(prepare, source))
+def in_order(futures: Iterable[Future[T]], ahead: int) -> Iterator[T]:
+    """The results of futures in order. The iterator that makes them is drawn from as long as at most `ahead` are under way."""
+    waiting: deque[Future[T]] = deque()
+    for future in futures:
+        waiting.append(future)
         if len(waiting) > ahead:
             yield waiting.popleft().result()
     while waiting:
@@ -211,15 +218,12 @@ def _prepared(pool: ThreadPoolExecutor, prepare: Any, sources: Iterable[Any], ah
 
 
 def _batches(images: Iterator[_Image], size: int, together: int) -> Iterator[list[_Image]]:
-    """One batch as it comes, so that the device starts soon; then as many images sorted together as have come before."""
-    seen = 0
-    while group := list(itertools.islice(images, min(max(seen, size), together))):
-        group.sort(key=lambda image: image[1].aspect)
+    """`together` images at a time by length, the long ones first: what is left when lanes run out of work is short."""
+    while group := sorted(itertools.islice(images, together), key=lambda image: -image[1].aspect):
         yield from (group[start : start + size] for start in range(0, len(group), size))
-        seen += len(group)
 
 
-def _in_order(lines: Iterable[tuple[int, Line]]) -> Iterator[Line]:
+def _by_index(lines: Iterable[tuple[int, Line]]) -> Iterator[Line]:
     """The lines 0, 1, 2, ..., each as soon as those before it have come."""
     done: dict[int, Line] = {}
     first = 0
