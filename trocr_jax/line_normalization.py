@@ -66,7 +66,7 @@ class Writing:
         middle, spread = _middle_and_spread(rows)
         kept = columns[np.abs(rows - middle) < _REACH * spread]
         left, right = int(kept.min()), int(kept.max()) + 1
-        return _cut(_level(self.ink, self.slope), (first, last), (left, right), middle, _REACH * spread, height, width)
+        return _cut(_level(self.ink, self.slope), (first, last), (left, right), middle, _REACH * spread, (height, width))
 
 
 def find_writing(image: Image.Image) -> Writing:
@@ -148,12 +148,13 @@ def _level(ink: np.ndarray, slope: float) -> Image.Image:
 
 
 def _cut(
-    picture: Image.Image, rows: tuple[float, float], columns: tuple[int, int], middle: float, reach: float, height: int, width: int
+    picture: Image.Image, rows: tuple[float, float], columns: tuple[int, int], middle: float, reach: float, size: tuple[int, int]
 ) -> Image.Image:
-    """The rows middle +- reach and the columns of the writing with a little paper around, scaled to [height, <= width].
+    """The rows middle +- reach and the columns of the writing with a little paper around, scaled to [height, <= width] of `size`.
 
     What is not between the first and the last of `rows` belongs to other lines and becomes paper.
     """
+    height, width = size
     margin = int(0.25 * reach) + 1
     room = int(reach) + margin + 2
     first, last = math.ceil(max(rows[0], 0)), math.floor(min(rows[1], picture.height - 1)) + 1

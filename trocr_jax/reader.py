@@ -140,7 +140,7 @@ class Reader:
 
     def prepare_all(self, sources: Iterable[Any], ahead: int) -> Iterator[Prepared]:
         """Every source prepared, in order; so many of them are under way at a time."""
-        with ThreadPoolExecutor(_preparing_threads()) as pool:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
             yield from in_order((pool.submit(self.prepare, source) for source in sources), ahead)
 
     def generate(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Generation:
@@ -240,12 +240,6 @@ def cache_compilations() -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(home / "trocr-jax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def _preparing_threads() -> int:
-    """As many as there are cores; half of them where the device is the CPU, which needs the others."""
-    cores = os.cpu_count() or 1
-    return max(cores // 2, 1) if jax.default_backend() == "cpu" else cores
 
 
 def default_dtype() -> str:
