@@ -429,6 +429,7 @@ def test_without_normalisation() -> None:
         ({"image_mean": [0.5]}, "image_mean"),
         ({"image_std": [0.5, 0, 0.5]}, "image_std"),
         ({"fit": "crop"}, "fit"),
+        ({"trimmed": "yes"}, "trimmed"),
     ],
 )
 def test_what_would_change_pixels_is_refused_by_name(change: dict, name: str) -> None:

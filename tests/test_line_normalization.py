@@ -6,6 +6,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from trocr_jax.images import ImageProcessor
 from trocr_jax.line_normalization import normalize_line
+from trocr_jax.prepared import SEVERAL_LINES, prepare, used_width
 
 HEIGHT, WIDTH = 32, 512
 
@@ -91,6 +92,23 @@ def test_a_long_line_is_squeezed_not_cut():
     assert inked[0] < 12 and WIDTH - 12 < inked[-1] < WIDTH
 
 
+def test_the_width_of_the_writing_is_told():
+    short, long = normal(draw("12")).astype(np.uint8), normal(draw()).astype(np.uint8)
+    assert used_width(np.full((HEIGHT, WIDTH, 3), 255, np.uint8)) == 0
+    assert 0 < used_width(short) < used_width(long) == used_width(np.stack([short, long]))
+    assert (long[:, used_width(long) :] == 255).all() and long[:, used_width(long) - 1].min() < 255
+
+
+@pytest.mark.parametrize("texts", [["Hamburg 27, quote"], ["Hamburg 27, quote", "Bremen 1932, apply"]])
+@pytest.mark.parametrize("size", [20, 30, 90])  # the largest is averaged down, which another look is for
+def test_preparing_a_line_tells_whether_there_are_several(texts, size):
+    picture = Image.new("L", (size * 9, int(size * 1.5 * len(texts)) + 10), 240)
+    for row, text in enumerate(texts):
+        ImageDraw.Draw(picture).text((5, 5 + 1.5 * size * row), text, fill=30, font=ImageFont.load_default(size))
+    processor = ImageProcessor(height=HEIGHT, width=WIDTH, fit="line")
+    assert prepare(np.asarray(picture), processor).flags == ((SEVERAL_LINES,) if len(texts) > 1 else ())
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (2, 3), (1, 400), (400, 1), (5000, 3), (7, 3000), (1_000_000, 1)])
 @pytest.mark.parametrize("fill", [0, 255, "noise"])
 def test_any_picture_gives_pixels(size, fill):
@@ -103,7 +121,7 @@ def test_any_picture_gives_pixels(size, fill):
 
 
 def test_the_processor_says_so_in_its_json_and_reads_it_back():
-    processor = ImageProcessor(height=HEIGHT, width=WIDTH, fit="line")
+    processor = ImageProcessor(height=HEIGHT, width=WIDTH, fit="line", trimmed=True)
     again = ImageProcessor.from_hf(processor.to_hf(), (HEIGHT, WIDTH))
     picture = draw().convert("RGB")
     assert again == processor

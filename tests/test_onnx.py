@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -9,6 +10,9 @@ from reference import ours, random_config, random_pixels, torch_model
 
 from trocr_jax import Reader, generate
 from trocr_jax.decoding import GenerateConfig
+from trocr_jax.encoder import EncoderLayer
+from trocr_jax.layers import scan_layers
+from trocr_jax.prepared import used_width
 
 onnx_backend = pytest.importorskip("trocr_jax.serve.onnx_backend", reason="needs onnx")
 pytest.importorskip("onnxruntime", reason="needs onnxruntime")
@@ -36,6 +40,32 @@ def test_graphs_give_the_tokens_and_log_probabilities_of_generate(family, style)
     np.testing.assert_array_equal(found.lengths, expected.lengths)
     np.testing.assert_array_equal(found.finished, expected.finished)
     np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["A", "C"])
+def test_the_left_part_of_an_image_keeps_its_positions(family):
+    config = config_of(family)
+    (_, w), (down, across), special = config.encoder.patch_size, config.encoder.grid, config.encoder.num_special_tokens
+    model = ours(torch_model(config, 5), config)
+    pixels, kept = random_pixels(config, 2), across - 1
+    places = np.arange(down * across).reshape(down, across)[:, :kept].ravel() + special
+    tokens = model.encoder.embed(jnp.asarray(pixels))[:, np.concatenate([np.arange(special), places])]
+    hidden, _ = scan_layers(model.encoder.layers, tokens, EncoderLayer.__call__, key=None, remat=False)
+    found = onnx_backend.OnnxModel(model, Style()).encoder.run({"pixels": np.ascontiguousarray(pixels[:, :, : kept * w])})
+    np.testing.assert_allclose(onnx_backend.host(found["memory"]), model.encoder.norm(hidden), atol=2e-5)
+
+
+def test_caches_are_written_where_they_lie_and_outlive_their_arrays():
+    config = config_of("A")
+    model = onnx_backend.OnnxModel(ours(torch_model(config, 5), config), Style())
+    state = model.encoder.run({"pixels": random_pixels(config, 2)}) | model._empty_caches(2)
+    for place in range(3):
+        _, after = model._run_step(np.array([3, 4]), place, state)
+        if place:
+            assert all(after[name] is state[name] for name in after)
+        state = after
+    cache = onnx_backend.host(state["past_key_0"])
+    assert cache.shape[2] == onnx_backend.ROOM and cache[:, :, :3].all() and not cache[:, :, 3:].any()
 
 
 def test_int8_stays_close_to_float32():
@@ -93,6 +123,45 @@ def test_reader_on_onnx_runtime_reads_as_the_reader(precision):
     assert all(line.finish_reason in ("stop", "length") for line in found)
 
 
+def test_only_int8_leaves_out_empty_columns_and_only_of_models_that_know_it(monkeypatch):
+    images, widths = sorted((ROOT / "examples").glob("*.png"))[:2], []
+    generate = onnx_backend.OnnxModel.generate
+    monkeypatch.setattr(
+        onnx_backend.OnnxModel, "generate", lambda model, x, config: widths.append(x.shape[2]) or generate(model, x, config)
+    )
+    for precision, trimmed in (("int8", True), ("int8", False), ("float32", True)):
+        whole = Reader.from_pretrained()
+        processor = replace(whole.processor, trimmed=trimmed)
+        onnx_backend.OnnxReader(whole.model, whole.tokenizer, processor, whole.defaults, precision=precision).read(images)
+    needed = max(used_width(whole.prepare(path).pixels) for path in images)
+    assert widths == [-(-(needed + onnx_backend.MARGIN) // 8) * 8, 512, 512] and widths[0] < 512
+
+
+def test_long_lists_are_prepared_in_processes_that_end_with_the_reader(monkeypatch, tmp_path):
+    monkeypatch.setattr(onnx_backend, "MANY", 4)
+    monkeypatch.setattr(onnx_backend, "CHUNK", 3)
+    images = sorted((ROOT / "examples").glob("*.png"))[:4]
+    sources = [*images, tmp_path / "absent.png", images[0].read_bytes(), str(images[1]), np.zeros((20, 90), np.uint8), None]
+    reader = onnx_backend.OnnxReader.from_pretrained(precision="float32")
+    found, expected = list(reader.prepare_all(sources, 6)), [reader.prepare(source) for source in sources]
+    assert [item.error for item in found] == [item.error for item in expected]
+    for a, b in zip(found, expected, strict=True):
+        assert (a.flags, a.aspect) == (b.flags, b.aspect) and np.array_equal(a.pixels, b.pixels)
+    processes = [decoder.process for decoder in _decoders(reader) if decoder]
+    assert processes and all(process.poll() is None for process in processes)
+    del reader
+    assert all(process.poll() is not None for process in processes)
+
+
+def _decoders(reader):
+    """Those of a reader, which it keeps."""
+    free = reader._decoders._free
+    found = [free.get() for _ in range(free.qsize())]
+    for decoder in found:
+        free.put(decoder)
+    return found
+
+
 def test_what_the_graphs_cannot_do_is_refused():
     config = config_of("A")
     model = onnx_backend.OnnxModel(ours(torch_model(config, 5), config), Style())
@@ -100,3 +169,8 @@ def test_what_the_graphs_cannot_do_is_refused():
         model.generate(random_pixels(config, 1), GenerateConfig(4, num_beams=2))
     with pytest.raises(ValueError, match="precision must be"):
         onnx_backend.OnnxReader.from_pretrained(precision="int4")
+    odd = random_config("A", 5)
+    with pytest.raises(ValueError, match="multiple of 8 numbers; this decoder's have 12"):
+        onnx_backend.OnnxModel(ours(torch_model(odd, 5), odd), Style())
+    with pytest.raises(ValueError, match="plain graph is written in float32"):
+        Style(int8=True, cross_cache=True, plain=True)

@@ -16,7 +16,16 @@ from trocr_jax.train import preflight, vocabulary
 from trocr_jax.train.config import StartConfig
 from trocr_jax.train.data import Batch
 from trocr_jax.train.parameters import build, named
-from trocr_jax.train.start import POSITIONS, opened, random_parameters, sinusoids, start, with_image_size, with_tokenizer
+from trocr_jax.train.start import (
+    POSITIONS,
+    opened,
+    random_parameters,
+    sinusoids,
+    start,
+    trimming,
+    with_image_size,
+    with_tokenizer,
+)
 from trocr_jax.train.step import StepConfig
 
 
@@ -46,6 +55,13 @@ def test_continued_positions_are_the_trained_ones_and_then_sinusoids(model):
     np.testing.assert_array_equal(table[:7], np.asarray(trained[POSITIONS]))
     np.testing.assert_array_equal(table[7:], sinusoids(wide.config.encoder)[7:])
     np.testing.assert_array_equal(sinusoids(wide.config.encoder)[:7], sinusoids(model.config.encoder))
+
+
+def test_a_model_says_whether_it_was_trained_without_empty_columns(model):
+    assert not model.processor.trimmed and trimming(model, False) is model
+    trimmed = trimming(model, True)
+    assert trimmed.processor.trimmed and b'"trimmed": true' in trimmed.companions["preprocessor_config.json"]
+    assert b"trimmed" not in trimming(trimmed, False).companions["preprocessor_config.json"]
 
 
 def test_interpolated_positions_are_what_the_encoder_would_interpolate(model):
