@@ -253,15 +253,15 @@ class OnnxReader(Reader):
         return cls(reader.model, reader.tokenizer, reader.processor, reader.defaults, reader.name, precision=precision)
 
     def prepare_all(self, sources: Iterable[Any], ahead: int) -> Iterator[Prepared]:
-        """Every source prepared, in order; in other processes where a small model has many of them to read."""
+        """Every source prepared, in order; in other processes where a small model has many of them to read at once."""
         sources = iter(sources)
-        first = list(itertools.islice(sources, MANY))
-        if len(first) < MANY or not self._small:
-            yield from super().prepare_all(itertools.chain(first, sources), ahead)
-            return
-        chunks = groups(itertools.chain(first, sources), CHUNK)
-        for prepared in in_order(map(self._prepare_elsewhere, chunks), ahead // CHUNK):
-            yield from prepared
+        first = list(itertools.islice(sources, min(MANY, ahead)))
+        every = itertools.chain(first, sources)
+        if self._small and len(first) == MANY:
+            chunks = in_order(map(self._prepare_elsewhere, groups(every, CHUNK)), ahead // CHUNK)
+            yield from itertools.chain.from_iterable(chunks)
+        else:
+            yield from super().prepare_all(every, ahead)
 
     def _prepare_elsewhere(self, sources: list[Any]) -> Future[list[Prepared]]:
         files = [os.path.abspath(s) if isinstance(s, str | os.PathLike) else s for s in sources]
