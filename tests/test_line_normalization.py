@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from trocr_jax import line_normalization
 from trocr_jax.images import ImageProcessor
 from trocr_jax.line_normalization import normalize_line
 from trocr_jax.prepared import SEVERAL_LINES, prepare, used_width
@@ -90,6 +91,13 @@ def test_a_long_line_is_squeezed_not_cut():
     pixels = normal(draw("All of this long text must still be there when it has been squeezed into the width, end."))
     inked = np.flatnonzero((pixels < 200).any(axis=(0, 2)))
     assert inked[0] < 12 and WIDTH - 12 < inked[-1] < WIDTH
+
+
+@pytest.mark.parametrize("rows", [(1000.0, np.inf), (-np.inf, -50.0), (2.5, 7.5), (-np.inf, np.inf)])
+def test_rows_of_a_tilted_line_may_lie_outside_of_the_picture(rows):
+    picture = Image.new("L", (60, 20), 200)
+    cut = line_normalization._cut(picture, rows, (5, 50), 10.0, 8.0, (HEIGHT, WIDTH))
+    assert cut.height == HEIGHT and bool(np.asarray(cut).any()) == (rows in ((2.5, 7.5), (-np.inf, np.inf)))
 
 
 def test_the_width_of_the_writing_is_told():

@@ -119,6 +119,7 @@ def _middle_and_spread(rows: np.ndarray) -> tuple[float, float]:
 
 
 def _spread(rows: np.ndarray, mean: float) -> float:
+    """Standard deviation in rows, never 0."""
     off = rows - np.float32(mean)
     return float(np.sqrt(np.vdot(off, off) / len(off))) + 0.5
 
@@ -157,7 +158,9 @@ def _cut(
     height, width = size
     margin = int(0.25 * reach) + 1
     room = int(reach) + margin + 2
-    first, last = math.ceil(max(rows[0], 0)), math.floor(min(rows[1], picture.height - 1)) + 1
+    # levelled rows of a tilted line can lie above or below the picture
+    first = math.ceil(min(max(rows[0], 0), picture.height))
+    last = math.floor(min(max(rows[1], -1), picture.height - 1)) + 1
     own = picture.crop((0, first, picture.width, last)) if last - first < picture.height else picture
     canvas = Image.new("L", (picture.width + 2 * room, picture.height + 2 * room))
     canvas.paste(own, (room, room + first))
