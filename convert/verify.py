@@ -228,7 +228,7 @@ def _stacked(given: dict[str, np.ndarray], part: str) -> np.ndarray:
 def _states(model: Any, pixels: Any, ids: Any, encoder: Any, decoder: Any, memory: Any) -> dict[str, Any]:
     import jax
 
-    from trocr_jax.decoder import DecoderLayer
+    from trocr_jax.decoder_layer import DecoderLayer
     from trocr_jax.encoder import EncoderLayer
 
     output = model.encoder.norm(encoder[-1])

@@ -21,11 +21,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from trocr_jax import sharding
 from trocr_jax.config import PRESETS
 from trocr_jax.decoding import GenerateConfig, generate, precision
 from trocr_jax.model import TrOCR
+from trocr_jax.packed import pack
 
 from . import peers, roofline
 
@@ -167,24 +169,33 @@ def available_peers() -> dict[str, peers.Make]:
 
 def ours(model: TrOCR, devices: int = 1) -> Read:
     """Encode and decode as the reader does, with the number of tokens fixed."""
-
-    def encode(model: TrOCR, pixels: jax.Array) -> jax.Array:
-        with precision(model.dtype):
-            return model.encode(pixels)
-
-    encode = jax.jit(encode)
-    mesh = sharding.make_mesh({sharding.DATA: devices, sharding.MODEL: 1}) if devices > 1 else None
-    model = sharding.place(model, mesh) if mesh else model
+    if devices > 1:
+        return _ours_on_mesh(model, sharding.make_mesh({sharding.DATA: devices, sharding.MODEL: 1}))
+    packed = pack(model)
 
     def read(pixels: np.ndarray, tokens: int) -> np.ndarray:
         options = GenerateConfig(tokens, min_new_tokens=tokens)
-        if mesh is None:
-            return np.asarray(generate(model, encode(model, jnp.asarray(pixels)), options).tokens[:, 0])
-        cut = jax.NamedSharding(mesh, jax.P(sharding.DATA))
-        memory = encode(model, jax.device_put(pixels, cut))
+        return np.asarray(generate(packed, _encode(model, jnp.asarray(pixels)), options).tokens[:, 0])
+
+    return read
+
+
+def _ours_on_mesh(model: TrOCR, mesh: Mesh) -> Read:
+    model = sharding.place(model, mesh)
+    cut = jax.NamedSharding(mesh, jax.P(sharding.DATA))
+
+    def read(pixels: np.ndarray, tokens: int) -> np.ndarray:
+        memory = _encode(model, jax.device_put(pixels, cut))
+        options = GenerateConfig(tokens, min_new_tokens=tokens)
         return np.asarray(sharding.generate(model, memory, options, mesh=mesh).tokens)[:, 0]
 
     return read
+
+
+@jax.jit
+def _encode(model: TrOCR, pixels: jax.Array) -> jax.Array:
+    with precision(model.dtype):
+        return model.encode(pixels)
 
 
 def measure(candidates: dict[str, Read], pixels: np.ndarray, tokens: int, rounds: int) -> list[Timing]:

@@ -20,6 +20,7 @@ import numpy as np
 from trocr_jax.config import PRESETS, TrOCRConfig
 from trocr_jax.decoding import GenerateConfig, generate
 from trocr_jax.model import TrOCR
+from trocr_jax.packed import pack
 
 from . import bench, roofline
 
@@ -97,7 +98,7 @@ def measure(point: Point, config: Config, limits: roofline.Ceilings) -> dict[str
             roofline.encoding(point.config, point.batch, size),
         ),
         "decode": (
-            roofline.best(generate, model, memory, options, rounds=config.rounds),
+            roofline.best(generate, pack(model), memory, options, rounds=config.rounds),
             roofline.decoding(point.config, point.batch, point.tokens, size),
         ),
     }

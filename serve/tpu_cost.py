@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from trocr_jax.chips import Chip, Cost
-from trocr_jax.decoder import KVCache, StepLayer
+from trocr_jax.decoder_layer import KVCache, StepLayer
 from trocr_jax.model import TrOCR, normalize
 
 HALF = (0.5, 0.5, 0.5)

@@ -11,7 +11,10 @@ LEAVES = {
 }  # fmt: skip
 # each module may import from the library what stands to its left in one of these chains (and any leaf)
 ORDER = [
-    "config fairseq weights pretrained layers encoder decoder model logits loop sampling beam decoding reader".split(),
+    (
+        "config fairseq weights pretrained layers encoder decoder_layer decoder model packed "
+        "logits loop sampling beam decoding reader"
+    ).split(),
     "lanes engine".split(),
     "lanes reader".split(),
     "decoding slots engine".split(),

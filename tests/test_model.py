@@ -12,11 +12,12 @@ from conftest import FAMILIES, shared
 from flax import nnx
 from reference import close, nchw, ours, random_config, random_pixels, torch_model
 
-from trocr_jax import weights
+from trocr_jax import decoder, weights
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.decoder import sinusoidal_table
 from trocr_jax.encoder import interpolate_grid, patchify
 from trocr_jax.model import TrOCR, cross_entropy, normalize, shift_right
+from trocr_jax.packed import pack
 
 
 def fixture(family: str) -> tuple[TrOCR, dict[str, np.ndarray]]:
@@ -93,12 +94,36 @@ def test_steps_with_a_cache_equal_teacher_forcing(family, per_row):
     model = ours(torch_model(config, 1), config)
     memory = model.encode(jnp.asarray(random_pixels(config, 2)))
     ids = int32(np.random.default_rng(0).integers(3, 40, (4, 6)))
-    expected = model.decoder(ids, jnp.repeat(memory, 2, axis=0))
+    expected = model.decoder.logits(model.decoder(ids, jnp.repeat(memory, 2, axis=0)))
     cache, step = model.decoder.init_cache(4, 8), jax.jit(lambda m, *args: m.decoder.step(*args))
     for t in range(ids.shape[1]):
         position = jnp.full(4, t, jnp.int32) if per_row else jnp.int32(t)
-        hidden, cache = step(model, ids[:, t], memory, cache, position)
-        close(hidden, np.asarray(expected[:, t]), 1e-5)
+        logits, cache = step(model, ids[:, t], memory, cache, position)
+        close(logits, np.asarray(expected[:, t]), 1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_steps_with_turned_kernels_equal_teacher_forcing(monkeypatch, tied):
+    """As wide decoders take them on a CPU, in the program and laid out before it."""
+    monkeypatch.setattr(decoder, "TURNED_FROM", 1)
+    config = random_config("A", 1)
+    config = replace(config, decoder=replace(config.decoder, tie_word_embeddings=tied))
+    model = TrOCR(config, rngs=nnx.Rngs(0))
+    memory = model.encode(jnp.asarray(random_pixels(config, 3)))
+    ids = int32(np.random.default_rng(0).integers(3, 40, (3, 4)))
+    expected = model.decoder.logits(model.decoder(ids, memory))
+    for layers in (None, jax.jit(lambda model: model.decoder.step_layers().on_cpu())(model)):
+        cache = model.decoder.init_cache(3, 4)
+        for t in range(4):
+            logits, cache = model.decoder.step(ids[:, t], memory, cache, jnp.int32(t), layers)
+            close(logits, np.asarray(expected[:, t]), 1e-5)
+
+
+def test_models_that_are_alike_share_programs_when_packed(monkeypatch):
+    monkeypatch.setattr(decoder, "TURNED_FROM", 1)
+    one, other = (pack(TrOCR(random_config("A", 1), rngs=nnx.Rngs(seed))) for seed in (0, 1))
+    assert one.structure is other.structure
+    assert jax.tree.structure(one) == jax.tree.structure(other)
 
 
 def test_interpolated_positions_equal_torch():

@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDev
 
 from trocr_jax.chips import Chip, Cost, chip_of, estimate
 from trocr_jax.config import PRESETS
-from trocr_jax.decoder import DecoderLayer
+from trocr_jax.decoder_layer import DecoderLayer
 from trocr_jax.encoder import EncoderLayer
 from trocr_jax.model import TrOCR
 

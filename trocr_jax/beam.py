@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from .decoder import KVCache, StepLayers
+from .decoder import StepLayers
+from .decoder_layer import KVCache
 from .layers import Array
 from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_visits
 from .model import TrOCR
@@ -67,10 +68,9 @@ class BeamState:
     cache: KVCache
 
 
-def beam_search(model: TrOCR, memory: Array, config: GenerateConfig, mask: Array) -> Generation:
+def beam_search(model: TrOCR, layers: StepLayers, memory: Array, config: GenerateConfig, mask: Array) -> Generation:
     """memory [B,S,E], mask [B] (False: a row that only fills the batch) -> Generation with R sequences an image."""
     state = _start(model, memory.shape[0], config, ~mask)
-    layers = model.decoder.step_layers()
     state = run(lambda s: _step(model, memory, config, layers, s), state, lambda s: ~jnp.all(s.done))
     best, T, R = state.best, config.max_new_tokens, config.num_return_sequences
     return finalize(best.tokens[:, :R, 1 : T + 1], best.logprobs[:, :R, :T], best.scores[:, :R], model.config)
@@ -114,8 +114,8 @@ def _next_logprobs(
     B, K, P1 = state.running.tokens.shape
     tokens = state.running.tokens.reshape(B * K, P1)
     current = jax.lax.dynamic_index_in_dim(tokens, state.position, axis=1, keepdims=False)
-    hidden, cache = model.decoder.step(current, memory, state.cache, state.position, layers)
-    logprobs = jax.nn.log_softmax(model.decoder.logits(hidden).astype(jnp.float32), axis=-1)
+    scores, cache = model.decoder.step(current, memory, state.cache, state.position, layers)
+    logprobs = jax.nn.log_softmax(scores.astype(jnp.float32), axis=-1)
     return process(logprobs, tokens, state.position, config, model.config).reshape(B, K, -1), cache
 
 

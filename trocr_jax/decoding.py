@@ -18,6 +18,7 @@ from .beam import beam_search
 from .layers import Array
 from .loop import GenerateConfig, Generation
 from .model import TrOCR, normalize
+from .packed import Packed, unpack
 from .sampling import sample
 
 __all__ = ["GenerateConfig", "Generation", "generate", "precision", "read_pixels"]
@@ -25,11 +26,12 @@ __all__ = ["GenerateConfig", "Generation", "generate", "precision", "read_pixels
 
 @partial(jax.jit, static_argnames=("config",))
 def generate(
-    model: TrOCR, memory: Array, config: GenerateConfig, seeds: Array | None = None, mask: Array | None = None
+    model: TrOCR | Packed, memory: Array, config: GenerateConfig, seeds: Array | None = None, mask: Array | None = None
 ) -> Generation:
     """Decodes image tokens.
 
     Args:
+        model: `pack`ed it is laid out for decoding once and not in every call.
         memory: `model.encode(pixels)`, [B,S,E].
         config: static; another one compiles another program.
         seeds: [B] uint32, one an image, for sampling: a row's draw depends on its own seed alone.
@@ -38,6 +40,7 @@ def generate(
     Raises:
         ValueError: sampling without seeds, or more tokens than the checkpoint has positions.
     """
+    model, layers = unpack(model)
     if config.do_sample and seeds is None:
         raise ValueError("sampling needs seeds, one an image")
     if config.max_new_tokens > (limit := model.config.decoder.max_positions):
@@ -45,18 +48,19 @@ def generate(
     mask = jnp.ones(memory.shape[0], bool) if mask is None else mask
     with precision(model.dtype):
         if config.num_beams > 1:
-            return beam_search(model, memory, config, mask)
-        return sample(model, memory, config, seeds, mask)
+            return beam_search(model, layers, memory, config, mask)
+        return sample(model, layers, memory, config, seeds, mask)
 
 
 @partial(jax.jit, static_argnames=("config", "mean", "std"))
 def read_pixels(
-    model: TrOCR, images: Array, config: GenerateConfig, mean: tuple[float, ...], std: tuple[float, ...],
+    model: TrOCR | Packed, images: Array, config: GenerateConfig, mean: tuple[float, ...], std: tuple[float, ...],
     seeds: Array | None = None, mask: Array | None = None,
 ) -> Generation:  # fmt: skip
     """uint8 images [B,height,width,C] -> Generation: normalise, encode and decode in one program."""
-    with precision(model.dtype):
-        memory = model.encode(normalize(images, mean, std))
+    plain, _ = unpack(model)
+    with precision(plain.dtype):
+        memory = plain.encode(normalize(images, mean, std))
     return generate(model, memory, config, seeds, mask)
 
 

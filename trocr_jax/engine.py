@@ -33,6 +33,7 @@ from .lanes import Lanes
 from .layers import Array
 from .loop import bucket
 from .model import TrOCR
+from .packed import pack
 
 _PER_JOB = {"max_new_tokens", "do_sample", "temperature", "top_p", "num_beams", "num_return_sequences"}
 
@@ -143,7 +144,7 @@ class Engine:
         self._taken: list[Job] = []  # from the queue, and not yet encoded
         self._encoded: deque[_Encoded] = deque()
         self._jobs: list[Job | None] = [None] * slots
-        self._packed = device.pack(model)
+        self._packed = pack(model)
         self._slots = device.empty(model, slots, defaults.max_new_tokens)
         self._advancing: tuple[list[Job | None], device.Progress] | None = None
         self._searching: tuple[list[Job], Generation] | None = None
@@ -203,7 +204,7 @@ class Engine:
             memory = self._encode(np.zeros((n, *self._image_shape), np.uint8))
             self._insert(memory, {})
             for config in self.searches.values():
-                generate(self.model, memory, config, None, jax.device_put(np.zeros(n, bool)))
+                generate(self._packed, memory, config, None, jax.device_put(np.zeros(n, bool)))
         for full in (False, True):
             self._slots, _ = device.advance(self._packed, self._slots, self.rules, full)
         jax.block_until_ready(self._slots)
@@ -319,7 +320,7 @@ class Engine:
         mask = jax.device_put(np.arange(memory.shape[0]) < len(jobs))
         for job in jobs:
             job.status, job.started = "running", time.monotonic()
-        self._searching = jobs, generate(self.model, memory, self.searches[beams], None, mask)
+        self._searching = jobs, generate(self._packed, memory, self.searches[beams], None, mask)
         self._taken = []
 
     def _take(self, beams: int) -> list[Job]:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from .decoding import GenerateConfig, Generation, read_pixels
 from .lanes import Lanes
 from .line import Line, line_from_tokens
 from .model import TrOCR
+from .packed import Packed, pack
 from .prepared import NO_TEXT, Prepared, prepare
 from .tokens import Tokenizer
 
@@ -157,10 +159,14 @@ class Reader:
             draws = jnp.asarray(np.resize(np.arange(len(pixels)) if seeds is None else seeds, rows).astype(np.uint32))
         mask = jnp.asarray(np.arange(rows) < len(pixels))
         processor = self.processor
-        arguments = (self.model, jnp.asarray(padded), config, processor.mean, processor.std, draws, mask)
+        arguments = (jnp.asarray(padded), config, processor.mean, processor.std, draws, mask)
         if self.mesh:
-            return sharding.read_pixels(*arguments, mesh=self.mesh)
-        return self._lanes.dispatch(read_pixels, *arguments)
+            return sharding.read_pixels(self.model, *arguments, mesh=self.mesh)
+        return self._lanes.dispatch(read_pixels, self._packed, *arguments)
+
+    @cached_property
+    def _packed(self) -> Packed:
+        return pack(self.model)
 
     def line(self, tokens: np.ndarray, logprobs: np.ndarray, length: int, finished: bool, flags: tuple[str, ...] = ()) -> Line:
         """One row of a Generation, tokens and logprobs [T] of which `length` count, as a Line.

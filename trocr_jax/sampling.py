@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from . import logits as processors
 from .config import TrOCRConfig
-from .decoder import KVCache
+from .decoder import StepLayers
+from .decoder_layer import KVCache
 from .layers import Array
 from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_visits
 from .model import TrOCR
@@ -38,7 +39,9 @@ class State:
     cache: KVCache
 
 
-def sample(model: TrOCR, memory: Array, config: GenerateConfig, seeds: Array | None, mask: Array) -> Generation:
+def sample(
+    model: TrOCR, layers: StepLayers, memory: Array, config: GenerateConfig, seeds: Array | None, mask: Array
+) -> Generation:
     """memory [B,S,E], seeds [B] for sampling, mask [B] (False: a row that only fills the batch) -> Generation."""
     R, ids = config.num_return_sequences, model.config
     rows = memory.shape[0] * R
@@ -47,12 +50,10 @@ def sample(model: TrOCR, memory: Array, config: GenerateConfig, seeds: Array | N
         keys = jax.vmap(lambda s: jax.random.split(jax.random.key(s), R))(seeds).reshape(rows)
     state = _start(model, rows, config.max_new_tokens, jnp.repeat(~mask, R))
 
-    layers = model.decoder.step_layers()
-
     def step(state: State) -> State:
         current = jax.lax.dynamic_index_in_dim(state.tokens, state.position, axis=1, keepdims=False)
-        hidden, cache = model.decoder.step(current, memory, state.cache, state.position, layers)
-        scores = model.decoder.logits(hidden).astype(jnp.float32)
+        scores, cache = model.decoder.step(current, memory, state.cache, state.position, layers)
+        scores = scores.astype(jnp.float32)
         token = choose(process(scores, state.tokens, state.position, config, ids), config, keys, state.position)
         logprob = jnp.take_along_axis(jax.nn.log_softmax(scores, axis=-1), token[:, None], axis=1)[:, 0]
         token = jnp.where(state.done, ids.pad_token_id, token)

@@ -9,9 +9,8 @@ Letters: B slots, n rows of a bucket, S image tokens, E their width, P places fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import cache, partial
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +18,13 @@ import numpy as np
 
 from . import logits as processors
 from .config import TrOCRConfig
-from .decoder import KVCache, StepLayers
+from .decoder import StepLayers
+from .decoder_layer import KVCache
 from .decoding import GenerateConfig, precision
 from .layers import Array
 from .loop import process
 from .model import TrOCR, normalize
+from .packed import Packed, unpack
 
 STEPS = 4
 """k, steps between two looks of the host: a line that ends waits for up to k - 1 steps, the host looks every k."""
@@ -101,43 +102,6 @@ class Progress:
     best_logprobs: Array
 
 
-class Structure:
-    """How a pytree is put together again, compared by identity: comparing it in full would cost what `Packed` saves."""
-
-    def __init__(self, treedef: Any):
-        self.treedef = treedef
-
-
-structure = cache(Structure)
-"""One Structure for equal pytrees, so that engines share compiled programs."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Packed:
-    """A model ready for the programs, as a plain list of its arrays: an NNX module is taken apart in Python, which at every
-    call costs as much as half a decoding step of a small model.
-    """
-
-    leaves: list[Array]
-    structure: Structure = field(metadata={"static": True})
-
-
-def pack(model: TrOCR) -> Packed:
-    """Lays the decoder's layers out on a CPU, which inside `advance` would copy the whole decoder every k steps and so holds it
-    twice; elsewhere they are read where they are.
-    """
-    layers = jax.jit(lambda model: model.decoder.step_layers())(model) if jax.default_backend() == "cpu" else None
-    leaves, treedef = jax.tree.flatten((model, layers))
-    return Packed(leaves, structure(treedef))
-
-
-def unpack(model: TrOCR | Packed) -> tuple[TrOCR, StepLayers]:
-    """The model and its decoder's layers, inside a program."""
-    plain, layers = (model, None) if isinstance(model, TrOCR) else jax.tree.unflatten(model.structure.treedef, model.leaves)
-    return plain, layers or plain.decoder.step_layers()
-
-
 def empty(model: TrOCR, slots: int, places: int) -> Slots:
     """B slots of P places, all done."""
     config = model.config
@@ -189,8 +153,8 @@ def advance(model: TrOCR | Packed, slots: Slots, rules: GenerateConfig, full: bo
 
 def _step(model: TrOCR, layers: StepLayers, slots: Slots, rules: GenerateConfig, full: bool) -> tuple[Slots, Progress]:
     ids, rows = model.config, jnp.arange(slots.done.shape[0])
-    hidden, cache = model.decoder.step(slots.tokens[rows, slots.position], slots.memory, slots.cache, slots.position, layers)
-    scores = model.decoder.logits(hidden).astype(jnp.float32)
+    scores, cache = model.decoder.step(slots.tokens[rows, slots.position], slots.memory, slots.cache, slots.position, layers)
+    scores = scores.astype(jnp.float32)
     logprobs = jax.nn.log_softmax(scores, axis=-1)
     token = _choose(_forbid(scores, slots, rules, ids), slots, full)
     token = jnp.where(slots.done, ids.pad_token_id, token)

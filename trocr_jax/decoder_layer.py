@@ -1,0 +1,131 @@
+"""One layer of the decoder, both ways through the same weights: teacher forcing, and one token a row against a cache.
+
+Letters: B rows (images, or images x beams), T target length, P cached positions, S image tokens, E width of the image
+tokens, L layers, D width, N heads, H head dim, K rows an image.
+
+Cross-attention in a step keeps no keys and values: with `scores = q W_k . x` and `out = (weights . x) W_v` the head's
+projections move to the query and behind the sum, so that all layers, heads and beams read the same image tokens [images,S,E]
+(the key bias shifts all scores of a query alike and leaves the softmax as it is). See docs/performance.md for what that buys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from .config import DecoderConfig
+from .layers import Array, Attention, Dtype, Mlp, dropout, layer_norm, softmax_dtype, split, turn_kernels
+
+LAYER_NORM_EPS = 1e-5  # fixed in the reference; no config names it
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KVCache:
+    """Self-attention keys and values of the tokens decoded so far.
+
+    Attributes:
+        keys: [L,B,N,P,H], heads before positions: the order that a step multiplies them in, or a CPU would turn all of it round.
+        values: [L,B,N,P,H]
+    """
+
+    keys: Array
+    values: Array
+
+    def rows(self, indices: Array) -> KVCache:
+        """The cache of rows [B'] picked by index: beams that swap places."""
+        return KVCache(self.keys[:, indices], self.values[:, indices])
+
+
+class DecoderLayer(nnx.Module):
+    """x = norm(x + self_attention(x)); x = norm(x + cross_attention(x, memory)); x = norm(x + mlp(x))."""
+
+    def __init__(self, config: DecoderConfig, memory_size: int, *, dtype: Dtype, rngs: nnx.Rngs):
+        size, kwargs = config.hidden_size, {"dtype": dtype, "rngs": rngs}
+        self.dropout = config.dropout
+        self.self_attention = Attention(size, config.num_heads, dropout=config.attention_dropout, **kwargs)
+        self.self_attention_norm = layer_norm(size, LAYER_NORM_EPS, **kwargs)
+        self.cross_attention = Attention(
+            size, config.num_heads, memory_size=memory_size, dropout=config.attention_dropout, **kwargs
+        )
+        self.cross_attention_norm = layer_norm(size, LAYER_NORM_EPS, **kwargs)
+        self.mlp = Mlp(size, config.mlp_size, config.activation, dropout=config.activation_dropout, **kwargs)
+        self.mlp_norm = layer_norm(size, LAYER_NORM_EPS, **kwargs)
+
+    def __call__(self, x: Array, memory: Array, key: Array | None = None) -> Array:
+        """Teacher forcing: x [B,T,D] under a causal mask, memory [B,S,E] -> [B,T,D]."""
+        keys = split(key, 6)
+        y = self.self_attention(x, causal=True, key=keys[0])
+        x = self.self_attention_norm(x + dropout(y, self.dropout, keys[1]))
+        y = self.cross_attention(x, memory, key=keys[2])
+        x = self.cross_attention_norm(x + dropout(y, self.dropout, keys[3]))
+        return self.mlp_norm(x + dropout(self.mlp(x, key=keys[4]), self.dropout, keys[5]))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StepLayer:
+    """A layer laid out for decoding steps, once before the loop: laid out inside, a CPU would copy it at every step.
+
+    Attributes:
+        layer: as it is.
+        key: [N,E,H], the cross-attention's key kernel by heads.
+        value: [N,H,E], its value kernel by heads.
+    """
+
+    layer: DecoderLayer
+    key: Array
+    value: Array
+
+    @classmethod
+    def of(cls, layer: DecoderLayer) -> StepLayer:
+        """Of one layer; under `jax.vmap` of stacked ones."""
+        attention = layer.cross_attention
+        E, N = attention.key.kernel.shape[0], attention.num_heads
+        key, value = (m.kernel[...].reshape(E, N, -1) for m in (attention.key, attention.value))
+        return cls(layer, key.transpose(1, 0, 2), value.transpose(1, 2, 0))
+
+    def turned(self) -> StepLayer:
+        """With kernels as `matmul_few_rows` takes them."""
+        return replace(self, layer=turn_kernels(self.layer))
+
+    def __call__(self, x: Array, memory: Array, cache: KVCache, index: Array, position: Array) -> tuple[Array, KVCache]:
+        """One token a row: x [B,D], memory [images,S,E], the cache written at [index, :, position] -> [B,D] and the cache."""
+        layer, attention = self.layer, self.layer.self_attention
+        key, value = attention.heads(attention.key(x)), attention.heads(attention.value(x))
+        cache = KVCache(_write(cache.keys, key, index, position), _write(cache.values, value, index, position))
+        y = _attend_to_cache(attention.heads(attention.query(x)), cache.keys[index], cache.values[index], position)
+        x = layer.self_attention_norm(x + attention.out(y.reshape(x.shape)))
+        x = layer.cross_attention_norm(x + self._attend_to_image(x, memory))
+        return layer.mlp_norm(x + layer.mlp(x)), cache
+
+    def _attend_to_image(self, x: Array, memory: Array) -> Array:
+        """Cross-attention of x [images*K,D] straight on the image tokens [images,S,E], K rows an image -> [images*K,D]."""
+        attention, (B, D), (images, _, E) = self.layer.cross_attention, x.shape, memory.shape
+        query = attention.heads(attention.query(x)) * jnp.asarray(self.key.shape[-1] ** -0.5, x.dtype)
+        query = jnp.einsum("neh,bnh->neb", self.key, query).transpose(2, 0, 1).reshape(images, -1, E)
+        scores = jnp.einsum("ise,iqe->isq", memory, query, preferred_element_type=softmax_dtype(x))
+        weights = jax.nn.softmax(scores, axis=1).astype(x.dtype)
+        context = jnp.einsum("isq,ise->iqe", weights, memory).reshape(B, -1, E)
+        value = jnp.einsum("nhe,bne->nhb", self.value, context).transpose(2, 0, 1).reshape(B, D)
+        bias = attention.value.bias
+        return attention.out(value if bias is None else value + bias[...])
+
+
+def _write(cache: Array, new: Array, layer: Array, position: Array) -> Array:
+    """Puts new [B,N,H] at cache[layer, :, :, position]; position is one for all rows, or one a row [B] (the engine's slots)."""
+    if position.ndim:
+        return cache.at[layer, jnp.arange(new.shape[0]), :, position].set(new)
+    zero = jnp.zeros((), position.dtype)
+    return jax.lax.dynamic_update_slice(cache, new[None, :, :, None], (layer.astype(position.dtype), zero, zero, position, zero))
+
+
+def _attend_to_cache(query: Array, keys: Array, values: Array, position: Array) -> Array:
+    """Queries [B,N,H] against cached positions 0..position, [B,N,P,H] each -> [B,N,H]."""
+    scores = jnp.einsum("bnh,bnph->bnp", query, keys, preferred_element_type=softmax_dtype(query)) * query.shape[-1] ** -0.5
+    seen = jnp.arange(keys.shape[2]) <= position[..., None]
+    weights = jax.nn.softmax(jnp.where(jnp.atleast_2d(seen)[:, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bnp,bnph->bnh", weights.astype(values.dtype), values)

@@ -1,0 +1,50 @@
+"""A model made ready for the programs once, instead of in every call of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import jax
+
+from .decoder import StepLayers
+from .layers import Array
+from .model import TrOCR
+
+
+class Structure:
+    """How a pytree is put together again, compared by identity: comparing it in full would cost what `Packed` saves."""
+
+    def __init__(self, treedef: Any):
+        self.treedef = treedef
+
+
+structure = cache(Structure)
+"""One Structure for equal pytrees, so that engines share compiled programs."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Packed:
+    """A model ready for the programs, as a plain list of its arrays: an NNX module is taken apart in Python, which at every
+    call costs as much as half a decoding step of a small model.
+    """
+
+    leaves: list[Array]
+    structure: Structure = field(metadata={"static": True})
+
+
+def pack(model: TrOCR) -> Packed:
+    """Lays the decoder's layers out on a CPU, which inside a program would copy them at every call and so holds them twice;
+    elsewhere they are read where they are.
+    """
+    layers = jax.jit(lambda model: model.decoder.step_layers().on_cpu())(model) if jax.default_backend() == "cpu" else None
+    leaves, treedef = jax.tree.flatten((model, layers))
+    return Packed(leaves, structure(treedef))
+
+
+def unpack(model: TrOCR | Packed) -> tuple[TrOCR, StepLayers]:
+    """The model and its decoder's layers, inside a program."""
+    plain, layers = (model, None) if isinstance(model, TrOCR) else jax.tree.unflatten(model.structure.treedef, model.leaves)
+    return plain, layers or plain.decoder.step_layers()
