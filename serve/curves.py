@@ -125,16 +125,24 @@ def plot(path: Path, found: Sequence[dict[str, Any]]) -> None:
     names = list(dict.fromkeys(row["curve"] for row in found))
     figure = Figure(figsize=(4 * len(names), 3.4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        rows = [row for row in found if row["curve"] == name]
-        for stage, colour in (("encode", "tab:blue"), ("decode", "tab:orange")):
-            for key, line in (("_s", "o-"), ("_least_s", ":")):
-                values = [1000 * row[stage + key] / row["batch"] for row in rows]
-                axes.plot(
-                    [row["x"] for row in rows], values, line, color=colour, label=stage + (" at best" if line == ":" else "")
-                )
-        axes.set(xscale="log", yscale="log", xlabel="parameters" if name == "model" else name, ylabel="ms a line")
-        axes.legend(fontsize=7)
+        _panel(axes, name, [row for row in found if row["curve"] == name])
     figure.savefig(path, dpi=110)
+
+
+def _panel(axes: Any, name: str, rows: list[dict[str, Any]]) -> None:
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
+
+    places = [row["x"] for row in rows]
+    for stage, colour in (("encode", "tab:blue"), ("decode", "tab:orange")):
+        for key, line, label in (("_s", "o-", stage), ("_least_s", ":", f"{stage} at best")):
+            axes.plot(places, [1000 * row[stage + key] / row["batch"] for row in rows], line, color=colour, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="million parameters" if name == "model" else name, ylabel="ms a line")
+    axes.set_xticks(places, [f"{x / 1e6:.0f}" if name == "model" else str(x) for x in places])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_yticks([], minor=True)
+    axes.legend(fontsize=7)
 
 
 if __name__ == "__main__":
