@@ -35,11 +35,11 @@ class Decoder:
     def start(cls, work: Callable[[Any], Any]) -> Decoder:
         ours, theirs = multiprocessing.Pipe()
         with theirs:
-            command = [sys.executable, "-m", "trocr_jax.serve.batch_decode", str(theirs.fileno())]
-            # a session of its own: Ctrl-C is for the parent, which then closes the pipe
-            process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-            )
+            try:
+                process = _start_process(theirs.fileno())
+            except OSError as error:
+                ours.close()
+                raise DecoderError(f"a decoding process did not start: {error}") from None
         decoder = cls(process, ours)
         try:
             ours.send(work)
@@ -55,8 +55,18 @@ class Decoder:
         return self.pipe.recv()
 
     def end(self) -> None:
+        """At once: a process that was forked from ours may hold our end of the pipe open."""
         self.pipe.close()
+        self.process.kill()
         self.process.wait()
+
+
+def _start_process(pipe: int) -> subprocess.Popen[bytes]:
+    """With -P modules are not looked for where the images are; in a session of its own, Ctrl-C is for the parent alone, which
+    then closes the pipe."""
+    command = [sys.executable, "-P", "-m", "trocr_jax.serve.batch_decode", str(pipe)]
+    nothing = subprocess.DEVNULL
+    return subprocess.Popen(command, pass_fds=[pipe], stdin=nothing, stdout=nothing, start_new_session=True)
 
 
 class Decoders(Generic[T]):
@@ -70,7 +80,7 @@ class Decoders(Generic[T]):
 
     def __init__(self, work: Callable[[Any], T], count: int, failed: Callable[[str], T]):
         self.work, self.count, self.failed = work, count, failed
-        self._free: queue.SimpleQueue[Decoder | None] = queue.SimpleQueue()
+        self._free: queue.LifoQueue[Decoder | None] = queue.LifoQueue()  # one that runs before one to be started
         for _ in range(count):
             self._free.put(None)
         self._pool = ThreadPoolExecutor(count, "decoder")
@@ -99,7 +109,7 @@ class Decoders(Generic[T]):
         try:
             decoder = decoder or Decoder.start(self.work)
             return decoder.ask(images)
-        except (EOFError, BrokenPipeError, ConnectionError):
+        except (EOFError, OSError):
             if decoder:
                 decoder.end()
             decoder = None

@@ -169,7 +169,7 @@ def offline_rate(reader: Reader, paths: Sequence[Path], config: Config) -> float
 @contextmanager
 def server(config: Config) -> Iterator[str]:
     """`trocr-jax serve` with the packaged model in a process of its own; its address."""
-    command = [sys.executable, "-m", "trocr_jax.cli", "serve", "--port=0", f"--slots={config.slots}", "--log-level=ERROR"]
+    command = [sys.executable, "-P", "-m", "trocr_jax.cli", "serve", "--port=0", f"--slots={config.slots}", "--log-level=ERROR"]
     environment = os.environ | {"TROCR_API_KEY": ""}  # on loopback, without a key: ours sends none
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:

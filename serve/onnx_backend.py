@@ -28,10 +28,12 @@ import onnx
 
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.decoding import GenerateConfig
+from trocr_jax.images import ImageProcessor
 from trocr_jax.loop import Generation
 from trocr_jax.model import TrOCR
 from trocr_jax.prepared import Prepared, prepare, used_width
-from trocr_jax.reader import Reader, Wait, in_order
+from trocr_jax.reader import CPU_BATCH, Reader, Wait, in_order
+from trocr_jax.tokens import Tokenizer
 
 from . import onnx_export
 from .batch_decode import Decoders
@@ -144,9 +146,9 @@ class OnnxModel:
             pixels: of the model's width, or the left part of such images, where the graphs are not plain.
 
         Raises:
-            ValueError: an option other than max_new_tokens and min_new_tokens.
+            ValueError: an option other than max_new_tokens and min_new_tokens, or more tokens than the decoder has positions.
         """
-        check(config)
+        check(config, self.config)
         ids, found = self.config, _Found(len(pixels), config.max_new_tokens, self.config)
         rows, current = np.arange(len(pixels)), np.full(len(pixels), ids.decoder_start_token_id)
         state = self.encoder.run({"pixels": pixels}) | self._empty_caches(len(pixels))
@@ -157,7 +159,7 @@ class OnnxModel:
             current = logprobs.argmax(axis=1)
             found.add(rows, place, current, logprobs[np.arange(len(rows)), current])
             ended = found.ended[rows]
-            if ended.all():
+            if ended.all() or place + 1 == config.max_new_tokens:
                 break
             if ended.mean() >= ENDED_SHARE or self._is_full(place + 1):
                 rows, current, state = rows[~ended], current[~ended], self._only(state, ~ended, place + 1)
@@ -226,30 +228,35 @@ class OnnxReader(Reader):
     reading them. The processes end with the reader.
     """
 
-    def __init__(self, *arguments: Any, precision: Precision = "int8", **options: Any):
-        super().__init__(*arguments, **options)
+    def __init__(
+        self, model: TrOCR, tokenizer: Tokenizer, processor: ImageProcessor, defaults: GenerateConfig, name: str = "model", *,
+        precision: Precision = "int8",
+    ):  # fmt: skip
+        if precision not in ("float32", "int8"):
+            raise ValueError(f"precision must be 'float32' or 'int8', not {precision!r}")
+        super().__init__(model, tokenizer, processor, defaults, name)
         encoder, cores = self.model.config.encoder, os.cpu_count() or 1
         self._small = encoder.num_tokens * encoder.hidden_size <= SMALL
+        self.batch_size = CPU_BATCH
         if self._small:
-            self.batch_size, self.together = SMALL_BATCH, SMALL_TOGETHER
+            self.batch_size, self.together, self.ahead = SMALL_BATCH, SMALL_TOGETHER, cores
         self._pool = ThreadPoolExecutor(cores if self._small else 1, "onnx")
         self._decoders = Decoders(partial(prepare, processor=self.processor), cores, _crashed)
         weakref.finalize(self, self._decoders.close)
         open_session = partial(fast_session, threads=1 if self._small else 0)
         self.onnx = OnnxModel(self.model, Style(int8=precision == "int8", cross_cache=self._small), open_session)
+        self.model = TrOCR.abstract(model.config)  # its weights are in the graphs
         self._trims = self.processor.trimmed and precision == "int8"
         self.defaults = GenerateConfig(self.defaults.max_new_tokens)
 
     @classmethod
     def from_pretrained(cls, name: str | Path | None = None, *, dtype: Any = None, precision: Precision = "int8") -> OnnxReader:
-        """As `Reader.from_pretrained`; `dtype` is that of the weights that the graphs are written from.
+        """As `Reader.from_pretrained`; `dtype` is that of the weights that the graphs are written from, float32 by default.
 
         Raises:
             ValueError: as there, and an unknown precision.
         """
-        if precision not in ("float32", "int8"):
-            raise ValueError(f"precision must be 'float32' or 'int8', not {precision!r}")
-        reader = Reader.from_pretrained(name, dtype=dtype)
+        reader = Reader.from_pretrained(name, dtype=dtype or "float32")
         return cls(reader.model, reader.tokenizer, reader.processor, reader.defaults, reader.name, precision=precision)
 
     def prepare_all(self, sources: Iterable[Any], ahead: int) -> Iterator[Prepared]:
@@ -264,10 +271,15 @@ class OnnxReader(Reader):
             yield from super().prepare_all(every, ahead)
 
     def _prepare_elsewhere(self, sources: list[Any]) -> Future[list[Prepared]]:
-        files = [os.path.abspath(s) if isinstance(s, str | os.PathLike) else s for s in sources]
+        here = os.getcwd()  # a process keeps the folder that it was started in
+        files = [os.path.join(here, os.fsdecode(s)) if isinstance(s, str | os.PathLike) else s for s in sources]
         if all(isinstance(source, str | bytes) for source in files):
             return self._decoders.submit(files)
         return self._pool.submit(lambda: [self.prepare(source) for source in sources])  # arrays and open images stay here
+
+    def check(self, config: GenerateConfig) -> None:
+        """As `Reader.check`; of the options only the lengths can be followed."""
+        check(config, self.model.config)
 
     def start(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Wait:
         """As `generate`, in another thread."""
@@ -275,7 +287,6 @@ class OnnxReader(Reader):
 
     def generate(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Generation:
         """uint8 pixels [n,height,width,3] -> Generation of n rows."""
-        check(config)
         normal = (self._without_empty_columns(pixels) if self._trims else pixels).astype(np.float32)
         normal *= np.float32(1 / 255)
         normal -= _of_channels(self.processor.mean)
@@ -296,8 +307,9 @@ def _of_channels(values: tuple[float, ...]) -> np.ndarray:
     return np.asarray(values[:1] if len(set(values)) == 1 else values, np.float32)
 
 
-def check(config: GenerateConfig) -> None:
-    """Raises ValueError for options that these graphs have no operators for."""
+def check(config: GenerateConfig, model: TrOCRConfig) -> None:
+    """Raises ValueError for options that these graphs have no operators for, and for more tokens than the model can write."""
+    config.check_positions(model.decoder.max_positions)
     if config != GenerateConfig(config.max_new_tokens, config.min_new_tokens):
         raise ValueError("ONNX Runtime decodes greedily: of the options only max_new_tokens and min_new_tokens are possible")
 

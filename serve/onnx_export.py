@@ -27,8 +27,6 @@ from trocr_jax.model import TrOCR
 
 from .onnx_graph import MICROSOFT, Graph, Style, array
 
-Heads = tuple[str, str]
-
 
 def encoder(model: TrOCR, style: Style) -> onnx.ModelProto:
     """The encoder's graph."""

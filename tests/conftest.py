@@ -1,6 +1,9 @@
 """Flags for the whole suite: 8 virtual CPU devices, strict dtype promotion; where the shared fixtures are."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -10,13 +13,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # the suite is compilation: without LLVM optimisation it takes three fifths of the time; what is timed or slow runs with it
 if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+# and many files and commands under test compile the same programs: one folder for all of them, gone with this run
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="trocr-jax-tests-")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# commands under test keep compiled programs on disk for their user; the suite must neither depend on that nor fill it
-jax.config.update("jax_enable_compilation_cache", False)
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

@@ -247,12 +247,15 @@ def processor(model):
     return Reader.from_pretrained(model).processor
 
 
-def test_a_decoder_that_dies_is_replaced_and_the_image_named(processor, monkeypatch):
+@pytest.mark.parametrize("answering", [False, True])
+def test_a_decoder_that_dies_is_replaced_and_the_image_named(processor, monkeypatch, answering):
     ask = batch_decode.Decoder.ask
 
     def hostile(self, images):
         if b"bomb" in images:
             self.process.kill()
+            if answering:
+                raise OSError("got end of file during message")  # as multiprocessing calls half an answer
         return ask(self, images)
 
     monkeypatch.setattr(batch_decode.Decoder, "ask", hostile)
@@ -268,6 +271,29 @@ def test_a_decoder_that_dies_is_replaced_and_the_image_named(processor, monkeypa
     ]  # fmt: skip
     np.testing.assert_array_equal(lines[2].pixels, processor(tiny.draw("12")))
     assert lines[0].aspect == 22 / 16 and all(len(image.lines) == 1 for image in found)
+
+
+def test_a_decoder_imports_nothing_from_where_the_images_are(processor, tmp_path, monkeypatch):
+    (tmp_path / "queue.py").write_text("open('taken', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    decoders = batch_decode.Decoders(partial(decode, processor=processor, pages=False), 1, Decoded.failed)
+    try:
+        (found,) = decoders.submit([batching.png("12")]).result()
+    finally:
+        decoders.close()
+    assert found.lines[0].error is None and not (tmp_path / "taken").exists()
+
+
+def test_decoders_start_when_they_are_needed(processor):
+    decoders = batch_decode.Decoders(partial(decode, processor=processor, pages=False), 3, Decoded.failed)
+    try:
+        for _ in range(3):
+            decoders.submit([batching.png("12")]).result()
+        assert sum(decoders._free.get() is not None for _ in range(3)) == 1
+    finally:
+        for _ in range(3):
+            decoders._free.put(None)
+        decoders.close()
 
 
 def test_the_rate_of_decoding_is_told_for_threads_and_processes(capsys, model, images):

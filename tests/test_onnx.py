@@ -167,8 +167,15 @@ def test_what_the_graphs_cannot_do_is_refused():
     model = onnx_backend.OnnxModel(ours(torch_model(config, 5), config), Style())
     with pytest.raises(ValueError, match="decodes greedily"):
         model.generate(random_pixels(config, 1), GenerateConfig(4, num_beams=2))
+    with pytest.raises(ValueError, match="max_new_tokens is 99, but this checkpoint has"):
+        model.generate(random_pixels(config, 1), GenerateConfig(99))
+    whole = Reader.from_pretrained()
     with pytest.raises(ValueError, match="precision must be"):
-        onnx_backend.OnnxReader.from_pretrained(precision="int4")
+        onnx_backend.OnnxReader(whole.model, whole.tokenizer, whole.processor, whole.defaults, precision="int4")
+    reader = onnx_backend.OnnxReader.from_pretrained()
+    for options, message in (({"max_new_tokens": 65}, "64 decoder positions"), ({"num_beams": 2}, "decodes greedily")):
+        with pytest.raises(ValueError, match=message):
+            reader.stream(iter([]), **options)
     odd = random_config("A", 5)
     with pytest.raises(ValueError, match="multiple of 8 numbers; this decoder's have 12"):
         onnx_backend.OnnxModel(ours(torch_model(odd, 5), odd), Style())

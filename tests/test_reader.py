@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import os
+import time
 
 import numpy as np
 import pytest
@@ -209,6 +211,35 @@ def test_lines_come_in_order_whatever_is_read_together(reader, drawn):
     for together in (1, 3, 16):
         lines = list(reader.stream(iter(pictures), batch_size=4, together=together))
         assert [(line.text, line.error) for line in lines] == [(line.text, line.error) for line in expected]
+
+
+def test_a_stream_that_is_left_prepares_no_more(reader, drawn, monkeypatch):
+    prepared, prepare = [], reader.prepare
+
+    def slow(source):
+        prepared.append(source)
+        time.sleep(0.1)
+        return prepare(source)
+
+    monkeypatch.setattr(reader, "prepare", slow)
+    lines = reader.stream((drawn[0] for _ in range(200)), batch_size=4, together=8)
+    next(lines)
+    before = len(prepared)
+    lines.close()
+    assert len(prepared) - before <= 2 * (os.cpu_count() or 1)
+
+
+def test_impossible_requests_are_refused_before_an_image_is_looked_at(reader, drawn):
+    impossible = {"batch_size": "at least 1, not 0", "together": "at least 1", "max_new_tokens": "999, but this checkpoint"}
+    for name, message in impossible.items():
+        options: dict = {name: 999 if name == "max_new_tokens" else 0}
+        with pytest.raises(ValueError, match=message):
+            reader.stream(iter(drawn), **options)
+
+
+def test_any_integer_is_a_seed(reader, drawn):
+    found = [texts(reader.read(drawn[:2], seed=seed, do_sample=True, max_new_tokens=8)) for seed in (-1, 2**32 - 1, 2**70)]
+    assert found[0] == found[1] and len(found[2]) == 2
 
 
 def test_draws_belong_to_the_image_and_not_to_its_batch(reader, drawn):

@@ -71,22 +71,27 @@ class StepLayer:
     """A layer laid out for decoding steps, once before the loop: laid out inside, a CPU would copy it at every step.
 
     Attributes:
-        layer: as it is.
+        layer: without keys and values of the cross-attention.
         key: [N,E,H], the cross-attention's key kernel by heads.
         value: [N,H,E], its value kernel by heads.
+        value_bias: [D], or None without one.
     """
 
     layer: DecoderLayer
     key: Array
     value: Array
+    value_bias: Array | None
 
     @classmethod
     def of(cls, layer: DecoderLayer) -> StepLayer:
         """Of one layer; under `jax.vmap` of stacked ones."""
+        layer = jax.tree.map(lambda parameter: parameter, layer)
         attention = layer.cross_attention
         E, N = attention.key.kernel.shape[0], attention.num_heads
         key, value = (m.kernel[...].reshape(E, N, -1) for m in (attention.key, attention.value))
-        return cls(layer, key.transpose(1, 0, 2), value.transpose(1, 2, 0))
+        bias = attention.value.bias
+        del attention.key, attention.value
+        return cls(layer, key.transpose(1, 0, 2), value.transpose(1, 2, 0), None if bias is None else bias[...])
 
     def turned(self) -> StepLayer:
         """With kernels as `matmul_few_rows` takes them."""
@@ -111,8 +116,7 @@ class StepLayer:
         weights = jax.nn.softmax(scores, axis=1).astype(x.dtype)
         context = jnp.einsum("isq,ise->iqe", weights, memory).reshape(B, -1, E)
         value = jnp.einsum("nhe,bne->nhb", self.value, context).transpose(2, 0, 1).reshape(B, D)
-        bias = attention.value.bias
-        return attention.out(value if bias is None else value + bias[...])
+        return attention.out(value if self.value_bias is None else value + self.value_bias)
 
 
 def _write(cache: Array, new: Array, layer: Array, position: Array) -> Array:

@@ -43,8 +43,8 @@ def generate(
     model, layers = unpack(model)
     if config.do_sample and seeds is None:
         raise ValueError("sampling needs seeds, one an image")
-    if config.max_new_tokens > (limit := model.config.decoder.max_positions):
-        raise ValueError(f"max_new_tokens is {config.max_new_tokens}, but this checkpoint has {limit} decoder positions")
+    config.check_positions(model.config.decoder.max_positions)
+    layers = layers or model.decoder.step_layers()
     mask = jnp.ones(memory.shape[0], bool) if mask is None else mask
     with precision(model.dtype):
         if config.num_beams > 1:

@@ -72,6 +72,11 @@ class GenerateConfig:
             if not holds:
                 raise ValueError(message)
 
+    def check_positions(self, most: int) -> None:
+        """Raises ValueError where a checkpoint with so many decoder positions cannot write so many tokens."""
+        if self.max_new_tokens > most:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}, but this checkpoint has {most} decoder positions")
+
     @classmethod
     def from_hf(cls, settings: dict[str, Any], max_new_tokens: int) -> GenerateConfig:
         """From a checkpoint's `generation_config.json`; `max_new_tokens` holds where that gives no length.

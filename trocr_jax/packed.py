@@ -44,7 +44,6 @@ def pack(model: TrOCR) -> Packed:
     return Packed(leaves, structure(treedef))
 
 
-def unpack(model: TrOCR | Packed) -> tuple[TrOCR, StepLayers]:
-    """The model and its decoder's layers, inside a program."""
-    plain, layers = (model, None) if isinstance(model, TrOCR) else jax.tree.unflatten(model.structure.treedef, model.leaves)
-    return plain, layers or plain.decoder.step_layers()
+def unpack(model: TrOCR | Packed) -> tuple[TrOCR, StepLayers | None]:
+    """The model and, where they are laid out already, its decoder's layers; inside a program."""
+    return (model, None) if isinstance(model, TrOCR) else jax.tree.unflatten(model.structure.treedef, model.leaves)

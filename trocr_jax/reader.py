@@ -40,6 +40,9 @@ SURE = 0.5
 TOGETHER = 8
 """Batches that `read` sorts by length. As many again are prepared meanwhile: 0.9 GB with batches of 128 images of 384x384."""
 
+CPU_BATCH = 8
+"""Images a batch on a CPU, by default."""
+
 AHEAD = 2
 """Batches that the device works on or that wait for it while the one before is read out."""
 
@@ -66,7 +69,7 @@ class Reader:
     ):  # fmt: skip
         self.model, self.tokenizer, self.processor, self.defaults, self.name = model, tokenizer, processor, defaults, name
         self.mesh, self._lanes, self.batch_size = mesh, Lanes(), default_batch_size() * sharding.rows_for(1, mesh)
-        self.together = TOGETHER
+        self.together, self.ahead = TOGETHER, AHEAD
         if tokenizer.size > model.config.decoder.vocab_size:
             raise ValueError(
                 f"{name}: the tokenizer has {tokenizer.size} tokens, the model's vocabulary {model.config.decoder.vocab_size}: "
@@ -120,7 +123,10 @@ class Reader:
                 for a much longer one: the more, the faster as a whole, and the later the first line.
         """
         config = replace(self.defaults, **options)
-        size = batch_size or self.batch_size
+        self.check(config)
+        size = self.batch_size if batch_size is None else batch_size
+        if min(size, together) < 1:
+            raise ValueError(f"batch_size and together must be at least 1, not {size} and {together}")
         return _by_index(self._read(sources, config, seed, size, size * together))
 
     def _read(
@@ -131,10 +137,14 @@ class Reader:
         prepared = enumerate(self.prepare_all(sources, size + together))
         for batch in _batches(prepared, size, together):
             pending.append((batch, self._submit(batch, config, seed)))
-            if len(pending) > AHEAD:
+            if len(pending) > self.ahead:
                 yield from self._lines(*pending.popleft())
         for batch, wait in pending:
             yield from self._lines(batch, wait)
+
+    def check(self, config: GenerateConfig) -> None:
+        """Raises ValueError for options that this reader cannot follow, before any image is looked at."""
+        config.check_positions(self.model.config.decoder.max_positions)
 
     def prepare(self, source: Any, max_pixels: int = images.MAX_PIXELS) -> Prepared:
         """Any image -> uint8 pixels [height,width,3] and what can be said of it without the model. Runs in a thread."""
@@ -193,7 +203,7 @@ class Reader:
         if not readable:
             return lambda: None
         index = np.array([index for index, _ in readable], np.uint64)
-        seeds = (index * 2654435761 + seed) % 2**32  # Knuth's multiplicative hash
+        seeds = (index * 2654435761 + seed % 2**32) % 2**32  # Knuth's multiplicative hash
         return self.start(np.stack([pixels for _, pixels in readable]), config, seeds)
 
     def _lines(self, batch: list[_Image], wait: Wait) -> Iterator[tuple[int, Line]]:
@@ -215,12 +225,16 @@ def _host(result: Generation) -> tuple[np.ndarray, ...]:
 def in_order(futures: Iterable[Future[T]], ahead: int) -> Iterator[T]:
     """The results of futures in order. The iterator that makes them is drawn from as long as at most `ahead` are under way."""
     waiting: deque[Future[T]] = deque()
-    for future in futures:
-        waiting.append(future)
-        if len(waiting) > ahead:
+    try:
+        for future in futures:
+            waiting.append(future)
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
             yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    finally:
+        for future in waiting:  # whoever stops early does not wait for what has not begun
+            future.cancel()
 
 
 def _batches(images: Iterator[_Image], size: int, together: int) -> Iterator[list[_Image]]:
@@ -255,7 +269,7 @@ def default_dtype() -> str:
 
 def default_batch_size() -> int:
     """Enough to keep the device busy without making a caller wait for it."""
-    return 8 if jax.default_backend() == "cpu" else 128
+    return CPU_BATCH if jax.default_backend() == "cpu" else 128
 
 
 def default_generation(directory: Path, model: TrOCR) -> GenerateConfig:

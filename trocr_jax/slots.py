@@ -147,6 +147,7 @@ def advance(model: TrOCR | Packed, slots: Slots, rules: GenerateConfig, full: bo
         full: static; whether any slot has a temperature or wants alternatives, which sort the vocabulary for all of them.
     """
     model, layers = unpack(model)
+    layers = layers or model.decoder.step_layers()
     with precision(model.dtype):
         return jax.lax.scan(lambda slots, _: _step(model, layers, slots, rules, full), slots, length=STEPS)
 
