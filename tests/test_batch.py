@@ -289,10 +289,11 @@ def test_decoders_start_when_they_are_needed(processor):
     try:
         for _ in range(3):
             decoders.submit([batching.png("12")]).result()
-        assert sum(decoders._free.get() is not None for _ in range(3)) == 1
+        free = [decoders._free.get() for _ in range(3)]
+        for decoder in free:
+            decoders._free.put(decoder)
+        assert sum(decoder is not None for decoder in free) == 1
     finally:
-        for _ in range(3):
-            decoders._free.put(None)
         decoders.close()
 
 
