@@ -6,6 +6,8 @@ import math
 import os
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -235,6 +237,15 @@ def test_impossible_requests_are_refused_before_an_image_is_looked_at(reader, dr
         options: dict = {name: 999 if name == "max_new_tokens" else 0}
         with pytest.raises(ValueError, match=message):
             reader.stream(iter(drawn), **options)
+
+
+def test_another_model_can_take_the_place(directory, drawn):
+    reader = Reader.from_pretrained(directory)
+    first = reader.read(drawn[0])
+    reader.model = jax.tree.map(jnp.negative, reader.model)
+    other = reader.read(drawn[0])
+    assert other.tokens != first.tokens or other.confidence != first.confidence
+    assert other.tokens == Reader(reader.model, reader.tokenizer, reader.processor, reader.defaults).read(drawn[0]).tokens
 
 
 def test_any_integer_is_a_seed(reader, drawn):

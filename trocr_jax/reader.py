@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,7 +55,7 @@ class Reader:
     """Reads line images with one model.
 
     Args:
-        model: with parameters on the device.
+        model: with parameters on the device; not to be changed in place, as a CPU reads from a copy of the decoder's layers.
         tokenizer, processor: of the same checkpoint.
         defaults: how to decode where `read` is not told otherwise.
         name: what to call the model in messages.
@@ -70,6 +69,7 @@ class Reader:
         self.model, self.tokenizer, self.processor, self.defaults, self.name = model, tokenizer, processor, defaults, name
         self.mesh, self._lanes, self.batch_size = mesh, Lanes(), default_batch_size() * sharding.rows_for(1, mesh)
         self.together, self.ahead = TOGETHER, AHEAD
+        self._packed: tuple[TrOCR, Packed] | None = None
         if tokenizer.size > model.config.decoder.vocab_size:
             raise ValueError(
                 f"{name}: the tokenizer has {tokenizer.size} tokens, the model's vocabulary {model.config.decoder.vocab_size}: "
@@ -172,11 +172,13 @@ class Reader:
         arguments = (jnp.asarray(padded), config, processor.mean, processor.std, draws, mask)
         if self.mesh:
             return sharding.read_pixels(self.model, *arguments, mesh=self.mesh)
-        return self._lanes.dispatch(read_pixels, self._packed, *arguments)
+        return self._lanes.dispatch(read_pixels, self._ready(), *arguments)
 
-    @cached_property
-    def _packed(self) -> Packed:
-        return pack(self.model)
+    def _ready(self) -> Packed:
+        """The model laid out for decoding, once; and again where another one has taken its place."""
+        if self._packed is None or self._packed[0] is not self.model:
+            self._packed = self.model, pack(self.model)
+        return self._packed[1]
 
     def line(self, tokens: np.ndarray, logprobs: np.ndarray, length: int, finished: bool, flags: tuple[str, ...] = ()) -> Line:
         """One row of a Generation, tokens and logprobs [T] of which `length` count, as a Line.
