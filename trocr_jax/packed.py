@@ -21,7 +21,7 @@ class Structure:
 
 
 structure = cache(Structure)
-"""One Structure for equal pytrees, so that engines share compiled programs."""
+"""One Structure for equal pytrees, so that readers and engines share compiled programs."""
 
 
 @jax.tree_util.register_dataclass

@@ -121,6 +121,9 @@ class Reader:
         Args:
             together: batches that are filled from the images of all of them by what seems to be their length, so that none waits
                 for a much longer one: the more, the faster as a whole, and the later the first line.
+
+        Raises:
+            ValueError: at once, for options that this reader cannot follow and for sizes below 1.
         """
         config = replace(self.defaults, **options)
         self.check(config)
