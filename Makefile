@@ -9,7 +9,7 @@ read: $(VENV)/read.stamp
 	@$(BIN)/trocr-jax read examples --format tsv
 
 test: $(VENV)/test.stamp lint
-	$(BIN)/python -m pytest -q --durations=20
+	$(BIN)/python -m pytest -q --durations=20 --numprocesses=auto --dist=worksteal
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -q -m slow

@@ -1,12 +1,13 @@
 """ONNX Runtime and OpenVINO as people use them: plain graphs of standard operators with every layer's keys and values cached.
 
-"dynamic int8" is ONNX Runtime's own tool with its defaults. Beside them ours: graphs written for ONNX Runtime (`onnx_backend`).
+"dynamic int8" is ONNX Runtime's own tool with its defaults. Beside them ours: graphs written for ONNX Runtime (`onnx_model`).
 """
 
 from __future__ import annotations
 
+import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import onnx
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.model import TrOCR
 
-from .onnx_backend import OnnxModel, Session, fast_session
 from .onnx_graph import Style
+from .onnx_model import OnnxModel
+from .onnx_session import Arrays, Session, fast_session
 from .peers import Make, Read, installed
 
 PLAIN = Style(cross_cache=True, plain=True)
@@ -60,7 +62,7 @@ def dynamic_int8(model: onnx.ModelProto) -> Session:
 
 
 class OpenVino:
-    """A graph compiled by OpenVINO for the CPU, with the `run` of a session."""
+    """A graph compiled by OpenVINO for the CPU, with the `run` and `bound` of a session."""
 
     def __init__(self, model: onnx.ModelProto, precision: str):
         import openvino  # pyright: ignore[reportMissingImports]
@@ -68,9 +70,15 @@ class OpenVino:
         core = openvino.Core()
         hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
         self._model = core.compile_model(core.read_model(model.SerializeToString()), "CPU", hints)
-        self._outputs = [output.name for output in model.graph.output]
+        self._outputs, self._kept = [output.name for output in model.graph.output], {}
 
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """All outputs by name."""
-        found = self._model(inputs)
+        found = self._model(dict(inputs) | self._kept)
         return {name: np.array(found[name]) for name in self._outputs}
+
+    def bound(self, kept: Mapping[str, np.ndarray]) -> OpenVino:
+        """The graph with inputs that stay the same."""
+        other = copy.copy(self)
+        other._kept = dict(kept)
+        return other

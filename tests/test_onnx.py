@@ -16,7 +16,9 @@ from trocr_jax.prepared import used_width
 
 onnx_backend = pytest.importorskip("trocr_jax.serve.onnx_backend", reason="needs onnx")
 pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+from trocr_jax.serve import onnx_model  # noqa: E402
 from trocr_jax.serve.onnx_graph import Style, quantize, quantize_blocks  # noqa: E402
+from trocr_jax.serve.onnx_model import Going, OnnxModel  # noqa: E402
 
 STYLES = [Style(), Style(cross_cache=True), Style(cross_cache=True, plain=True)]
 
@@ -35,7 +37,7 @@ def test_graphs_give_the_tokens_and_log_probabilities_of_generate(family, style)
     pixels = random_pixels(config, 3)
     options = GenerateConfig(6, min_new_tokens=2)
     expected = generate(model, model.encode(pixels), options)
-    found = onnx_backend.OnnxModel(model, style).generate(pixels, options)
+    found = OnnxModel(model, style).generate(pixels, options)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_array_equal(found.lengths, expected.lengths)
     np.testing.assert_array_equal(found.finished, expected.finished)
@@ -51,29 +53,30 @@ def test_the_left_part_of_an_image_keeps_its_positions(family):
     places = np.arange(down * across).reshape(down, across)[:, :kept].ravel() + special
     tokens = model.encoder.embed(jnp.asarray(pixels))[:, np.concatenate([np.arange(special), places])]
     hidden, _ = scan_layers(model.encoder.layers, tokens, EncoderLayer.__call__, key=None, remat=False)
-    found = onnx_backend.OnnxModel(model, Style()).encoder.run({"pixels": np.ascontiguousarray(pixels[:, :, : kept * w])})
-    np.testing.assert_allclose(onnx_backend.host(found["memory"]), model.encoder.norm(hidden), atol=2e-5)
+    found = OnnxModel(model, Style()).encoder.run({"pixels": np.ascontiguousarray(pixels[:, :, : kept * w])})
+    np.testing.assert_allclose(found["memory"], model.encoder.norm(hidden), atol=2e-5)
 
 
-def test_caches_are_written_where_they_lie_and_outlive_their_arrays():
+def test_caches_are_written_where_they_lie_and_rows_that_go_on_move_up_in_them():
     config = config_of("A")
-    model = onnx_backend.OnnxModel(ours(torch_model(config, 5), config), Style())
-    state = model.encoder.run({"pixels": random_pixels(config, 2)}) | model._empty_caches(2)
+    model = OnnxModel(ours(torch_model(config, 5), config), Style())
+    going, ids = Going(model, random_pixels(config, 3), 8), np.array([3, 4, 5])
+    cache = going._caches["past_key_0"]
     for place in range(3):
-        _, after = model._run_step(np.array([3, 4]), place, state)
-        if place:
-            assert all(after[name] is state[name] for name in after)
-        state = after
-    cache = onnx_backend.host(state["past_key_0"])
-    assert cache.shape[2] == onnx_backend.ROOM and cache[:, :, :3].all() and not cache[:, :, 3:].any()
+        going.logprobs(ids, place)
+    assert going._caches["past_key_0"] is cache and cache[:, :, :3].all() and not cache[:, :, 3:].any()
+    before = cache.copy()
+    going.keep(np.array([False, True, True]), 3)
+    np.testing.assert_array_equal(going._caches["past_key_0"], before[1:])
+    assert np.shares_memory(going._caches["past_key_0"], cache) and going.rows.tolist() == [1, 2]
 
 
 def test_int8_stays_close_to_float32():
     config = config_of("A")
     model = ours(torch_model(config, 5), config)
     pixels = random_pixels(config, 3)
-    exact, rounded = (onnx_backend.OnnxModel(model, Style(int8=int8)) for int8 in (False, True))
-    (a,), (b, turned, scale) = (map(onnx_backend.host, m.encoder.run({"pixels": pixels}).values()) for m in (exact, rounded))
+    exact, rounded = (OnnxModel(model, Style(int8=int8)) for int8 in (False, True))
+    (a,), (b, turned, scale) = (m.encoder.run({"pixels": pixels}).values() for m in (exact, rounded))
     np.testing.assert_array_equal(b, turned.transpose(0, 2, 1))
     error = np.linalg.norm(a - b * scale.transpose(0, 2, 1)) / np.linalg.norm(a)
     assert 0 < error < 0.05
@@ -87,7 +90,7 @@ def test_rows_that_go_on_without_the_ended_ones_read_as_before(monkeypatch):
     pixels = np.stack([reader.prepare(path).pixels for path in sorted((ROOT / "examples").glob("*.png"))[:4]])
     normal, found = pixels.astype(np.float32) / 127.5 - 1, []
     for share in (0.01, 2.0):  # at every end, never
-        monkeypatch.setattr(onnx_backend, "ENDED_SHARE", share)
+        monkeypatch.setattr(onnx_model, "ENDED_SHARE", share)
         found.append(reader.onnx.generate(normal, GenerateConfig(40)))
     np.testing.assert_array_equal(found[0].tokens, found[1].tokens)
     np.testing.assert_array_equal(found[0].lengths, found[1].lengths)
@@ -125,9 +128,9 @@ def test_reader_on_onnx_runtime_reads_as_the_reader(precision):
 
 def test_only_int8_leaves_out_empty_columns_and_only_of_models_that_know_it(monkeypatch):
     images, widths = sorted((ROOT / "examples").glob("*.png"))[:2], []
-    generate = onnx_backend.OnnxModel.generate
+    generate = OnnxModel.generate
     monkeypatch.setattr(
-        onnx_backend.OnnxModel, "generate", lambda model, x, config: widths.append(x.shape[2]) or generate(model, x, config)
+        OnnxModel, "generate", lambda model, x, config: widths.append(x.shape[2]) or generate(model, x, config)
     )
     for precision, trimmed in (("int8", True), ("int8", False), ("float32", True)):
         whole = Reader.from_pretrained()
@@ -164,7 +167,7 @@ def _decoders(reader):
 
 def test_what_the_graphs_cannot_do_is_refused():
     config = config_of("A")
-    model = onnx_backend.OnnxModel(ours(torch_model(config, 5), config), Style())
+    model = OnnxModel(ours(torch_model(config, 5), config), Style())
     with pytest.raises(ValueError, match="decodes greedily"):
         model.generate(random_pixels(config, 1), GenerateConfig(4, num_beams=2))
     with pytest.raises(ValueError, match="max_new_tokens is 99, but this checkpoint has"):
@@ -178,6 +181,6 @@ def test_what_the_graphs_cannot_do_is_refused():
             reader.stream(iter([]), **options)
     odd = random_config("A", 5)
     with pytest.raises(ValueError, match="multiple of 8 numbers; this decoder's have 12"):
-        onnx_backend.OnnxModel(ours(torch_model(odd, 5), odd), Style())
+        OnnxModel(ours(torch_model(odd, 5), odd), Style())
     with pytest.raises(ValueError, match="plain graph is written in float32"):
         Style(int8=True, cross_cache=True, plain=True)
