@@ -3,30 +3,17 @@
 import atexit
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
+
+from compilation import quick
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-
-def quick_to_compile() -> str:
-    """The suite is compilation: without LLVM's optimisation and with the older code for fusions it takes a third of the time.
-
-    What is timed or slow runs without these flags. XLA ends the process that gives it a flag it has dropped, so they are tried.
-    """
-    level, fusions = " --xla_backend_optimization_level=0", " --xla_cpu_use_fusion_emitters=false"
-    environment = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"] + level + fusions}
-    tried = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=environment, capture_output=True)
-    return level if tried.returncode else level + fusions
-
-
 if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
-    os.environ["XLA_FLAGS"] += quick_to_compile()
+    os.environ["XLA_FLAGS"] = quick(os.environ["XLA_FLAGS"])
 # and many files and commands under test compile the same programs: one folder for all of them, gone with this run
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="trocr-jax-tests-")

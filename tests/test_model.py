@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from compilation import as_users_have_it
 from conftest import FAMILIES, shared
 from flax import nnx
 from reference import close, nchw, ours, random_config, random_pixels, torch_model
@@ -279,7 +280,8 @@ def test_in_float64_the_maths_is_the_reference_s(family, tmp_path):
         exact = reference(pixel_values=pixels, decoder_input_ids=ids, output_hidden_states=True)
     truth = exact.logits
     close(np.load(out), truth, 2e-5 if "sinusoidal" in family else 1e-9)
-    _, embedded, states, logits = everything(model, nhwc(ref["pixel_values"]), int32(ref["decoder_input_ids"]))
+    inputs = model, nhwc(ref["pixel_values"]), int32(ref["decoder_input_ids"])
+    _, embedded, states, logits = as_users_have_it(everything, *inputs)(*inputs)
     mine, stored = [embedded, *states, logits], [*ref["decoder_hidden_states"], ref["logits"]]
     for layer, (a, b, c) in enumerate(zip(mine, stored, [*exact.decoder_hidden_states, truth], strict=True)):
         own, theirs = (np.abs(np.asarray(x, np.float64) - c.numpy()).max() for x in (a, b))

@@ -11,6 +11,7 @@ import optax
 import pytest
 import tiny
 import torch
+from compilation import as_users_have_it
 from conftest import FAMILIES, shared
 from reference import close, nchw, ours, random_config, torch_model
 from transformers import VisionEncoderDecoderModel
@@ -184,7 +185,8 @@ def test_three_adamw_steps_equal_torch(family):
         optimizer = make_optimizer(options, 3, {})
         theirs = torch.optim.AdamW(reference.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.1)
         before = {name: np.array(x) for name, x in parameters.items()}
-        state, step = new_state(how, parameters, {}, optimizer, 0), make_step(optimizer, how)
+        state = new_state(how, parameters, {}, optimizer, 0)
+        step = as_users_have_it(make_step(optimizer, how), state, *batch(config, 4, seed=0))
         for seed in range(3):
             images, labels = batch(config, 4, seed=seed)
             theirs.zero_grad()
