@@ -19,6 +19,9 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
+CHUNK = 8
+"""Images that a process gets at a time."""
+
 
 class DecoderError(ValueError):
     """No decoding process can be had."""

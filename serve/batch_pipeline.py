@@ -25,12 +25,12 @@ from trocr_jax.page_formats import Page
 from trocr_jax.prepared import Prepared
 from trocr_jax.reader import Reader
 
-from .batch_decode import Decoders
+from .batch_decode import CHUNK, Decoders
 from .batch_prepare import Decoded
 from .batch_units import Item, groups
 
-WINDOW, CHUNK = 1024, 8
-"""Images of a window, and those that a decoder gets at a time."""
+WINDOW = 1024
+"""Images of a window."""
 PAGES = 16
 """Pages of a window: about as many lines. A decoder gets one at a time."""
 AHEAD = 3

@@ -23,11 +23,9 @@ from trocr_jax import files
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.images import ImageProcessor, find_images
 
-from .batch_decode import Decoders
+from .batch_decode import CHUNK, Decoders
 from .batch_prepare import Decoded, decode
 from .batch_units import groups
-
-CHUNK = 8  # images that a worker gets at a time
 
 
 @dataclass(frozen=True)

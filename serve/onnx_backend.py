@@ -32,7 +32,7 @@ from trocr_jax.prepared import Prepared, prepare, used_width
 from trocr_jax.reader import CPU_BATCH, Reader, Wait, in_order
 from trocr_jax.tokens import Tokenizer
 
-from .batch_decode import Decoders
+from .batch_decode import CHUNK, Decoders
 from .batch_units import groups
 from .onnx_graph import Style
 from .onnx_model import OnnxModel, check
@@ -44,8 +44,8 @@ SMALL = 1 << 16
 """Encoders with up to so many numbers for an image (tokens x width) have operators too short to be shared by threads: every core
 reads batches of its own instead."""
 
-MANY, CHUNK = 100, 8
-"""Images that are worth the start of processes that prepare them, half a second of a core each; and what one gets at a time."""
+MANY = 100
+"""Images that are worth the start of processes that prepare them, half a second of a core each."""
 
 SMALL_BATCH, SMALL_TOGETHER = 24, 16
 """Images a batch of such a model, by default, and batches that are sorted by length: narrow ones have fewer columns to read."""
