@@ -9,7 +9,6 @@ result is the same.
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 import time
 from collections import deque
@@ -25,6 +24,7 @@ import tyro
 
 from trocr_jax import files
 from trocr_jax.cli import UsageError
+from trocr_jax.cores import usable_cores
 from trocr_jax.files import FilesError
 
 from . import batch_inputs as inputs
@@ -170,7 +170,7 @@ def _share(job: Job, worker: Worker, config: Config, began: float) -> Share:
     columns = Columns(job.settings["image_column"], job.settings["id_column"])
     pages = job.settings["page"]
     work = partial(decode, processor=reader.processor, pages=pages)
-    decoders = Decoders(work, config.decoders or os.cpu_count() or 1, Decoded.failed)
+    decoders = Decoders(work, config.decoders or usable_cores(), Decoded.failed)
     progress = Progress(job)
     writer = Writer(job, worker, progress)
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from trocr_jax import images
+from trocr_jax.cores import usable_cores
 from trocr_jax.line import Line
 from trocr_jax.reader import Reader
 
@@ -72,7 +73,7 @@ def _reading(reader: Reader) -> ReadAll:
 
 def tesseract(paths: Sequence[Path]) -> list[Line]:
     """One process a core, each with one thread and a list of files: its fastest way to read many lines."""
-    count = os.cpu_count() or 1
+    count = usable_cores()
     shares = [share for share in (paths[i::count] for i in range(count)) if share]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(count) as pool:
         lists = [Path(folder) / f"{i}.txt" for i in range(len(shares))]

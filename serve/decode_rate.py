@@ -8,7 +8,6 @@ A device that reads more than that waits, whatever it is.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import tyro
 
 from trocr_jax import files
 from trocr_jax.config import TrOCRConfig
+from trocr_jax.cores import usable_cores
 from trocr_jax.images import ImageProcessor, find_images
 
 from .batch_decode import CHUNK, Decoders
@@ -36,7 +36,7 @@ class Config:
     """Hub name or directory, for its image size. By default the model in the package."""
     page: bool = False
     """The images are pages."""
-    workers: tuple[int, ...] = (1, os.cpu_count() or 1)
+    workers: tuple[int, ...] = (1, usable_cores())
     """Threads, and then processes."""
     rounds: int = 3
     """The best of so many counts."""

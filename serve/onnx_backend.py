@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trocr_jax.cores import usable_cores
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.images import ImageProcessor
 from trocr_jax.loop import Generation
@@ -69,7 +70,7 @@ class OnnxReader(Reader):
         if precision not in ("float32", "int8"):
             raise ValueError(f"precision must be 'float32' or 'int8', not {precision!r}")
         super().__init__(model, tokenizer, processor, defaults, name)
-        encoder, cores = self.model.config.encoder, os.cpu_count() or 1
+        encoder, cores = self.model.config.encoder, usable_cores()
         self._small = encoder.num_tokens * encoder.hidden_size <= SMALL
         self.batch_size = CPU_BATCH
         if self._small:

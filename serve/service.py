@@ -7,7 +7,6 @@ come back as a `Reading`. Whatever happens to the request, its visit closes the 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import threading
 import time
@@ -16,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from trocr_jax.cores import usable_cores
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.engine import Engine, EngineThread, Job
 from trocr_jax.images import MAX_PIXELS, ImageError
@@ -129,7 +129,7 @@ class Service:
         }  # fmt: skip
         self.metrics.watch({name: served.engine for name, served in self.models.items()})
         self.state: State = "starting"
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="images")
+        self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="images")
         self._large = ThreadPoolExecutor(1, thread_name_prefix="large-images")
         self._thread = EngineThread([s.engine for s in self.models.values()], wake, self._on_ready, self._on_error)
         self.on_ready: Callable[[], None] = lambda: None

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 import time
 
 import jax
@@ -15,6 +14,7 @@ from conftest import ROOT
 from PIL import Image
 
 from trocr_jax import decoding
+from trocr_jax.cores import usable_cores
 from trocr_jax.line import Line, line_from_tokens
 from trocr_jax.loop import bucket
 from trocr_jax.reader import Prepared, Reader
@@ -228,7 +228,7 @@ def test_a_stream_that_is_left_prepares_no_more(reader, drawn, monkeypatch):
     next(lines)
     before = len(prepared)
     lines.close()
-    assert len(prepared) - before <= 2 * (os.cpu_count() or 1)
+    assert len(prepared) - before <= 2 * usable_cores()
 
 
 def test_impossible_requests_are_refused_before_an_image_is_looked_at(reader, drawn):

@@ -24,6 +24,7 @@ from pathlib import Path
 from PIL import Image
 
 from trocr_jax import metrics
+from trocr_jax.cores import usable_cores
 from trocr_jax.reader import Reader
 
 from . import fonts, synthesis
@@ -96,7 +97,7 @@ def run(config: Config) -> int:
         levels[level] = compare([image for image, _, _ in lines], [text for _, text, _ in lines], reader, config)
         print(row(level, levels[level]), file=sys.stderr)
     plain = {level: {who: vars(score) for who, score in scores.items()} for level, scores in levels.items()}
-    head = {"tesseract": said, "language": config.language, "process_a_line": config.process_a_line, "cores": os.cpu_count()}
+    head = {"tesseract": said, "language": config.language, "process_a_line": config.process_a_line, "cores": usable_cores()}
     print(json.dumps({**head, "model": reader and reader.name, "lines": config.count, "seed": config.seed, "levels": plain}))
     return 0
 
@@ -159,7 +160,7 @@ def read(files: Sequence[Path], config: Config) -> list[str]:
     Raises:
         ValueError: Tesseract failed.
     """
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     length = 1 if config.process_a_line else -(-len(files) // cores)
     parts = [files[first : first + length] for first in range(0, len(files), length)]
     with ThreadPoolExecutor(cores) as pool:

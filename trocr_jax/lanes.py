@@ -7,12 +7,13 @@ operators are too short to be cut up. Programs of different threads run side by 
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
+
+from .cores import usable_cores
 
 R = TypeVar("R")
 
@@ -24,7 +25,7 @@ class Lanes:
     """Threads that dispatch in turn. JAX's settings of the calling thread (`with jax.default_device(...)`) do not reach them."""
 
     def __init__(self) -> None:
-        count = min(MOST, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 0
+        count = min(MOST, usable_cores()) if jax.default_backend() == "cpu" else 0
         self._next = itertools.cycle([ThreadPoolExecutor(1, f"lane-{number}") for number in range(count)] or [None])
 
     def dispatch(self, call: Callable[..., R], *arguments: Any) -> R:

@@ -24,6 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from . import files, images, sharding
+from .cores import usable_cores
 from .decoding import GenerateConfig, Generation, read_pixels
 from .lanes import Lanes
 from .line import Line, line_from_tokens
@@ -155,7 +156,7 @@ class Reader:
 
     def prepare_all(self, sources: Iterable[Any], ahead: int) -> Iterator[Prepared]:
         """Every source prepared, in order; so many of them are under way at a time."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             yield from in_order((pool.submit(self.prepare, source) for source in sources), ahead)
 
     def generate(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Generation:
