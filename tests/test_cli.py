@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import tiny
+from conftest import ROOT
 from PIL import Image
 
 from trocr_jax import cli
@@ -65,6 +66,20 @@ def test_text(capsys, model, folder):
     assert any("float32" in line for line in err), "device and precision are said"
 
 
+def test_int8_reads_with_onnx_runtime_where_that_is_installed(capsys, monkeypatch):
+    onnx_backend = pytest.importorskip("trocr_jax.serve.onnx_backend", reason="needs onnx")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    images = sorted((ROOT / "examples").glob("*.png"))
+    code, out, err = call(capsys, "read", *images, "--dtype", "int8")
+    assert code == 0 and err == ["tiny-print on the CPU with ONNX Runtime, int8, greedy"]
+    assert out == [line.text for line in onnx_backend.OnnxReader.from_pretrained().stream(images)]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, out, err = call(capsys, "read", *images, "--dtype", "int8")
+    assert (code, out) == (1, []) and err == [
+        "trocr-jax: --dtype int8 needs the Python package 'onnxruntime': pip install 'trocr-jax[onnx]'"
+    ]
+
+
 def test_tsv_in_the_order_given(capsys, model, folder):
     paths = [folder / "3.png", folder / "1.png"]
     code, out, _ = call(capsys, "read", *paths, "--model", model, "--format", "tsv", "--max-tokens", 8)
@@ -120,6 +135,8 @@ def test_mistakes_get_one_line_and_a_code(capsys, model, folder, tmp_path):
         (1, str(tmp_path), ["read", tmp_path, "--model", model]),
         (1, "config.json", ["read", folder, "--model", tmp_path]),
         (2, "at least 1", ["read", folder, "--model", model, "--beams", 0]),
+        (2, "leave --beams and --mesh out", ["read", folder, "--dtype", "int8", "--beams", 4]),
+        (2, "leave --beams and --mesh out", ["read", folder, "--dtype", "int8", "--mesh", "data=2"]),
         (1, "24 decoder positions", ["read", folder, "--model", model, "--max-tokens", 999]),
         (2, "", ["read", folder, "--formt", "json"]),
     ]
