@@ -9,8 +9,10 @@ read: $(VENV)/read.stamp
 	@$(BIN)/trocr-jax read examples --format tsv
 
 test: $(VENV)/test.stamp lint
-	$(BIN)/python -m pytest -q --durations=20 --numprocesses=auto --dist=worksteal
+	$(BIN)/python -m pytest -q --durations=20 --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
+# compiled as users have it: at its default, this flag keeps the tests from adding their quick ones
+test-slow: export XLA_FLAGS = --xla_backend_optimization_level=3
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -q -m slow
 

@@ -78,7 +78,7 @@ class OnnxReader(Reader):
         self._pool = ThreadPoolExecutor(cores if self._small else 1, "onnx")
         self._decoders = Decoders(partial(prepare, processor=self.processor), cores, _crashed)
         weakref.finalize(self, self._decoders.close)
-        open_session = partial(fast_session, threads=1 if self._small else 0)
+        open_session = partial(fast_session, threads=1 if self._small else usable_cores())
         self.onnx = OnnxModel(self.model, Style(int8=precision == "int8", cross_cache=self._small), open_session)
         self.model = TrOCR.abstract(model.config)  # its weights are in the graphs
         self._trims = self.processor.trimmed and precision == "int8"

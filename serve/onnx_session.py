@@ -17,7 +17,7 @@ class Session:
     Args:
         model: the graph.
         without: names of optimizers that are on by default.
-        threads: that share an operator; 0 is one a core.
+        threads: that share an operator; 0 is one a core of the machine.
     """
 
     def __init__(self, model: onnx.ModelProto, without: tuple[str, ...] = (), threads: int = 0):

@@ -9,7 +9,7 @@ FUSIONS = "xla_cpu_use_fusion_emitters"
 
 def quick(flags: str) -> str:
     """XLA's flags and more: the suite is compilation, and without LLVM's optimisation and with the older code for fusions that
-    takes a third of the time. What is timed or slow runs without, and so do the servers.
+    takes a third of the time. `make test-slow` and the servers that tests start run without.
 
     XLA ends a process that gives it a flag it has dropped, so they are tried.
     """

@@ -198,20 +198,23 @@ def survive(images: Path, model: Path | None, folder: Path, kills: int, delay, e
     return struck
 
 
-def decoders_alive() -> set[int]:
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def decoders_alive(mark: str) -> list[str]:
+    """Decoding processes with a text in their environment: those of one test, whatever runs beside it."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            if b"trocr_jax.serve.batch_decode" in path.read_bytes():
-                found.add(int(path.parent.name))
+            command, environment = ((process / name).read_bytes() for name in ("cmdline", "environ"))
         except OSError:
             continue
+        if b"trocr_jax.serve.batch_decode" in command and mark.encode() in environment:
+            found.append(process.name)
     return found
 
 
-def test_kills_lose_and_double_nothing(capsys, model, images, tmp_path):
+def test_kills_lose_and_double_nothing(capsys, model, images, tmp_path, monkeypatch):
     """Killed as soon as another part is there: in the middle of work, although the job takes a moment."""
-    others, arguments = decoders_alive(), ["--unit-lines", 1]
+    monkeypatch.setenv("TROCR_JAX_TEST", mark := f"kills-{tmp_path}")
+    arguments = ["--unit-lines", 1]
     batch(capsys, images, tmp_path / "whole", "--model", model, *arguments)
     expected = batching.parts(tmp_path / "whole")
 
@@ -223,9 +226,9 @@ def test_kills_lose_and_double_nothing(capsys, model, images, tmp_path):
     assert len(expected) == 60
     survive(images, model, tmp_path, 2, delay, expected, *arguments)
     deadline = time.monotonic() + 10
-    while decoders_alive() - others and time.monotonic() < deadline:
+    while decoders_alive(mark) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not decoders_alive() - others, "decoders end with their worker, however it died"
+    assert not decoders_alive(mark), "decoders end with their worker, however it died"
 
 
 @pytest.mark.slow

@@ -70,9 +70,13 @@ def test_int8_reads_with_onnx_runtime_where_that_is_installed(capsys, monkeypatc
     onnx_backend = pytest.importorskip("trocr_jax.serve.onnx_backend", reason="needs onnx")
     pytest.importorskip("onnxruntime", reason="needs onnxruntime")
     images = sorted((ROOT / "examples").glob("*.png"))
+    made, from_pretrained = [], onnx_backend.OnnxReader.from_pretrained
+    note = lambda name, **options: made.append((name, options)) or from_pretrained(name, **options)  # noqa: E731
+    monkeypatch.setattr(onnx_backend.OnnxReader, "from_pretrained", note)
     code, out, err = call(capsys, "read", *images, "--dtype", "int8")
+    assert made == [(None, {"precision": "int8"})]
     assert code == 0 and err == ["tiny-print on the CPU with ONNX Runtime, int8, greedy"]
-    assert out == [line.text for line in onnx_backend.OnnxReader.from_pretrained().stream(images)]
+    assert out == [line.text for line in from_pretrained().stream(images)]
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, out, err = call(capsys, "read", *images, "--dtype", "int8")
     assert (code, out) == (1, []) and err == [

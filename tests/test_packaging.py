@@ -1,5 +1,6 @@
 """The wheel: what a user gets from pip, in an environment of its own, outside the checkout."""
 
+import shutil
 import subprocess
 import sys
 import venv
@@ -15,10 +16,11 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
+    """Of a copy: two processes that build in one folder take each other's files away."""
     folder = tmp_path_factory.mktemp("wheel")
-    built = subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT], capture_output=True, text=True
-    )
+    source = shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(".*", "build", "runs", "*.egg-info"))
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source]
+    built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr[-2000:]
     return next(folder.glob("*.whl"))
 
