@@ -12,7 +12,7 @@ LEAVES = {
 # each module may import from the library what stands to its left in one of these chains (and any leaf)
 ORDER = [
     (
-        "config fairseq weights pretrained layers encoder decoder_layer decoder model packed "
+        "config fairseq weights pretrained flash layers encoder decoder_layer decoder model packed "
         "logits loop sampling beam decoding reader"
     ).split(),
     "lanes engine".split(),

@@ -113,7 +113,7 @@ def test_steps_with_turned_kernels_equal_teacher_forcing(monkeypatch, tied):
     memory = model.encode(jnp.asarray(random_pixels(config, 3)))
     ids = int32(np.random.default_rng(0).integers(3, 40, (3, 4)))
     expected = model.decoder.logits(model.decoder(ids, memory))
-    for layers in (None, jax.jit(lambda model: model.decoder.step_layers().on_cpu())(model)):
+    for layers in (None, jax.jit(lambda model: model.decoder.step_layers().for_cpu())(model)):
         cache = model.decoder.init_cache(3, 4)
         for t in range(4):
             logits, cache = model.decoder.step(ids[:, t], memory, cache, jnp.int32(t), layers)

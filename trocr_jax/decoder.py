@@ -11,6 +11,7 @@ a single layer of both.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -33,18 +34,20 @@ class StepLayers:
     """What decoding steps multiply with, laid out once before the loop.
 
     Attributes:
-        stacked: all layers for a scan; None where they are for a CPU alone.
-        single: one by one for a CPU, which would copy what a scan slices.
-        head: [V,D], the kernel of a head of its own for a CPU, where `single` has turned kernels.
+        stacked: all layers for a scan; None where they are for a CPU alone, like `single`.
+        single: one by one for an NVIDIA GPU, which would copy what a scan slices.
+        on_cpu: one by one for a CPU, for the same reason; with turned kernels where those are faster.
+        head: [V,D], the kernel of a head of its own for a CPU, where `on_cpu` has turned kernels.
     """
 
     stacked: StepLayer | None
-    single: list[StepLayer]
+    single: list[StepLayer] | None
+    on_cpu: list[StepLayer]
     head: Array | None
 
-    def on_cpu(self) -> StepLayers:
+    def for_cpu(self) -> StepLayers:
         """Without what a CPU does not read."""
-        return replace(self, stacked=None)
+        return replace(self, stacked=None, single=None)
 
 
 class Decoder(nnx.Module):
@@ -83,9 +86,9 @@ class Decoder(nnx.Module):
         stacked = jax.vmap(StepLayer.of)(self.layers)
         single = [jax.tree.map(lambda p, i=i: p[i], stacked) for i in range(self.config.num_layers)]
         if self.config.hidden_size < TURNED_FROM or self.embed_tokens.embedding.dtype != jnp.float32:
-            return StepLayers(stacked, single, None)
+            return StepLayers(stacked, single, single, None)
         head = None if self.config.tie_word_embeddings else self.head.kernel[...].T
-        return StepLayers(stacked, [layer.turned() for layer in single], head)
+        return StepLayers(stacked, single, [layer.turned() for layer in single], head)
 
     def step(
         self, ids: Array, memory: Array, cache: KVCache, position: Array, layers: StepLayers | None = None
@@ -152,14 +155,15 @@ class Decoder(nnx.Module):
 def _through(layers: StepLayers, x: Array, memory: Array, cache: KVCache, position: Array) -> tuple[Array, KVCache]:
     """One token a row, x [B,D], through all layers."""
 
-    def unrolled(x: Array, cache: KVCache) -> tuple[Array, KVCache]:
-        for index, layer in enumerate(layers.single):
+    def unrolled(single: list[StepLayer], x: Array, cache: KVCache) -> tuple[Array, KVCache]:
+        for index, layer in enumerate(single):
             x, cache = layer(x, memory, cache, jnp.int32(index), position)
         return x, cache
 
-    if layers.stacked is None:
-        return unrolled(x, cache)
-    stacked = layers.stacked, jnp.arange(len(layers.single))
+    on_cpu = partial(unrolled, layers.on_cpu)
+    if layers.stacked is None or layers.single is None:
+        return on_cpu(x, cache)
+    on_cuda, stacked = partial(unrolled, layers.single), (layers.stacked, jnp.arange(len(layers.single)))
 
     def scanned(x: Array, cache: KVCache) -> tuple[Array, KVCache]:
         def body(carry: tuple[Array, KVCache], xs: tuple[StepLayer, Array]) -> tuple[tuple[Array, KVCache], None]:
@@ -167,7 +171,7 @@ def _through(layers: StepLayers, x: Array, memory: Array, cache: KVCache, positi
 
         return jax.lax.scan(body, (x, cache), stacked)[0]
 
-    return jax.lax.platform_dependent(x, cache, cpu=unrolled, default=scanned)
+    return jax.lax.platform_dependent(x, cache, cpu=on_cpu, cuda=on_cuda, default=scanned)
 
 
 def sinusoidal_table(rows: int, size: int, pad_token_id: int) -> np.ndarray:

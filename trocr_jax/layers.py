@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from .flash import flash_attention, usable
+
 Array = jax.Array
 Dtype = Any
 M = TypeVar("M", bound=nnx.Module)
@@ -132,12 +134,15 @@ def attend(q: Array, k: Array, v: Array, *, causal: bool = False, dropout_rate: 
     """Scaled dot-product attention, q [B,T,N,H] over k, v [B,S,N,H] -> [B,T,N,H]; weights dropped out when there is a key."""
     plain = not causal and (key is None or dropout_rate == 0.0)
     if plain and q.shape[1] * k.shape[1] >= SCORES_TO_SPLIT:
-        return jax.lax.platform_dependent(q, k, v, cpu=_attend_head_by_head, default=_attend_at_once)
+        on_cuda = flash_attention if usable(q, k) else _attend_at_once
+        return jax.lax.platform_dependent(q, k, v, cpu=_attend_head_by_head, cuda=on_cuda, default=_attend_at_once)
     return _attend_at_once(q, k, v, causal, dropout_rate, key)
 
 
 SCORES_TO_SPLIT = 1 << 16
-"""T x S from which a CPU takes the heads one by one: the scores of one head stay in its cache, those of all do not."""
+"""T x S from which scores are not written out whole: a CPU takes the heads one by one, whose scores stay in its cache, and a GPU
+has a kernel for it.
+"""
 
 
 def _attend_at_once(

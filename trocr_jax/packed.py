@@ -39,7 +39,7 @@ def pack(model: TrOCR) -> Packed:
     """Lays the decoder's layers out on a CPU, which inside a program would copy them at every call and so holds them twice;
     elsewhere they are read where they are.
     """
-    layers = jax.jit(lambda model: model.decoder.step_layers().on_cpu())(model) if jax.default_backend() == "cpu" else None
+    layers = jax.jit(lambda model: model.decoder.step_layers().for_cpu())(model) if jax.default_backend() == "cpu" else None
     leaves, treedef = jax.tree.flatten((model, layers))
     return Packed(leaves, structure(treedef))
 

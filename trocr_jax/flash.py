@@ -1,0 +1,80 @@
+"""Attention that never writes its scores out: cuDNN's flash attention (Dao et al., 2022), on NVIDIA GPUs that have it.
+
+Written out, the float32 scores of one 384 x 384 image are 16 MB a layer, eighteen times its queries, and are moved several
+times. Used in bfloat16 and float16, from Ampere (compute capability 8.0) on; anything else takes the plain way.
+
+Letters: B batch, T query length, S key length, N heads, H head dim.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+KERNEL = "cudnn"
+TOLERANCE = 0.03
+"""Of the largest value, in bfloat16, which has three digits."""
+
+
+@jax.custom_vjp
+def flash_attention(q: Array, k: Array, v: Array) -> Array:
+    """Scaled dot-product attention, q [B,T,N,H] over k, v [B,S,N,H] -> [B,T,N,H]."""
+    return jax.nn.dot_product_attention(q, k, v, implementation=KERNEL)
+
+
+def _even(q: Array, k: Array, v: Array) -> Array:
+    """The same with T and S filled up to even numbers, the only ones that jax differentiates cuDNN's attention for."""
+    (B, T), S = q.shape[:2], k.shape[1]
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    queries, keys = jnp.full(B, T, jnp.int32), jnp.full(B, S, jnp.int32)
+    return jax.nn.dot_product_attention(
+        q, k, v, query_seq_lengths=queries, key_value_seq_lengths=keys, implementation=KERNEL
+    )[:, :T]  # fmt: skip
+
+
+def _backward(pull: Any, gradient: Array) -> tuple[Array, Array, Array]:
+    return pull(gradient)
+
+
+flash_attention.defvjp(lambda q, k, v: jax.vjp(_even, q, k, v), _backward)
+
+
+def usable(q: Array, k: Array) -> bool:
+    """Whether this process computes on a GPU that has a kernel for such queries and keys; a warning says why not."""
+    if jax.default_backend() != "gpu" or "cuda" not in jax.devices()[0].client.platform_version:
+        return False
+    return q.dtype in (jnp.bfloat16, jnp.float16) and _tried(q.shape[1:], k.shape[1], q.dtype)
+
+
+@cache
+def _tried(query: tuple[int, int, int], S: int, dtype: Any) -> bool:
+    """Reads one image both ways, forward and backward: jax's own checks do not know every GPU and cuDNN."""
+    memory = (S, *query[1:])
+    given = [np.random.default_rng(i).standard_normal((1, *shape)).astype(dtype) for i, shape in enumerate((query, memory, memory))]
+    try:
+        with jax.ensure_compile_time_eval():
+            worst = float(_worst_difference(*given))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    else:
+        if worst <= TOLERANCE:
+            return True
+        reason = f"its results are off by {worst:.2g}"
+    warnings.warn(f"cuDNN's attention cannot be used here ({reason}); the plain one is slower", stacklevel=2)
+    return False
+
+
+@jax.jit
+def _worst_difference(q: Array, k: Array, v: Array) -> Array:
+    """The output's and the gradients' largest distance from the plain way's in float32, as a share of their largest value."""
+    plain = partial(jax.nn.dot_product_attention, implementation="xla")
+    found, pull = jax.vjp(flash_attention, q, k, v)
+    expected, derived = jax.vjp(plain, *(x.astype(jnp.float32) for x in (q, k, v)))
+    pairs = zip((found, *pull(expected.astype(q.dtype))), (expected, *derived(expected)), strict=True)
+    return jnp.stack([jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max() for a, b in pairs]).max()
