@@ -34,20 +34,22 @@ class StepLayers:
     """What decoding steps multiply with, laid out once before the loop.
 
     Attributes:
-        stacked: all layers for a scan; None where they are for a CPU alone, like `single`.
-        single: one by one for an NVIDIA GPU, which would copy what a scan slices.
+        stacked: all layers, for a scan.
+        single: one by one for a GPU, which would copy what a scan slices.
         on_cpu: one by one for a CPU, for the same reason; with turned kernels where those are faster.
         head: [V,D], the kernel of a head of its own for a CPU, where `on_cpu` has turned kernels.
     """
 
     stacked: StepLayer | None
     single: list[StepLayer] | None
-    on_cpu: list[StepLayer]
+    on_cpu: list[StepLayer] | None
     head: Array | None
 
-    def for_cpu(self) -> StepLayers:
-        """Without what a CPU does not read."""
-        return replace(self, stacked=None, single=None)
+    def only_for(self, backend: str) -> StepLayers | None:
+        """What one kind of device reads, if that is worth keeping beside the model: a TPU reads what is there already."""
+        if backend == "cpu":
+            return replace(self, stacked=None, single=None)
+        return replace(self, stacked=None, on_cpu=None, head=None) if backend == "gpu" else None
 
 
 class Decoder(nnx.Module):
@@ -155,15 +157,15 @@ class Decoder(nnx.Module):
 def _through(layers: StepLayers, x: Array, memory: Array, cache: KVCache, position: Array) -> tuple[Array, KVCache]:
     """One token a row, x [B,D], through all layers."""
 
-    def unrolled(single: list[StepLayer], x: Array, cache: KVCache) -> tuple[Array, KVCache]:
-        for index, layer in enumerate(single):
+    def unrolled(single: list[StepLayer] | None, x: Array, cache: KVCache) -> tuple[Array, KVCache]:
+        for index, layer in enumerate(single or ()):
             x, cache = layer(x, memory, cache, jnp.int32(index), position)
         return x, cache
 
-    on_cpu = partial(unrolled, layers.on_cpu)
-    if layers.stacked is None or layers.single is None:
-        return on_cpu(x, cache)
-    on_cuda, stacked = partial(unrolled, layers.single), (layers.stacked, jnp.arange(len(layers.single)))
+    on_cpu, on_cuda = partial(unrolled, layers.on_cpu), partial(unrolled, layers.single)
+    if layers.stacked is None:
+        return on_cpu(x, cache) if layers.single is None else on_cuda(x, cache)
+    stacked = layers.stacked, jnp.arange(cache.keys.shape[0])
 
     def scanned(x: Array, cache: KVCache) -> tuple[Array, KVCache]:
         def body(carry: tuple[Array, KVCache], xs: tuple[StepLayer, Array]) -> tuple[tuple[Array, KVCache], None]:

@@ -56,7 +56,9 @@ def usable(q: Array, k: Array) -> bool:
 def _tried(query: tuple[int, int, int], S: int, dtype: Any) -> bool:
     """Reads one image both ways, forward and backward: jax's own checks do not know every GPU and cuDNN."""
     memory = (S, *query[1:])
-    given = [np.random.default_rng(i).standard_normal((1, *shape)).astype(dtype) for i, shape in enumerate((query, memory, memory))]
+    given = [
+        np.random.default_rng(i).standard_normal((1, *shape)).astype(dtype) for i, shape in enumerate((query, memory, memory))
+    ]
     try:
         with jax.ensure_compile_time_eval():
             worst = float(_worst_difference(*given))

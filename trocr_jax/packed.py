@@ -36,10 +36,11 @@ class Packed:
 
 
 def pack(model: TrOCR) -> Packed:
-    """Lays the decoder's layers out on a CPU, which inside a program would copy them at every call and so holds them twice;
-    elsewhere they are read where they are.
+    """Lays the decoder's layers out on a CPU or a GPU, which inside a program would copy them at every call and so holds them
+    twice; elsewhere they are read where they are.
     """
-    layers = jax.jit(lambda model: model.decoder.step_layers().for_cpu())(model) if jax.default_backend() == "cpu" else None
+    backend = jax.default_backend()
+    layers = jax.jit(lambda model: model.decoder.step_layers().only_for(backend))(model)
     leaves, treedef = jax.tree.flatten((model, layers))
     return Packed(leaves, structure(treedef))
 
