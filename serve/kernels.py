@@ -15,7 +15,8 @@ INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\([^=]*?\)|\S+) ([\w\-]+)
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 KERNELS = {"fusion", "custom-call", "copy", "dot", "reduce", "sort", "scatter", "transpose"}
 WORKSPACE = re.compile(r", [su]8\[\d+\]\{0\}\)$")  # a library's, whatever it needs of it
-SLICES, UPDATE = {"slice", "dynamic-slice", "gather"}, "dynamic-update-slice"
+SLICES = {"slice", "dynamic-slice", "gather"}
+UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # in place of their first operand, by the one of this number
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _read(source: Instruction, inner: list[Instruction]) -> int:
             total += _read(user, inner)
         elif user.opcode in SLICES:
             total += size(user.shape)
-        elif user.opcode != UPDATE or user.operands[0] != source.name:
+        elif user.opcode not in UPDATES or user.operands[0] != source.name:
             total += size(source.shape)
     return min(total, size(source.shape))
 
@@ -113,4 +114,6 @@ def _written(result: Instruction, made: dict[str, Instruction]) -> int:
         return sum(_written(made[name], made) for name in result.operands)
     if result.opcode == "bitcast":
         return _written(made[result.operands[0]], made)
-    return size(made[result.operands[1]].shape) if result.opcode == UPDATE else size(result.shape)
+    if result.opcode in UPDATES:
+        return size(made[result.operands[UPDATES[result.opcode]]].shape)
+    return size(result.shape)
