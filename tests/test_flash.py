@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 from test_layers import normal, same_gradients
 
 from trocr_jax import flash, layers
@@ -29,16 +30,36 @@ def test_no_kernel_without_a_gpu():
     assert not flash.usable(normal(QUERY, 0).astype(jnp.bfloat16), normal(MEMORY, 1).astype(jnp.bfloat16))
 
 
-def test_a_kernel_that_works_is_found_while_a_program_is_traced(plain_kernel):
+def in_a_scan(f, x):
+    return jax.lax.scan(lambda x, _: (f(x), None), x, length=2)[0]
+
+
+def on_every_device(f, x):
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    return jax.shard_map(f, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)(x)
+
+
+def by_pmap(f, x):
+    return jax.pmap(f)(jnp.repeat(x[None], jax.device_count(), axis=0))[0]
+
+
+@pytest.mark.parametrize("run", [
+    pytest.param(lambda f, x: f(x), id="plain"),
+    pytest.param(lambda f, x: jax.jit(f)(x), id="jit"),
+    pytest.param(lambda f, x: jax.grad(jax.checkpoint(f))(x), id="grad of checkpoint"),
+    pytest.param(in_a_scan, id="scan"),
+    pytest.param(lambda f, x: jax.jit(lambda x: on_every_device(lambda x: in_a_scan(f, x), x))(x), id="scan in shard_map"),
+    pytest.param(by_pmap, id="pmap"),
+])  # fmt: skip
+def test_a_kernel_that_works_is_found_while_a_program_is_traced(plain_kernel, run):
     found = []
 
-    @jax.jit
     def program(x):
         found.append(flash._tried(QUERY[1:], MEMORY[1], jnp.dtype(jnp.float32)))
         return x
 
-    program(1.0)
-    assert found == [True]
+    run(program, jnp.float32(1.0))
+    assert set(found) == {True}
 
 
 def test_a_kernel_that_fails_is_said_and_not_used():
