@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.backend import get_backend
 
 Array = jax.Array
 KERNEL = "cudnn"
@@ -47,7 +48,7 @@ flash_attention.defvjp(lambda q, k, v: jax.vjp(_even, q, k, v), _backward)
 
 def usable(q: Array, k: Array) -> bool:
     """Whether this process computes on a GPU that has a kernel for such queries and keys; a warning says why not."""
-    if jax.default_backend() != "gpu" or "cuda" not in jax.devices()[0].client.platform_version:
+    if jax.default_backend() != "gpu" or "cuda" not in get_backend().platform_version:
         return False
     return q.dtype in (jnp.bfloat16, jnp.float16) and _tried(q.shape[1:], k.shape[1], q.dtype)
 
