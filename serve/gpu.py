@@ -56,7 +56,7 @@ class Config:
 def run(config: Config) -> int:
     """Prints a row a program and a row a loop, then a JSON line."""
     mesh = described_mesh()
-    layers.usable = lambda q, k: q.dtype.itemsize == 2  # there is no GPU here to try cuDNN's attention on
+    layers.has_flash_attention = lambda q, k: q.dtype.itemsize == 2  # there is no GPU here to try cuDNN's attention on
     programs = [row for name in config.models for row in measure(mesh, name, config)]
     print(json.dumps({"gpu": "H100, described", "batch_size": config.batch_size, "programs": programs}))
     return 0

@@ -26,8 +26,11 @@ def test_odd_lengths_and_their_gradients(plain_kernel):
     same_gradients(flash.flash_attention, layers._attend_at_once, given)
 
 
-def test_no_kernel_without_a_gpu():
-    assert not flash.usable(normal(QUERY, 0).astype(jnp.bfloat16), normal(MEMORY, 1).astype(jnp.bfloat16))
+def test_a_gpu_has_the_kernel_and_nothing_else():
+    """With JAX_PLATFORMS=cuda on an Ampere or newer; the suite as it is runs on a CPU."""
+    image = jnp.zeros((1, 577, 12, 64), jnp.bfloat16)
+    assert flash.has_flash_attention(image, image) is (jax.default_backend() == "gpu")
+    assert not flash.has_flash_attention(image.astype(jnp.float32), image.astype(jnp.float32))
 
 
 def in_a_scan(f, x):
@@ -77,7 +80,7 @@ def test_a_kernel_that_is_wrong_is_said_and_not_used(plain_kernel, monkeypatch):
 
 @pytest.mark.parametrize(("platform", "expected"), [("cuda", True), ("tpu", False), ("cpu", False), ("rocm", False)])
 def test_only_cuda_programs_have_the_kernel(platform, expected, monkeypatch):
-    monkeypatch.setattr(layers, "usable", lambda q, k: True)
+    monkeypatch.setattr(layers, "has_flash_attention", lambda q, k: True)
     monkeypatch.setattr(layers, "flash_attention", lambda q, k, v: jnp.sinh(q))
     given = normal(QUERY, 0), normal(MEMORY, 1), normal(MEMORY, 2)
     program = jax.jit(lambda *qkv: layers.attend(*qkv)).trace(*given).lower(lowering_platforms=(platform,)).as_text()

@@ -1,7 +1,8 @@
 """Attention that never writes its scores out: cuDNN's flash attention (Dao et al., 2022), on NVIDIA GPUs that have it.
 
 Written out, the float32 scores of one 384 x 384 image are 16 MB a layer, eighteen times its queries, and are moved several
-times. Used in bfloat16 and float16, from Ampere (compute capability 8.0) on; anything else takes the plain way.
+times. Used in bfloat16 and float16, from Ampere (compute capability 8.0) on; anything else takes the plain way. It has gradients,
+but no forward derivatives.
 
 Letters: B batch, T query length, S key length, N heads, H head dim.
 """
@@ -46,7 +47,7 @@ def _backward(pull: Any, gradient: Array) -> tuple[Array, Array, Array]:
 flash_attention.defvjp(lambda q, k, v: jax.vjp(_even, q, k, v), _backward)
 
 
-def usable(q: Array, k: Array) -> bool:
+def has_flash_attention(q: Array, k: Array) -> bool:
     """Whether this process computes on a GPU that has a kernel for such queries and keys; a warning says why not."""
     if jax.default_backend() != "gpu" or "cuda" not in get_backend().platform_version:
         return False

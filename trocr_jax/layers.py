@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .flash import flash_attention, usable
+from .flash import flash_attention, has_flash_attention
 
 Array = jax.Array
 Dtype = Any
@@ -141,7 +141,7 @@ def attend(q: Array, k: Array, v: Array, *, causal: bool = False, dropout_rate: 
     """Scaled dot-product attention, q [B,T,N,H] over k, v [B,S,N,H] -> [B,T,N,H]; weights dropped out when there is a key."""
     plain = not causal and (key is None or dropout_rate == 0.0)
     if plain and q.shape[1] * k.shape[1] >= SCORES_TO_SPLIT:
-        on_cuda = flash_attention if usable(q, k) else _attend_at_once
+        on_cuda = flash_attention if has_flash_attention(q, k) else _attend_at_once
         return jax.lax.platform_dependent(q, k, v, cpu=_attend_head_by_head, cuda=on_cuda, default=_attend_at_once)
     return _attend_at_once(q, k, v, causal, dropout_rate, key)
 
