@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8, "token": 0}
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\([^=]*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)$")
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
-KERNELS = {"fusion", "custom-call", "copy", "dot", "reduce", "sort", "scatter", "transpose"}
+FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "while", "after-all"}
+UNKNOWN = re.compile(r"^(call|conditional|async|all-|collective|reduce-scatter|send|recv)|-(start|done)$")
 WORKSPACE = re.compile(r", [su]8\[\d+\]\{0\}\)$")  # a library's, whatever it needs of it
 SLICES = {"slice", "dynamic-slice", "gather"}
 UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # in place of their first operand, by the one of this number
@@ -69,7 +70,7 @@ def size(shape: str) -> int:
     """Bytes of a shape such as "bf16[2,3]{1,0}" or a tuple of them."""
     total = 0
     for dtype, numbers in ARRAY.findall(shape):
-        count = BYTES.get(dtype, 0)
+        count = BYTES[dtype]
         for number in filter(None, numbers.split(",")):
             count *= int(number)
         total += count
@@ -77,10 +78,16 @@ def size(shape: str) -> int:
 
 
 def kernels(program: Program, computation: str) -> list[Kernel]:
-    """The kernels of a computation, a loop's body say, in order; inner loops not entered."""
-    instructions = program[computation]
-    shapes = {i.name: i.shape for i in instructions}
-    return [Kernel(i.name, moved(i, shapes, program)) for i in instructions if i.opcode in KERNELS]
+    """The kernels of a computation, a loop's body say, in order; inner loops not entered.
+
+    Raises:
+        ValueError: something that this cannot count, such as several GPUs that talk to each other.
+    """
+    instructions = [i for i in program[computation] if i.opcode not in FREE]
+    if unknown := sorted({i.opcode for i in instructions if UNKNOWN.search(i.opcode)}):
+        raise ValueError(f"cannot count the bytes of {', '.join(unknown)}")
+    shapes = {i.name: i.shape for i in program[computation]}
+    return [Kernel(i.name, moved(i, shapes, program)) for i in instructions]
 
 
 def moved(kernel: Instruction, shapes: dict[str, str], program: Program) -> int:
@@ -97,14 +104,12 @@ def _read(source: Instruction, inner: list[Instruction]) -> int:
     """Bytes read of an input of a fusion: what its users take, and at most all of it once."""
     total = 0
     for user in inner:
-        if source.name not in user.operands:
+        if source.name not in user.operands or user.opcode == "tuple":
             continue
-        if user.opcode == "bitcast":
+        if user.opcode == "bitcast" or (user.opcode in UPDATES and user.operands[0] == source.name):
             total += _read(user, inner)
-        elif user.opcode in SLICES:
-            total += size(user.shape)
-        elif user.opcode not in UPDATES or user.operands[0] != source.name:
-            total += size(source.shape)
+        else:
+            total += size(user.shape if user.opcode in SLICES else source.shape)
     return min(total, size(source.shape))
 
 

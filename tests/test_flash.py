@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 from test_layers import normal, same_gradients
 
@@ -15,10 +16,14 @@ QUERY, MEMORY = (2, 259, 3, 8), (2, 257, 3, 8)
 def plain_kernel(monkeypatch):
     """Traced anew, so that no program keeps the kernel it was traced with."""
     monkeypatch.setattr(flash, "KERNEL", "xla")
-    monkeypatch.setattr(flash, "_worst_difference", flash._worst_difference.__wrapped__)
-    flash._tried.cache_clear()
+    forget()
     yield
+    forget()
+
+
+def forget() -> None:
     flash._tried.cache_clear()
+    jax.clear_caches()
 
 
 def test_odd_lengths_and_their_gradients(plain_kernel):
@@ -51,6 +56,7 @@ def by_pmap(f, x):
     pytest.param(lambda f, x: jax.jit(f)(x), id="jit"),
     pytest.param(lambda f, x: jax.grad(jax.checkpoint(f))(x), id="grad of checkpoint"),
     pytest.param(in_a_scan, id="scan"),
+    pytest.param(on_every_device, id="shard_map"),
     pytest.param(lambda f, x: jax.jit(lambda x: on_every_device(lambda x: in_a_scan(f, x), x))(x), id="scan in shard_map"),
     pytest.param(by_pmap, id="pmap"),
 ])  # fmt: skip
@@ -58,24 +64,52 @@ def test_a_kernel_that_works_is_found_while_a_program_is_traced(plain_kernel, ru
     found = []
 
     def program(x):
-        found.append(flash._tried(QUERY[1:], MEMORY[1], jnp.dtype(jnp.float32)))
+        found.append(tried())
         return x
 
-    run(program, jnp.float32(1.0))
+    x = jnp.float32(1.0)
+    with jax.transfer_guard_host_to_device("disallow" if run in (in_a_scan, on_every_device) else "allow"):
+        run(program, x)
     assert set(found) == {True}
 
 
-def test_a_kernel_that_fails_is_said_and_not_used():
-    """jax asks for cuDNN's version first, which a machine without it has not."""
-    flash._tried.cache_clear()
-    with pytest.warns(UserWarning, match="cuDNN's attention cannot be used here .*the plain one is slower"):
-        assert not flash._tried(QUERY[1:], MEMORY[1], jnp.dtype(jnp.bfloat16))
+def fail(q, k, v):
+    raise RuntimeError("no such engine\nand more")
 
 
-def test_a_kernel_that_is_wrong_is_said_and_not_used(plain_kernel, monkeypatch):
-    monkeypatch.setattr(flash, "flash_attention", lambda q, k, v: 1.1 * layers._attend_at_once(q, k, v))
-    with pytest.warns(UserWarning, match="its results are off by 0.1"):
-        assert not flash._tried(QUERY[1:], MEMORY[1], jnp.dtype(jnp.float32))
+@pytest.mark.parametrize(("kernel", "reason"), [
+    (fail, "RuntimeError: no such engine"),
+    (lambda q, k, v: 1.1 * layers._attend_at_once(q, k, v), "its results are off by 0.1"),
+    (lambda q, k, v: layers._attend_at_once(q, k, v).at[0, 3].set(jnp.nan), "its results are off by inf"),
+])  # fmt: skip
+def test_a_kernel_that_fails_or_is_wrong_is_said_and_not_used(plain_kernel, monkeypatch, kernel, reason):
+    monkeypatch.setattr(flash, "flash_attention", kernel)
+    with pytest.warns(UserWarning, match=rf"cuDNN's attention cannot be used here \({reason}\); the plain one is slower"):
+        assert not tried()
+
+
+def test_a_kernel_that_looks_beyond_the_lengths_is_found_out(plain_kernel, monkeypatch):
+    """Gradients rely on them: 577 image tokens are filled up to 578."""
+    whole = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, implementation, **_: whole(q, k, v))
+    with pytest.warns(UserWarning, match="its results are off by"):
+        assert not tried()
+
+
+def tried() -> bool:
+    return flash._tried(QUERY[1:], MEMORY[1], jnp.dtype(jnp.float32))
+
+
+def test_weights_that_are_cut_have_the_plain_attention(monkeypatch):
+    """XLA cannot cut the kernel over heads."""
+    monkeypatch.setattr(layers, "has_flash_attention", lambda q, k: True)
+    monkeypatch.setattr(layers, "flash_attention", lambda q, k, v: jnp.sinh(q))
+    attention = layers.Attention(16, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    programs = [
+        jax.jit(lambda m, x: m(x)).trace(m, normal((1, 300, 16), 0)).lower(lowering_platforms=("cuda",)).as_text()
+        for m in (attention, layers.plain_attention(attention))
+    ]
+    assert ["sinh" in program for program in programs] == [True, False]
 
 
 @pytest.mark.parametrize(("platform", "expected"), [("cuda", True), ("tpu", False), ("cpu", False), ("rocm", False)])

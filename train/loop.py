@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from trocr_jax import files, pretrained
+from trocr_jax import files, pretrained, sharding
 
 from . import mesh as meshes
 from . import preflight
@@ -74,12 +74,13 @@ class Run:
         o, lora = config.optimizer, config.lora
         factors = rates(model.parameters, o.rates, o.layer_decay)
         trained = frozenset(name for name, factor in factors.items() if np.any(factor))
+        self.mesh: Mesh = meshes.make_mesh(config.devices, config.mesh)
         self.step_config = StepConfig(
             model=model.config, trained=trained, mean=model.processor.mean, std=model.processor.std, dtype=config.dtype,
             remat=config.remat, label_smoothing=o.label_smoothing, accumulate=o.accumulate,
             lora_scale=lora.alpha / max(lora.rank, 1), ema=o.ema,
+            tensor_parallel=self.mesh.shape[sharding.MODEL] > 1,
         )  # fmt: skip
-        self.mesh: Mesh = meshes.make_mesh(config.devices, config.mesh)
         self.optimizer = make_optimizer(o, config.steps, {} if lora.rank else factors)
         self.rate = schedule(o, config.steps)
         self.terminated = False

@@ -19,7 +19,7 @@ import optax
 
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.decoding import precision
-from trocr_jax.layers import Array
+from trocr_jax.layers import Array, plain_attention
 from trocr_jax.model import cross_entropy, normalize, shift_right
 
 from .parameters import Arrays, build, merged
@@ -63,6 +63,7 @@ class StepConfig:
         accumulate: A, micro-batches that a batch is cut into.
         lora_scale: alpha / rank.
         ema: decay of the moving average a step; 0 is off.
+        tensor_parallel: the weights are cut over "model", which rules a GPU's own attention out.
     """
 
     model: TrOCRConfig
@@ -75,6 +76,7 @@ class StepConfig:
     accumulate: int = 1
     lora_scale: float = 1.0
     ema: float = 0.0
+    tensor_parallel: bool = False
 
 
 def new_state(config: StepConfig, model: Arrays, lora: Arrays, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
@@ -107,6 +109,7 @@ def loss_sum(params: Arrays, images: Array, labels: Array, key: Array, config: S
     """
     with precision(jnp.dtype(config.dtype)):
         model = build(*cut(config.model, params, images.shape[2]), jnp.dtype(config.dtype))
+        model = plain_attention(model) if config.tensor_parallel else model
         pixels = normalize(images, config.mean, config.std)
         logits = model(pixels, shift_right(labels, config.model), key=key, remat=config.remat)
     loss, tokens = cross_entropy(logits, labels, config.model.pad_token_id, label_smoothing=config.label_smoothing)

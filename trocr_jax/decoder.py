@@ -158,13 +158,14 @@ def _through(layers: StepLayers, x: Array, memory: Array, cache: KVCache, positi
     """One token a row, x [B,D], through all layers."""
 
     def unrolled(single: list[StepLayer] | None, x: Array, cache: KVCache) -> tuple[Array, KVCache]:
-        for index, layer in enumerate(single or ()):
+        assert single is not None, "laid out for another device"
+        for index, layer in enumerate(single):
             x, cache = layer(x, memory, cache, jnp.int32(index), position)
         return x, cache
 
-    on_cpu, on_cuda = partial(unrolled, layers.on_cpu), partial(unrolled, layers.single)
+    on_cpu, on_gpu = partial(unrolled, layers.on_cpu), partial(unrolled, layers.single)
     if layers.stacked is None:
-        return on_cpu(x, cache) if layers.single is None else on_cuda(x, cache)
+        return on_cpu(x, cache) if layers.single is None else on_gpu(x, cache)
     stacked = layers.stacked, jnp.arange(cache.keys.shape[0])
 
     def scanned(x: Array, cache: KVCache) -> tuple[Array, KVCache]:
@@ -173,7 +174,7 @@ def _through(layers: StepLayers, x: Array, memory: Array, cache: KVCache, positi
 
         return jax.lax.scan(body, (x, cache), stacked)[0]
 
-    return jax.lax.platform_dependent(x, cache, cpu=on_cpu, cuda=on_cuda, default=scanned)
+    return jax.lax.platform_dependent(x, cache, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=scanned)
 
 
 def sinusoidal_table(rows: int, size: int, pad_token_id: int) -> np.ndarray:

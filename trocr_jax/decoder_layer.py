@@ -71,16 +71,13 @@ class StepLayer:
     """A layer laid out for decoding steps, once before the loop: laid out inside, a CPU would copy it at every step.
 
     Attributes:
-        layer: without the projections that the following ones replace.
-        qkv: query, key and value of the self-attention in one product, [D,3D]: a GPU's compiler would put the three kernels
-            together at every step.
+        layer: without keys and values of the cross-attention.
         key: [N,E,H], the cross-attention's key kernel by heads.
         value: [N,H,E], its value kernel by heads.
         value_bias: [D], or None without one.
     """
 
     layer: DecoderLayer
-    qkv: nnx.Linear
     key: Array
     value: Array
     value_bias: Array | None
@@ -89,24 +86,23 @@ class StepLayer:
     def of(cls, layer: DecoderLayer) -> StepLayer:
         """Of one layer; under `jax.vmap` of stacked ones."""
         layer = jax.tree.map(lambda parameter: parameter, layer)
-        own, attention = layer.self_attention, layer.cross_attention
-        qkv = _side_by_side(own.query, own.key, own.value)
+        attention = layer.cross_attention
         E, N = attention.key.kernel.shape[0], attention.num_heads
         key, value = (m.kernel[...].reshape(E, N, -1) for m in (attention.key, attention.value))
         bias = attention.value.bias
-        del own.query, own.key, own.value, attention.key, attention.value
-        return cls(layer, qkv, key.transpose(1, 0, 2), value.transpose(1, 2, 0), None if bias is None else bias[...])
+        del attention.key, attention.value
+        return cls(layer, key.transpose(1, 0, 2), value.transpose(1, 2, 0), None if bias is None else bias[...])
 
     def turned(self) -> StepLayer:
         """With kernels as `matmul_few_rows` takes them."""
-        return replace(self, layer=turn_kernels(self.layer), qkv=turn_kernels(self.qkv))
+        return replace(self, layer=turn_kernels(self.layer))
 
     def __call__(self, x: Array, memory: Array, cache: KVCache, index: Array, position: Array) -> tuple[Array, KVCache]:
         """One token a row: x [B,D], memory [images,S,E], the cache written at [index, :, position] -> [B,D] and the cache."""
         layer, attention = self.layer, self.layer.self_attention
-        query, key, value = (attention.heads(part) for part in jnp.split(self.qkv(x), 3, axis=-1))
+        key, value = attention.heads(attention.key(x)), attention.heads(attention.value(x))
         cache = KVCache(_write(cache.keys, key, index, position), _write(cache.values, value, index, position))
-        y = _attend_to_cache(query, cache.keys[index], cache.values[index], position)
+        y = _attend_to_cache(attention.heads(attention.query(x)), cache.keys[index], cache.values[index], position)
         x = layer.self_attention_norm(x + attention.out(y.reshape(x.shape)))
         x = layer.cross_attention_norm(x + self._attend_to_image(x, memory))
         return layer.mlp_norm(x + layer.mlp(x)), cache
@@ -121,15 +117,6 @@ class StepLayer:
         context = jnp.einsum("isq,ise->iqe", weights, memory).reshape(B, -1, E)
         value = jnp.einsum("nhe,bne->nhb", self.value, context).transpose(2, 0, 1).reshape(B, D)
         return attention.out(value if self.value_bias is None else value + self.value_bias)
-
-
-def _side_by_side(*maps: nnx.Linear) -> nnx.Linear:
-    """One linear map with the outputs of all, one after the other."""
-    wide = jax.tree.map(lambda parameter: parameter, maps[0])
-    wide.kernel = nnx.Param(jnp.concatenate([m.kernel[...] for m in maps], axis=-1))
-    if wide.bias is not None:
-        wide.bias = nnx.Param(jnp.concatenate([m.bias[...] for m in maps if m.bias is not None]))
-    return wide
 
 
 def _write(cache: Array, new: Array, layer: Array, position: Array) -> Array:

@@ -120,7 +120,7 @@ class Attention(nnx.Module):
         dtype: Dtype, rngs: nnx.Rngs,
     ):  # fmt: skip
         memory_size = size if memory_size is None else memory_size
-        self.num_heads, self.dropout = num_heads, dropout
+        self.num_heads, self.dropout, self.plain = num_heads, dropout, False
         self.query = linear(size, size, bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.key = linear(memory_size, size, bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.value = linear(memory_size, size, bias=qkv_bias, dtype=dtype, rngs=rngs)
@@ -134,21 +134,39 @@ class Attention(nnx.Module):
         """x [B,T,D] attends to memory [B,S,E] (to itself without one) -> [B,T,D]."""
         memory = x if memory is None else memory
         q, k, v = self.heads(self.query(x)), self.heads(self.key(memory)), self.heads(self.value(memory))
-        return self.out(attend(q, k, v, causal=causal, dropout_rate=self.dropout, key=key).reshape(x.shape))
+        y = attend(q, k, v, causal=causal, dropout_rate=self.dropout, key=key, plain=self.plain)
+        return self.out(y.reshape(x.shape))
 
 
-def attend(q: Array, k: Array, v: Array, *, causal: bool = False, dropout_rate: float = 0.0, key: Array | None = None) -> Array:
-    """Scaled dot-product attention, q [B,T,N,H] over k, v [B,S,N,H] -> [B,T,N,H]; weights dropped out when there is a key."""
-    plain = not causal and (key is None or dropout_rate == 0.0)
-    if plain and q.shape[1] * k.shape[1] >= SCORES_TO_SPLIT:
-        on_cuda = flash_attention if has_flash_attention(q, k) else _attend_at_once
+def plain_attention(module: M) -> M:
+    """The module without a GPU's own kernel: XLA does not cut that over heads, nor batch its gradient, nor export it."""
+    plain = jax.tree.map(lambda parameter: parameter, module)
+    for _, part in nnx.iter_modules(plain):
+        if isinstance(part, Attention):
+            part.plain = True
+    return plain
+
+
+def attend(
+    q: Array, k: Array, v: Array, *, causal: bool = False, dropout_rate: float = 0.0, key: Array | None = None,
+    plain: bool = False,
+) -> Array:  # fmt: skip
+    """Scaled dot-product attention, q [B,T,N,H] over k, v [B,S,N,H] -> [B,T,N,H].
+
+    Args:
+        key: weights are dropped out when there is one.
+        plain: no kernel of a GPU, see `plain_attention`.
+    """
+    whole = not causal and (key is None or dropout_rate == 0.0)
+    if whole and q.shape[1] * k.shape[1] >= SCORES_TO_SPLIT:
+        on_cuda = _attend_at_once if plain or not has_flash_attention(q, k) else flash_attention
         return jax.lax.platform_dependent(q, k, v, cpu=_attend_head_by_head, cuda=on_cuda, default=_attend_at_once)
     return _attend_at_once(q, k, v, causal, dropout_rate, key)
 
 
 SCORES_TO_SPLIT = 1 << 16
-"""T x S from which scores are not written out whole: a CPU takes the heads one by one, whose scores stay in its cache, and a GPU
-has a kernel for it.
+"""T x S from which a CPU takes the heads one by one, as the scores of one head stay in its cache and those of all do not, and
+an NVIDIA GPU its own kernel.
 """
 
 

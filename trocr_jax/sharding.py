@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 
 from . import decoding, weights
 from .decoding import GenerateConfig, Generation
-from .layers import Array
+from .layers import Array, plain_attention
 from .loop import bucket
 from .model import TrOCR
 
@@ -193,5 +193,5 @@ def data_parallel(model: TrOCR, rows: Array, seeds: Array | None, mask: Array, k
 @partial(jax.jit, static_argnames=("key", "mesh"))
 def partitioned(model: TrOCR, rows: Array, seeds: Array | None, mask: Array, key: Any, mesh: Mesh) -> Generation:
     """The program for cut weights: one loop for all, its arrays placed by the compiler, the result whole on every device."""
-    result = partial(key[0], **dict(key[1]))(model, rows, seeds=seeds, mask=mask)
+    result = partial(key[0], **dict(key[1]))(plain_attention(model), rows, seeds=seeds, mask=mask)
     return jax.lax.with_sharding_constraint(result, NamedSharding(mesh, P()))
