@@ -5,7 +5,7 @@ API keys come from --api-key-file or from TROCR_API_KEY (several with commas bet
 
 from __future__ import annotations
 
-from trocr_jax.cli import UsageError
+from trocr_jax.cli import load
 
 from .config import Config
 
@@ -14,10 +14,4 @@ __all__ = ["Config", "run"]
 
 def run(config: Config) -> int:
     """Serves until SIGTERM or SIGINT; 0 after an orderly end."""
-    try:
-        from .launch import launch  # here, so that --help needs neither the web packages nor jax
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("trocr_jax"):
-            raise
-        raise UsageError(f"serve needs the Python package {error.name!r}: pip install 'trocr-jax[serve]'") from None
-    return launch(config)
+    return load("trocr_jax.serve.launch", "serve", "serve").launch(config)  # late: --help needs no web packages and no jax

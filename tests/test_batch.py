@@ -214,7 +214,7 @@ def decoders_alive(mark: str) -> list[str]:
 def test_kills_lose_and_double_nothing(capsys, model, images, tmp_path, monkeypatch):
     """Killed as soon as another part is there: in the middle of work, although the job takes a moment."""
     monkeypatch.setenv("TROCR_JAX_TEST", mark := f"kills-{tmp_path}")
-    arguments = ["--unit-lines", 1]
+    arguments, seen = ["--unit-lines", 1], set()
     batch(capsys, images, tmp_path / "whole", "--model", model, *arguments)
     expected = batching.parts(tmp_path / "whole")
 
@@ -222,9 +222,11 @@ def test_kills_lose_and_double_nothing(capsys, model, images, tmp_path, monkeypa
         before, deadline = len([*out.glob("part-*")]), time.monotonic() + 60
         while len([*out.glob("part-*")]) == before < len(expected) and time.monotonic() < deadline:
             time.sleep(0.002)
+        seen.update(decoders_alive(mark))
 
     assert len(expected) == 60
     survive(images, model, tmp_path, 2, delay, expected, *arguments)
+    assert seen, "workers decode in processes of their own"
     deadline = time.monotonic() + 10
     while decoders_alive(mark) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -84,6 +84,14 @@ def test_int8_reads_with_onnx_runtime_where_that_is_installed(capsys, monkeypatc
     ]
 
 
+def test_serve_without_its_packages_says_what_installs_them(capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "trocr_jax.serve.launch", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    code, out, err = call(capsys, "serve")
+    assert (code, out) == (1, [])
+    assert err == ["trocr-jax: serve needs the Python package 'uvicorn': pip install 'trocr-jax[serve]'"]
+
+
 def test_tsv_in_the_order_given(capsys, model, folder):
     paths = [folder / "3.png", folder / "1.png"]
     code, out, _ = call(capsys, "read", *paths, "--model", model, "--format", "tsv", "--max-tokens", 8)

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 VERBS = {
     "read": ("trocr_jax.read_command", "read the text of line images"),
@@ -21,6 +22,7 @@ VERBS = {
     "bench": ("trocr_jax.serve.bench", "measure speed beside other implementations"),
     "doctor": ("trocr_jax.doctor", "check this machine and a checkpoint"),
 }
+EXTRAS = {"train": "train", "eval": "train", "batch": "batch"}
 
 
 class UsageError(Exception):
@@ -48,14 +50,9 @@ def _run(verb: str, arguments: list[str]) -> int:
     """Parses a verb's flags into its Config and calls its run(config)."""
     import tyro
 
-    try:
-        app = importlib.import_module(VERBS[verb][0])
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("trocr_jax"):
-            raise
-        return complain(f"{verb} needs the Python package {error.name!r}: pip install 'trocr-jax[{_extra(verb)}]'", 1)
     prog = f"trocr-jax {verb}"
     try:
+        app = load(VERBS[verb][0], verb, EXTRAS.get(verb, "test"))
         if hasattr(app, "parse"):  # presets and files have a say before the flags
             config = app.parse(arguments, prog)
         else:
@@ -69,6 +66,19 @@ def _run(verb: str, arguments: list[str]) -> int:
         return complain(str(error), 1)
     except KeyboardInterrupt:
         return complain("interrupted", 130)
+
+
+def load(module: str, wanted: str, extra: str) -> Any:
+    """Imports a module that needs an extra of this package; `wanted` is what the person asked for.
+
+    Raises ValueError, which names the missing Python package and the extra that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("trocr_jax"):
+            raise
+        raise ValueError(f"{wanted} needs the Python package {error.name!r}: pip install 'trocr-jax[{extra}]'") from None
 
 
 def _unread() -> int:
@@ -98,10 +108,6 @@ def package_version() -> str:
         return version("trocr-jax")
     except PackageNotFoundError:
         return "unknown"
-
-
-def _extra(verb: str) -> str:
-    return {"train": "train", "eval": "train", "batch": "batch"}.get(verb, "test")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ An image that cannot be read is reported and does not stop the others; the exit 
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import sys
@@ -16,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from .cli import UsageError
+from .cli import UsageError, load
 from .line import Line
 
 PROGRESS_FROM = 20
@@ -121,12 +120,8 @@ def _make_reader(config: Config) -> Any:
 
 def _int8_backend() -> Any:
     try:
-        importlib.import_module("onnxruntime")
-        return importlib.import_module(INT8)
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("trocr_jax"):
-            raise
-        raise ValueError(f"--dtype int8 needs the Python package {error.name!r}: pip install 'trocr-jax[onnx]'") from None
+        load("onnxruntime", "--dtype int8", "onnx")  # the backend imports it late
+        return load(INT8, "--dtype int8", "onnx")
     except ImportError as error:  # installed, and not for this machine
         raise ValueError(f"--dtype int8: {error}") from None
 
