@@ -170,9 +170,7 @@ def _plain_vit(tensors: Named, config: TrOCRConfig, remarks: list[str]) -> Named
 # --- the decoder ---
 
 
-def _decoder_section(
-    config: dict[str, Any], tensors: Named, branch: Branch, layers: int, memory_size: int
-) -> dict[str, Any]:
+def _decoder_section(config: dict[str, Any], tensors: Named, branch: Branch, layers: int, memory_size: int) -> dict[str, Any]:
     total, eps = config["num_hidden_layers"], config.get("layer_norm_eps", 1e-5)
     if not 1 <= layers <= total:
         raise ValueError(f"the decoder's checkpoint has {total} layers; {layers} of them were asked for")

@@ -129,5 +129,3 @@ def _known(error: Exception) -> ApiError:
         status = error.status_code
         return ApiError(status, messages.get(status, "the request is malformed"), codes.get(status, "bad_request"))
     return internal()
-
-

@@ -54,9 +54,7 @@ def parse(text: str) -> Program:
             root, name, shape, opcode, operands, rest = found.groups()
             calls, source = re.search(r"(?:calls|body)=%?([\w.\-]+)", rest), re.search(r'op_name="([^"]*)"', rest)
             inputs = tuple(re.findall(r"%([\w.\-]+)", operands))
-            current.append(
-                Instruction(name, shape, opcode, inputs, calls and calls[1], bool(root), source[1] if source else "")
-            )
+            current.append(Instruction(name, shape, opcode, inputs, calls and calls[1], bool(root), source[1] if source else ""))
     return program
 
 

@@ -112,6 +112,7 @@ def _worn(gray: np.ndarray, layout: Layout, rng) -> np.ndarray:
 
 def found_in_order(quads: list[np.ndarray], found: list[np.ndarray]) -> int:
     """How many drawn lines were found, each by a box of its own that holds its ink and little else, in the order drawn."""
+
     def extent(quad: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return quad.mean(0), (quad[1] - quad[0]), (quad[3] - quad[0])
 

@@ -8,9 +8,7 @@ from PIL import Image
 
 from trocr_jax.train import augment, rand_augment
 
-OPERATIONS = {
-    (group, name): operation for group, members in rand_augment.GROUPS.items() for name, operation in members.items()
-}
+OPERATIONS = {(group, name): operation for group, members in rand_augment.GROUPS.items() for name, operation in members.items()}
 
 
 @pytest.fixture
@@ -42,11 +40,7 @@ class Fixed:
 
     def uniform(self, low, high, size=None):
         value = np.asarray(high if self._highest else low, float)
-        return (
-            float(value)
-            if size is None and not value.shape
-            else np.broadcast_to(value, value.shape if size is None else size)
-        )
+        return float(value) if size is None and not value.shape else np.broadcast_to(value, value.shape if size is None else size)
 
     def integers(self, low, high=None, *size):
         low, high = (0, low) if high is None else (low, high)
@@ -113,9 +107,7 @@ def test_blur_mirrors_the_edge():
 
 def test_dilation_thins_and_erosion_thickens_dark_ink(line):
     rng = np.random.default_rng(0)
-    dark = {
-        name: (np.asarray(augment.DA2[name](line, rng))[..., 0] < 50).sum() for name in ("dilation", "keep", "erosion")
-    }
+    dark = {name: (np.asarray(augment.DA2[name](line, rng))[..., 0] < 50).sum() for name in ("dilation", "keep", "erosion")}
     assert dark["dilation"] < dark["keep"] < dark["erosion"]
     x = np.asarray(line)[..., 0]
     assert np.asarray(augment.lighten(line, rng))[20, 30, 0] == x[19:22, 29:32].max()
@@ -151,9 +143,7 @@ def test_rand_augment_damages_half_with_three_groups(line, monkeypatch):
     def counting(group, name):
         return lambda image, rng, m: (applied.append((group, name, m)), image)[1]
 
-    groups = {
-        group: {name: counting(group, name) for name in members} for group, members in rand_augment.GROUPS.items()
-    }
+    groups = {group: {name: counting(group, name) for name in members} for group, members in rand_augment.GROUPS.items()}
     monkeypatch.setattr(rand_augment, "GROUPS", groups)
     rng, damaged = np.random.default_rng(0), 0
     for _ in range(2000):
@@ -291,9 +281,7 @@ def test_glass_and_zoom_stay_near(line):
     assert np.abs(np.argwhere(glass) - 30).max() <= 2 + 4 * 2 and glass.sum() > 1
     zoomed = values(rand_augment.zoom_blur(line.resize((96, 96)), np.random.default_rng(0), 2))
     centre, edge = (
-        np.abs(
-            zoomed[48 - r : 48 + r, 48 - r : 48 + r] - values(line.resize((96, 96)))[48 - r : 48 + r, 48 - r : 48 + r]
-        ).mean()
+        np.abs(zoomed[48 - r : 48 + r, 48 - r : 48 + r] - values(line.resize((96, 96)))[48 - r : 48 + r, 48 - r : 48 + r]).mean()
         for r in (6, 48)
     )
     assert centre < edge
@@ -315,9 +303,7 @@ def test_weather(line):
         low = (64, 96, 128)[m]
         assert shaded.max() == 255 and 255 - low - 33 <= shaded.min() <= 255 - low
     icy = values(rand_augment.frost(flat(0), rng, 2))
-    assert (
-        icy.max() <= 0.7**2 + 0.01 and values(rand_augment.frost(flat(200), rng, 2)).min() <= 0.7**2 * 200 / 255 + 0.01
-    )
+    assert icy.max() <= 0.7**2 + 0.01 and values(rand_augment.frost(flat(200), rng, 2)).min() <= 0.7**2 * 200 / 255 + 0.01
 
 
 def test_patterns_are_black_lines_three_minus_m_apart():
@@ -355,10 +341,7 @@ def test_geometry(line):
         small = np.asarray(rand_augment.shrink(flat(255, (100, 80)), np.random.default_rng(m), m))[..., 0] > 128
         assert abs(small.any(0).sum() - 100 * (1 - frac)) <= 1 and abs(small.any(1).sum() - 80 * (1 - frac)) <= 1
         for seed in range(6):
-            shape = (
-                np.asarray(rand_augment.perspective(flat(255, (100, 100)), np.random.default_rng(seed), m))[..., 0]
-                > 128
-            )
+            shape = np.asarray(rand_augment.perspective(flat(255, (100, 100)), np.random.default_rng(seed), m))[..., 0] > 128
             sides = sorted((shape[:, 2].sum(), shape[:, 97].sum()))
             assert sides[1] > 95 and 100 * (1 - 2 * (0.1 * m + 0.2)) - 3 <= sides[0] <= 100 * (1 - 0.2 * (m + 1)) + 4
     turned = [np.asarray(rand_augment.rotate(flat(255), np.random.default_rng(s), 0))[0, 0, 0] for s in range(5)]

@@ -76,7 +76,11 @@ def hub():
     safe, pickled = {"config.json": b"{}", "README.md": b"x"}, b"weights"
     Hub.repositories = {
         "them/safe": {
-            **safe, "model.safetensors": b"s", "pytorch_model.bin": pickled, "tf_model.h5": b"t", "vocab.json": b"{}",
+            **safe,
+            "model.safetensors": b"s",
+            "pytorch_model.bin": pickled,
+            "tf_model.h5": b"t",
+            "vocab.json": b"{}",
             "merges.txt": b"m",
         },
         "them/pickled": {**safe, "pytorch_model.bin": pickled, "sentencepiece.bpe.model": b"p", "optimizer.pt": b"o"},

@@ -131,9 +131,7 @@ def test_reader_on_onnx_runtime_reads_as_the_reader(precision):
 def test_only_int8_leaves_out_empty_columns_and_only_of_models_that_know_it(monkeypatch):
     images, widths = sorted((ROOT / "examples").glob("*.png"))[:2], []
     generate = OnnxModel.generate
-    monkeypatch.setattr(
-        OnnxModel, "generate", lambda model, x, config: widths.append(x.shape[2]) or generate(model, x, config)
-    )
+    monkeypatch.setattr(OnnxModel, "generate", lambda model, x, config: widths.append(x.shape[2]) or generate(model, x, config))
     for precision, trimmed in (("int8", True), ("int8", False), ("float32", True)):
         whole = Reader.from_pretrained()
         processor = replace(whole.processor, trimmed=trimmed)

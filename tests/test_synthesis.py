@@ -230,9 +230,7 @@ def test_the_written_split_is_large_enough_and_disjoint():
     script = ROOT / "train" / "fetch_fonts.sh"
     subprocess.run(["bash", "-n", script], check=True)
     content = script.read_text()
-    halves = {
-        half: set(re.search(rf'^{half}="(.*?)"', content, re.S | re.M)[1].split()) for half in ("training", "held_out")
-    }
+    halves = {half: set(re.search(rf'^{half}="(.*?)"', content, re.S | re.M)[1].split()) for half in ("training", "held_out")}
     for half, _, family, _ in re.findall(r"^(training|held-out) (\S+) (\S+) (\S+)$", content, re.M):
         halves[half.replace("-", "_")].add(family)
     assert len(halves["training"]) >= 120 and len(halves["held_out"]) >= 20

@@ -104,8 +104,6 @@ def call(path: str, *args: str) -> bytes:
     return b"\x80\x02" + global_(path) + b"(" + strings + b"tR."
 
 
-
-
 def storage(kind=b"Float", key=b"0", count=b"K\x04") -> bytes:
     key = b"X" + struct.pack("<I", len(key)) + key
     return b"(X\x07\x00\x00\x00storagectorch\n" + kind + b"Storage\n" + key + b"X\x03\x00\x00\x00cpu" + count + b"tQ"

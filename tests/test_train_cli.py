@@ -172,8 +172,6 @@ def test_a_quiet_host_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-
-
 def test_a_sheet_shows_what_the_model_will_see(tmp_path, capsys):
     tiny.config(tmp_path)  # makes a model and data
     lines = tmp_path / "lines" / "gt_train.txt"

@@ -90,7 +90,6 @@ def test_an_extended_model_reads_what_it_read_before(model):
     """The logits of old tokens are untouched, wherever the tokens have moved to."""
     grown = with_tokenizer(model, vocabulary.extended(model.tokenizer, "ż"), 0)
 
-
     def logits(found):
         ids = jnp.asarray([[found.config.decoder_start_token_id, *found.tokenizer.labels("12")[:-1]]], jnp.int32)
         return np.asarray(jax.jit(TrOCR.__call__)(build(found.config, found.parameters), pixels(found.config, 1), ids))

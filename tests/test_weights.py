@@ -240,9 +240,7 @@ def test_every_file_of_torch_is_read_without_torch(tmp_path):
         for seed in range(3):
             written |= write_all(tmp_path, family, seed)
     request = json.dumps([(path, config) for path, (config, _) in written.items()])
-    done = subprocess.run(
-        [sys.executable, "-c", READER], cwd=ROOT, input=request, capture_output=True, text=True, timeout=900
-    )
+    done = subprocess.run([sys.executable, "-c", READER], cwd=ROOT, input=request, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout) == {path: expected for path, (_, expected) in written.items()}
 

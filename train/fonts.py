@@ -64,9 +64,7 @@ def find_faces(folder: str | Path, families: Sequence[str] | None = None) -> lis
     return [Face(family, style, tuple(files)) for (family, style), files in sorted(found.items())]
 
 
-def draw_mask(
-    face: Face, size: int, text: str, spacing: float = 0.0, features: Sequence[str] = ()
-) -> tuple[Image.Image, int]:
+def draw_mask(face: Face, size: int, text: str, spacing: float = 0.0, features: Sequence[str] = ()) -> tuple[Image.Image, int]:
     """The text's coverage (mode "L", 255 = ink) and the row of its baseline; ValueError where a glyph is missing.
 
     Cut to the ink from left to right; from top to bottom to the ink and at least from the capitals' height to the

@@ -113,4 +113,3 @@ def learns_by_heart(config: StepConfig, parameters: Arrays, tokenizer: Tokenizer
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise Failed(message)
-

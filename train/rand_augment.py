@@ -364,9 +364,7 @@ def perspective(image: Image.Image, rng: Generator, m: int) -> Image.Image:
     left = [(0.0, top), (0.0, height - bottom), (width, height), (width, 0.0)]
     right = [(0.0, 0.0), (0.0, height), (width, height - bottom), (width, top)]
     corners = np.array(left if rng.random() < 0.5 else right)
-    return image.transform(
-        image.size, Image.Transform.PERSPECTIVE, _homography(corners, width, height), Image.Resampling.BICUBIC
-    )
+    return image.transform(image.size, Image.Transform.PERSPECTIVE, _homography(corners, width, height), Image.Resampling.BICUBIC)
 
 
 def _homography(corners: np.ndarray, width: int, height: int) -> list[float]:

@@ -134,6 +134,7 @@ def cut(config: TrOCRConfig, params: Arrays, width: int) -> tuple[TrOCRConfig, A
 
 def gradient_sum(state: TrainState, images: Array, labels: Array, config: StepConfig, key: Array) -> tuple[Arrays, Metrics]:
     """Gradient of `loss_sum` by the trained parameters, and the sums, over all micro-batches."""
+
     def loss(trained: Arrays, images: Array, labels: Array, key: Array) -> tuple[Array, Metrics]:
         return loss_sum(full(state, trained, config), images, labels, key, config)
 
