@@ -1,18 +1,25 @@
 """Evaluation of a model on data sets and benchmarks: the tables, the published numbers, the report."""
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+import lmdb
 import pytest
 import tiny
 
 from trocr_jax import Reader, metrics
+from trocr_jax.images import ImageProcessor
 from trocr_jax.line import Line
 from trocr_jax.train import evaluate
 from trocr_jax.train.benchmarks import BENCHMARKS, size_name
+from trocr_jax.train.config import Config as TrainConfig
+from trocr_jax.train.config import DataConfig
 from trocr_jax.train.evaluate import Config, run
-from trocr_jax.train.records import SourceError
+from trocr_jax.train.evaluation import held_out
+from trocr_jax.train.records import SourceError, row_names
 from trocr_jax.train.report import difference, render
 from trocr_jax.train.results import Reading, Result, Task
 
@@ -45,6 +52,65 @@ def test_a_run_prints_tables_json_and_a_page(places, tmp_path, capsys):
     page = report.read_text()
     assert "data:image/jpeg;base64," in page and "&lt;b&gt;7" in page and "<b>7" not in page
     assert "http" not in page, "the page needs nothing from elsewhere"
+
+
+def holes(folder: Path, images: dict[int, bytes], labels: dict[int, bytes]) -> Path:
+    """An LMDB of four lines that lacks some."""
+    folder.mkdir()
+    with lmdb.open(str(folder), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"num-samples", b"4")
+        for kind, found in (("image", images), ("label", labels)):
+            for number, content in found.items():
+                transaction.put(f"{kind}-{number:09d}".encode(), content)
+    return folder
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    tiny.draw("12").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+SCORES = ("accuracy", "word_accuracy", "sroie_recall")
+
+
+def test_records_that_are_not_there_are_left_out_of_the_scores(places, tmp_path, capsys):
+    data = holes(tmp_path / "holes", {1: png()}, {1: b"definitely wrong"})
+    assert run(Config((str(data),), str(places[0]), scores=SCORES, max_tokens=8)) == 1
+    out, err = capsys.readouterr()
+    (found,) = json.loads(out)["results"]
+    assert {score["value"] for score in found["scores"]["holes"].values()} == {0.0}, "nothing read is not nothing written"
+    assert (found["lines"], found["unreadable"], found["left_out"]) == (4, 3, 3)
+    assert "1 lines" in err and "3 records cannot be read and are left out of the scores; the first of holes: record 1" in err
+
+
+def test_a_broken_image_whose_text_is_known_is_wrong(places, tmp_path, capsys):
+    data = holes(tmp_path / "holes", {1: png(), 2: b"broken"}, {1: b"12", 2: b"34", 3: b"56"})
+    assert run(Config((str(data),), str(places[0]), scores=("cer",), max_tokens=8)) == 1
+    out, err = capsys.readouterr()
+    (found,) = json.loads(out)["results"]
+    assert (found["unreadable"], found["left_out"]) == (3, 1)
+    assert "3 lines" in err and "2 images cannot be read and count as wrong; the first of holes: image-000000002" in err
+    assert found["scores"]["holes"]["cer"]["value"] >= 100 * 4 / 6
+
+
+def test_a_data_set_of_which_nothing_can_be_read_has_no_scores(places, tmp_path, capsys):
+    data = holes(tmp_path / "holes", {}, {})
+    assert run(Config((str(data),), str(places[0]), max_tokens=8)) == 1
+    assert json.loads(capsys.readouterr().out)["results"][0]["scores"] == {"holes": {}}
+
+
+def test_data_sets_of_the_same_name_have_rows_of_their_own(tmp_path):
+    lists = [str(tiny.line_folder(tmp_path / name / "valid", count)) for name, count in (("a", 3), ("b", 5))]
+    folders = [str(Path(place).parent) for place in lists]
+    tasks = evaluate.data_tasks(Config((*folders, folders[0])))
+    assert [(task.name, len(task.source)) for task in tasks] == [("a/valid", 3), ("b/valid", 5)], "one twice is one"
+    valid = TrainConfig(data=DataConfig(valid=tuple(folders)))
+    groups = held_out(valid, ImageProcessor(height=16, width=48))
+    assert {name: len(group.texts) for name, group in groups.items()} == {"a/valid": 3, "b/valid": 5}
+    assert list(row_names(["x/one.txt", "y/two.csv"])) == ["one", "two"]
+    assert list(row_names(["x/all.txt"], ["all"])) == ["all.txt"]
+    assert list(row_names(["x/one.txt", "x/one.csv"])) == ["one.txt", "one.csv"]
 
 
 def test_wrong_calls_are_refused(places):

@@ -18,7 +18,8 @@ from trocr_jax.reader import TOGETHER, Reader
 
 from .benchmarks import BENCHMARKS, Benchmark, Part, size_name
 from .config import SyntheticConfig
-from .records import Record, Source, SourceError
+from .data import SYNTHETIC
+from .records import Record, Source, SourceError, row_names
 from .report import render
 from .results import Reading, Result, Task
 from .sources import open_source
@@ -26,6 +27,7 @@ from .sources import open_source
 SCORES = ("cer", "wer", "accuracy")
 DRAWN = 1000  # lines of every level, where no limit is set
 CONFUSIONS = 10
+ALL = "all"  # the row of all data sets together
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,9 @@ def run(config: Config) -> int:
 
 def data_tasks(config: Config) -> list[Task]:
     """The data sets that are named."""
-    tasks = []
-    for place in config.data:
-        if place == "synthetic":
-            tasks += [Task(level, source, {}) for level, source in drawn_sources(config.limit or DRAWN).items()]
-        else:
-            tasks.append(Task(Path(place).stem, open_source(place), {}))
-    return tasks
+    drawn = drawn_sources(config.limit or DRAWN) if SYNTHETIC in config.data else {}
+    stored = row_names((place for place in config.data if place != SYNTHETIC), {*drawn, ALL})
+    return [Task(name, source, {}) for name, source in (drawn | {name: open_source(x) for name, x in stored.items()}).items()]
 
 
 def benchmark_tasks(benchmark: Benchmark, data: Sequence[str], reader: Reader) -> list[Task]:
@@ -154,12 +152,19 @@ def measure(reader: Reader, tasks: Sequence[Task], names: Sequence[str], beams: 
     seconds = time.perf_counter() - began
     groups = {task.name: [r for r in readings if r.source == task.name] for task in tasks}
     if len(tasks) > 1:
-        groups["all"] = readings
-    scores = {name: metrics.score(names, *texts(group, reader, config)) for name, group in groups.items()}
+        groups[ALL] = readings
+    scores = {name: _scores(names, [r for r in group if r.scored], reader, config) for name, group in groups.items()}
     read = [reading for reading in readings if reading.line.error is None]
     right = [reading.line.text == reading.reference for reading in read]
     known = metrics.calibration([reading.line.confidence for reading in read], right)
     return Result(beams, readings, scores, known, len(readings) / seconds)
+
+
+def _scores(
+    names: Sequence[str], group: Sequence[Reading], reader: Reader, config: Config
+) -> dict[str, tuple[float, float, float]]:
+    """None where a data set has no line to compare."""
+    return metrics.score(names, *texts(group, reader, config)) if group else {}
 
 
 def texts(group: Sequence[Reading], reader: Reader, config: Config) -> tuple[list[str], list[str]]:
@@ -186,7 +191,7 @@ def read_task(reader: Reader, task: Task, beams: int, config: Config) -> Iterato
 
 
 def _record(source: Source, index: int) -> Record:
-    """A broken record stays in the corpus: a benchmark with holes is another benchmark."""
+    """A broken record is kept to be counted, without a text that it could be scored against."""
     try:
         return source[index]
     except (ValueError, OSError, KeyError) as error:
@@ -196,17 +201,26 @@ def _record(source: Source, index: int) -> Record:
 def table(result: Result, tasks: Sequence[Task]) -> str:
     """A row a source: each score with its interval, and the published number where there is one."""
     published = {task.name: task.published for task in tasks}
-    counts = {name: sum(r.source == name or name == "all" for r in result.readings) for name in result.scores}
+    counts = {name: sum(r.scored and name in (r.source, ALL) for r in result.readings) for name in result.scores}
     rows = [f"{'greedy' if result.beams == 1 else f'beam {result.beams}'}: {result.lines_per_s:.1f} lines/s"]
     for name, scores in result.scores.items():
         known = published.get(name, {})
         cells = [f"{key} {x:.2f} ({low:.2f} to {high:.2f}){_beside(known, key)}" for key, (x, low, high) in scores.items()]
         rows.append(f"  {name:<24}{counts[name]:>7} lines  " + "  ".join(cells))
+    rows += _unreadable(result.readings)
     rows.append(f"  expected calibration error {result.calibration[0]:.3f}")
     if result.confusions:
         common = result.confusions.most_common(CONFUSIONS)
         rows.append(f"  most confused: {', '.join(f'{wanted!r} as {read!r} {count}' for (wanted, read), count in common)}")
     return "\n".join(rows)
+
+
+def _unreadable(readings: Sequence[Reading]) -> list[str]:
+    """What the rows above do not tell: lines they leave out, and lines that are wrong because their image is."""
+    lost = [r for r in readings if not r.scored]
+    wrong = [r for r in readings if r.scored and r.line.error]
+    said = [(lost, "records cannot be read and are left out of the scores"), (wrong, "images cannot be read and count as wrong")]
+    return [f"  {len(found)} {what}; the first of {found[0].source}: {found[0].name}" for found, what in said if found]
 
 
 def _beside(published: dict[str, float], score: str) -> str:
@@ -225,6 +239,7 @@ def summary(results: Sequence[Result], tasks: Sequence[Task], reader: Reader, co
                 "beams": result.beams,
                 "lines": len(result.readings),
                 "unreadable": sum(reading.line.error is not None for reading in result.readings),
+                "left_out": sum(not reading.scored for reading in result.readings),
                 "lines_per_s": round(result.lines_per_s, 2),
                 "ece": round(result.calibration[0], 4),
                 "scores": {source: _rounded(scores, published.get(source, {})) for source, scores in result.scores.items()},

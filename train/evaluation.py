@@ -20,6 +20,7 @@ from trocr_jax.tokens import Tokenizer
 from . import fonts, synthesis
 from .config import Config, SyntheticConfig
 from .data import SYNTHETIC, parse_source
+from .records import row_names
 from .sources import open_source
 
 BATCH = 64
@@ -35,14 +36,10 @@ class Lines:
 
 def held_out(config: Config, processor: ImageProcessor) -> dict[str, Lines]:
     """The lines that evaluations during training read, by the name of their group."""
-    groups: dict[str, Lines] = {}
-    for place in config.data.valid:
-        path, _ = parse_source(place)
-        if path == SYNTHETIC:
-            groups |= drawn_lines(config.synthetic, processor, config.eval_lines or 1000)
-        else:
-            groups[Path(path).stem] = stored_lines(path, processor, config.eval_lines)
-    return groups
+    paths = [parse_source(place)[0] for place in config.data.valid]
+    drawn = drawn_lines(config.synthetic, processor, config.eval_lines or 1000) if SYNTHETIC in paths else {}
+    stored = row_names((path for path in paths if path != SYNTHETIC), drawn)
+    return drawn | {name: stored_lines(path, processor, config.eval_lines) for name, path in stored.items()}
 
 
 def drawn_lines(config: SyntheticConfig, processor: ImageProcessor, count: int) -> dict[str, Lines]:

@@ -62,6 +62,19 @@ def crop(page: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
     return page.crop((left, top, right, bottom))
 
 
+def row_names(places: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """Data sets by a name for a row of a table: as few of the last parts of their paths as tell all of them apart.
+
+    Args:
+        taken: names of other rows.
+    """
+    paths = {Path(place).expanduser().absolute(): place for place in places}
+    most = max((len(path.parts) for path in paths), default=0)
+    choices = [[path.stem for path in paths], *(["/".join(path.parts[-n:]) for path in paths] for n in range(1, most + 1))]
+    names = next(names for names in choices if len(set(names)) == len(paths) and not set(taken) & set(names))
+    return dict(zip(names, paths.values(), strict=True))
+
+
 def inside(root: Path, name: str) -> Path:
     """root/name, refused when it lies elsewhere.
 

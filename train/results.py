@@ -32,6 +32,11 @@ class Reading:
     reference: str
     line: Line
 
+    @property
+    def scored(self) -> bool:
+        """False where neither image nor text is there: an empty reading would equal an empty reference."""
+        return self.line.error is None or bool(self.reference)
+
 
 @dataclass(frozen=True)
 class Result:
