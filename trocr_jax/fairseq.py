@@ -88,13 +88,17 @@ def arguments(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attributes(record: Any) -> dict[str, Any]:
-    state = record.state if isinstance(record, Inert) else record
-    if not isinstance(state, dict):
-        return {}
+    """No deeper than it must: a file may hold objects in themselves, or the same ones many times over."""
+    state = _state(record)
     content = state.get("_content")  # omegaconf wraps its values in nodes
     if not isinstance(content, dict):
         return state
-    return {key: _attributes(node).get("_val", node) for key, node in content.items()}
+    return {key: _state(node).get("_val", node) for key, node in content.items()}
+
+
+def _state(record: Any) -> dict[str, Any]:
+    state = record.state if isinstance(record, Inert) else record
+    return state if isinstance(state, dict) else {}
 
 
 def infer_config(tensors: Tensors, args: Mapping[str, Any]) -> TrOCRConfig:
@@ -108,7 +112,9 @@ def infer_config(tensors: Tensors, args: Mapping[str, Any]) -> TrOCRConfig:
     """
     try:
         return TrOCRConfig(_encoder(tensors, args), _decoder(tensors, args))
-    except (KeyError, IndexError, TypeError) as error:
+    except ConfigError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ConfigError("not a TrOCR checkpoint of fairseq: tensors that give its sizes are missing") from error
 
 
