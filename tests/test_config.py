@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import jax
@@ -99,6 +100,61 @@ def test_what_changes_the_maths_is_refused_by_name(section, field, value):
     config = PRESETS["microsoft/trocr-base-printed"].to_hf()
     config[section][field] = value
     with pytest.raises(ConfigError, match=field):
+        TrOCRConfig.from_hf(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("encoder.hidden_size", "768", "'768', expected a whole number above 0"),
+        ("encoder.num_attention_heads", 0, "0, expected a whole number above 0"),
+        ("encoder.num_hidden_layers", 2.5, "2.5, expected a whole number above 0"),
+        ("encoder.image_size", None, "None, expected height and width"),
+        ("encoder.image_size", {"height": 384, "width": 384}, "{'height': 384, 'width': 384}, expected height and width"),
+        ("encoder.image_size", [384.5, 384], "(384.5, 384), expected height and width"),
+        ("encoder.image_size", [384, 384, 384], "(384, 384, 384), expected height and width"),
+        ("encoder.image_size", True, "(True, True), expected height and width"),
+        ("encoder.patch_size", 0, "(0, 0), expected height and width"),
+        ("encoder.hidden_act", ["gelu"], "['gelu'], expected a name"),
+        ("encoder.layer_norm_eps", float("nan"), "nan, expected a number from 0 to below 1"),
+        ("encoder.qkv_bias", 1, "1, expected true or false"),
+        ("decoder.decoder_layers", 0, "0, expected a whole number above 0"),
+        ("decoder.decoder_attention_heads", -4, "-4, expected a whole number above 0"),
+        ("decoder.scale_embedding", "false", "'false', expected true or false"),
+        ("decoder.dropout", "0.1", "'0.1', expected a number from 0 to below 1"),
+        ("decoder.dropout", 1.0, "1.0, expected a number from 0 to below 1"),
+        ("decoder.activation_dropout", False, "False, expected a number from 0 to below 1"),
+        ("decoder.vocab_size", True, "True, expected a whole number above 0"),
+        ("decoder.cross_attention_hidden_size", [768], "[768], expected a whole number above 0, or null"),
+    ],
+)
+def test_fields_of_another_type_or_out_of_range_are_refused(field, value, told):
+    config = PRESETS["microsoft/trocr-base-printed"].to_hf()
+    section, name = field.split(".")
+    config[section][name] = value
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'{field} is {told}')}"):
+        TrOCRConfig.from_hf(config)
+
+
+@pytest.mark.parametrize("value", [0, 0.1, 1e-12])
+def test_shares_may_be_whole_numbers(value):
+    config = PRESETS["microsoft/trocr-base-printed"].to_hf()
+    config["decoder"]["dropout"] = value
+    assert TrOCRConfig.from_hf(config).decoder.dropout == value
+
+
+def test_a_token_id_may_stand_alone_in_a_list():
+    config = PRESETS["microsoft/trocr-base-printed"].to_hf()
+    config["eos_token_id"] = [2]
+    assert TrOCRConfig.from_hf(config).eos_token_id == 2
+
+
+@pytest.mark.parametrize("value", [[2, 5], [], "2", 2.0, True, -1, 50265])
+def test_other_token_ids_are_refused(value):
+    """Several ids, too: a line would have to end at each of them, and it would end at one."""
+    config = PRESETS["microsoft/trocr-base-printed"].to_hf()
+    config["eos_token_id"] = value
+    with pytest.raises(ConfigError, match=f"^eos_token_id is {re.escape(repr(value))}, expected one token id below 50265"):
         TrOCRConfig.from_hf(config)
 
 

@@ -7,10 +7,12 @@ Facts about the checkpoints: the hub's configs (Li et al., TrOCR, AAAI 2023).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 Size = tuple[int, int]
+EncoderKind = Literal["vit", "deit"]
 
 ENCODER_ACTIVATIONS = ("gelu", "relu", "gelu_new", "silu")
 
@@ -23,7 +25,7 @@ class ConfigError(ValueError):
 class EncoderConfig:
     """ViT or DeiT image encoder. Sizes are (height, width) in pixels."""
 
-    model_type: Literal["vit", "deit"] = "vit"
+    model_type: EncoderKind = "vit"
     image_size: Size = (384, 384)
     patch_size: Size = (16, 16)
     num_channels: int = 3
@@ -38,10 +40,9 @@ class EncoderConfig:
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        _check_fields(self, "encoder", _ENCODER_FIELDS)
         for image, patch in zip(self.image_size, self.patch_size, strict=True):
-            _require(
-                patch > 0 and image % patch == 0, f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
-            )
+            _require(image % patch == 0, f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
         _require(self.hidden_size % self.num_heads == 0, "encoder.hidden_size is no multiple of encoder.num_attention_heads")
         _require(self.activation in ENCODER_ACTIVATIONS, f"encoder.hidden_act {self.activation!r} is not supported")
 
@@ -82,6 +83,7 @@ class DecoderConfig:
     activation_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        _check_fields(self, "decoder", _DECODER_FIELDS)
         _require(self.hidden_size % self.num_heads == 0, "decoder.d_model is no multiple of decoder.decoder_attention_heads")
         _require(self.activation in ENCODER_ACTIVATIONS, f"decoder.activation_function {self.activation!r} is not supported")
 
@@ -103,11 +105,9 @@ class TrOCRConfig:
             width in (None, self.encoder.hidden_size),
             f"decoder.cross_attention_hidden_size {width} must be the encoder's hidden_size {self.encoder.hidden_size} or null",
         )
-        ids = (self.decoder_start_token_id, self.bos_token_id, self.pad_token_id, self.eos_token_id)
-        _require(
-            all(0 <= i < self.decoder.vocab_size for i in ids),
-            f"special token ids {ids} exceed the vocabulary of {self.decoder.vocab_size}",
-        )
+        for name in _TOKEN_IDS:
+            value, count = getattr(self, name), self.decoder.vocab_size
+            _require(type(value) is int and 0 <= value < count, f"{name} is {value!r:.80}, expected one token id below {count}")
 
     @property
     def has_projection(self) -> bool:
@@ -129,7 +129,7 @@ class TrOCRConfig:
         kind = config.get("model_type")
         _require(kind == "vision-encoder-decoder", f"model_type is {kind!r}, expected 'vision-encoder-decoder'")
         encoder, decoder = _section(config, "encoder"), _section(config, "decoder")
-        ids = {name: _first(config.get(name), decoder.get(name), default) for name, default in _TOKEN_IDS.items()}
+        ids = {name: _only(_first(config.get(name), decoder.get(name), default)) for name, default in _TOKEN_IDS.items()}
         return cls(encoder=_encoder_from_hf(encoder), decoder=_decoder_from_hf(decoder), **ids)
 
     def to_hf(self) -> dict[str, Any]:
@@ -222,6 +222,29 @@ def _decoder_from_hf(section: dict[str, Any]) -> DecoderConfig:
     return DecoderConfig(**known)
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+_KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    int: (_is_count, "a whole number above 0"),
+    int | None: (lambda x: x is None or _is_count(x), "a whole number above 0, or null"),
+    float: (lambda x: isinstance(x, int | float) and type(x) is not bool and 0 <= x < 1, "a number from 0 to below 1"),
+    bool: (lambda x: type(x) is bool, "true or false"),
+    str: (lambda x: type(x) is str, "a name"),
+    Size: (lambda x: type(x) is tuple and len(x) == 2 and all(map(_is_count, x)), "height and width, whole numbers above 0"),
+    EncoderKind: (lambda x: x in ("vit", "deit"), "'vit' or 'deit'"),
+}
+
+
+def _check_fields(config: Any, section: str, fields: dict[str, str]) -> None:
+    """Every field is of its type and in range: json may hold a string, a fraction or nothing where a number belongs."""
+    names = {ours: hf for hf, ours in fields.items()}
+    for ours, kind in get_type_hints(type(config)).items():
+        value, (fits, expected) = getattr(config, ours), _KINDS[kind]
+        _require(fits(value), f"{section}.{names.get(ours, ours)} is {value!r:.80}, expected {expected}")
+
+
 def _refuse_unknown(section: dict[str, Any], name: str, known: set[str] | frozenset[str]) -> None:
     unknown = [f"{name}.{key} = {value!r}" for key, value in section.items() if key not in known and value]
     _require(not unknown, "unknown fields that may change the maths: " + ", ".join(unknown))
@@ -237,15 +260,20 @@ def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
     return section  # pyright: ignore[reportReturnType]
 
 
-def _pair(size: int | list[int] | tuple[int, ...]) -> Size:
+def _pair(size: Any) -> Any:
+    """One number for both, or [height, width]; whatever else stands there is refused by its field's check."""
     if isinstance(size, int):
         return size, size
-    _require(len(size) == 2, f"a size must be one number or [height, width], not {size}")
-    return int(size[0]), int(size[1])
+    return tuple(size) if isinstance(size, list) else size
 
 
 def _unpair(size: Size) -> int | list[int]:
     return size[0] if size[0] == size[1] else list(size)
+
+
+def _only(value: Any) -> Any:
+    """The id in a list of one, as transformers may write it. Of several, each would end a line: they are left to be refused."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _first(*values: Any) -> Any:
