@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from urllib.parse import unquote
 
 import ml_dtypes
 import numpy as np
@@ -34,7 +35,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     repositories: dict[str, dict[str, bytes]] = {}
     requested: list[str] = []
-    sha = "a" * 40
+    commits = {"main": "a" * 40, "refs/pr/3": "c" * 40}
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -47,22 +48,25 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.split("?")[0].strip("/")
         self.requested.append(path)
-        parts = path.removeprefix("api/models/").split("/")
+        parts = unquote(path.removeprefix("api/models/")).split("/")
         name, rest = "/".join(parts[:2]), parts[2:]
-        found = self.repositories.get(name)
+        sha = self.commits["main"] if not rest else self.commits.get("/".join(rest[1:]), rest[1])
+        found = self.repositories.get(f"{name}@{sha[0]}", self.repositories.get(name))
         if name == "them/gated":
             return self.answer(403, X_Error_Code="GatedRepo")
         if name == "them/broken":
             return self.answer(500)
         if found is None:
             return self.answer(404, X_Error_Code="RepoNotFound")
+        if sha not in self.commits.values():
+            return self.answer(404, X_Error_Code="RevisionNotFound")
         if not path.startswith("api/"):
             content = found["/".join(rest[2:])]
-            return self.answer(200, content, ETag=f'"{hash(content):x}"', X_Repo_Commit=self.sha)
-        if rest[0] == "tree":
+            return self.answer(200, content, ETag=f'"{hash(content):x}"', X_Repo_Commit=sha)
+        if rest and rest[0] == "tree":
             entries = [{"type": "file", "path": p, "size": len(c), "oid": "b" * 40} for p, c in found.items()]
             return self.answer(200, json.dumps(entries).encode(), Content_Type="application/json")
-        info = {"id": name, "sha": self.sha, "siblings": [{"rfilename": p} for p in found]}
+        info = {"id": name, "sha": sha, "siblings": [{"rfilename": p} for p in found]}
         return self.answer(200, json.dumps(info).encode(), Content_Type="application/json")
 
     do_HEAD = do_GET
@@ -84,6 +88,7 @@ def hub():
             "merges.txt": b"m",
         },
         "them/pickled": {**safe, "pytorch_model.bin": pickled, "sentencepiece.bpe.model": b"p", "optimizer.pt": b"o"},
+        "them/safe@c": {**safe, "model.safetensors": b"of the pull request"},
         "them/orbax": {**safe, "orbax/state/d/1": b"1", "manifest.json": b"{}"},
     }
     Hub.requested = []
@@ -142,6 +147,33 @@ def test_hub_failures_are_one_line_each(tmp_path, hub):
     assert "http://127.0.0.1:9 cannot be reached" in unreachable and "\n" not in unreachable
     (offline,) = resolve(tmp_path, hub, "them/absent", offline=True)
     assert "HF_HUB_OFFLINE" in offline and "\n" not in offline
+
+
+def test_a_revision_stands_behind_the_name(tmp_path, hub):
+    names = ("them/safe@refs/pr/3", f"them/safe@{'c' * 40}")
+    assert resolve(tmp_path, hub, *names) == 2 * [["config.json", "model.safetensors"]]
+    assert resolve(tmp_path, hub, *names, offline=True) == 2 * [["config.json", "model.safetensors"]]
+    main, absent, pickled = resolve(tmp_path, hub, "them/safe@main", "them/safe@v9", f"them/pickled@{'c' * 40}")
+    assert main == ["config.json", "merges.txt", "model.safetensors", "vocab.json"]
+    assert absent == "them/safe@v9: the hub has this model, but no such commit, tag or branch of it"
+    assert pickled == ["config.json", "pytorch_model.bin", "sentencepiece.bpe.model"]
+    (lost,) = resolve(tmp_path, hub, "them/safe@v9", offline=True)
+    assert "HF_HUB_OFFLINE" in lost and lost.startswith("them/safe@v9: ")
+
+
+def test_a_path_with_an_at_sign_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "them" / "safe@main").mkdir(parents=True)
+    assert files.resolve("them/safe@main") == Path("them/safe@main")
+    for name in ("them/safe@", "@main", "them/safe@../x", "them/safe@a/../b", "them/safe@-x", "step@3.pt", Path("them/safe@v1")):
+        with pytest.raises(FilesError, match="no such file or directory, and not a hub name"):
+            files.resolve(name)
+
+
+def test_homes_of_nobody():
+    for use in (files.resolve, lambda path: files.new_directory(path).__enter__()):
+        with pytest.raises(FilesError, match="^~nobody9/x: no such file or directory, ~nobody9 is nobody's home$"):
+            use("~nobody9/x")
 
 
 def test_paths(tmp_path):
@@ -320,6 +352,14 @@ def test_every_damaged_file_is_named(saved):
     with pytest.raises(FilesError, match="config.json is missing, orbax/data is damaged") as error:
         files.check_manifest(saved)
     assert "\n" not in str(error.value)
+
+
+def test_whoever_edited_a_file_learns_what_to_do(saved):
+    (saved / "config.json").write_text('{"edited": true}')
+    with pytest.raises(FilesError, match="or delete manifest.json if you changed the files yourself$"):
+        files.check_manifest(saved)
+    (saved / "manifest.json").unlink()
+    files.check_manifest(saved)
 
 
 def test_a_manifest_is_not_trusted(saved):

@@ -27,7 +27,7 @@ TOKENIZER_FILES = (
 PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 """What makes a directory complete beside config and weights."""
 JSON_LIMIT = 64 << 20  # bytes; the largest json of a model directory is a tokenizer of 2.4 MB
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@\w[\w.+-]*(/\w[\w.+-]*)*)?")
 
 
 class FilesError(ValueError):
@@ -41,7 +41,8 @@ def resolve(name: str | Path | None = None) -> Path:
     """A model directory (or a single weight file) on this machine: a path as it is, a hub name through the hub's cache.
 
     Args:
-        name: a path; a hub name like "microsoft/trocr-base-printed"; None for the model in the package.
+        name: a path; a hub name like "microsoft/trocr-base-printed", with a commit, tag or branch as "owner/model@revision";
+            None for the model in the package. What exists as a path is one.
             `HF_HUB_OFFLINE`, `HF_ENDPOINT`, `HF_HOME` and `HF_TOKEN` work as huggingface_hub documents them.
 
     Raises:
@@ -49,12 +50,24 @@ def resolve(name: str | Path | None = None) -> Path:
     """
     if name is None:
         return PACKAGED
-    path = Path(name).expanduser()
+    path = expand(name)
     if name != "" and path.exists():
         return path
     if isinstance(name, Path) or not _HUB_NAME.fullmatch(name) or name.endswith((".pt", ".bin", ".safetensors")):
         raise FilesError(f"{name}: no such file or directory, and not a hub name like owner/model")
     return _download(name)
+
+
+def expand(path: str | Path) -> Path:
+    """A path with its `~` or `~user` replaced.
+
+    Raises:
+        FilesError: there is no such user, or no home directory.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise FilesError(f"{path}: no such file or directory, {Path(path).parts[0]} is nobody's home") from None
 
 
 def _download(name: str) -> Path:
@@ -69,12 +82,15 @@ def _snapshot(name: str, patterns: list[str]) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
+    repository, _, revision = name.partition("@")
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except errors.GatedRepoError:
         reason = "the hub wants you to accept its terms and to set HF_TOKEN"
     except errors.RepositoryNotFoundError:
         reason = "no such directory here and no such model on the hub (a private one needs HF_TOKEN)"
+    except errors.RevisionNotFoundError:
+        reason = "the hub has this model, but no such commit, tag or branch of it"
     except errors.HFValidationError:
         reason = "no such directory here, and not a valid hub name"
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.IncompleteSnapshotError):
@@ -166,7 +182,7 @@ def new_directory(path: Path | str) -> Iterator[Path]:
     Raises:
         FilesError: the path exists and is not empty, or cannot be written.
     """
-    path = Path(path).expanduser().resolve()
+    path = expand(path).resolve()
     check_free(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -240,7 +256,8 @@ def check_manifest(directory: Path | str) -> None:
         elif _digest(path) != expected:
             damaged.append(f"{name} is damaged")
     if damaged:
-        raise FilesError(f"{directory}: {', '.join(damaged)} (compared with {MANIFEST}); copy or convert it again")
+        remedy = f"copy or convert it again, or delete {MANIFEST} if you changed the files yourself"
+        raise FilesError(f"{directory}: {', '.join(damaged)} (compared with {MANIFEST}); {remedy}")
 
 
 def _digest(path: Path) -> dict[str, Any]:

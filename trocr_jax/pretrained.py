@@ -46,7 +46,8 @@ def open_checkpoint(name: str | Path | None = None, config: TrOCRConfig | None =
     """Finds and opens a checkpoint.
 
     Args:
-        name: hub name, directory (hub layout or our Orbax), fairseq `.pt` file, or None for the model in the package.
+        name: hub name (or `owner/model@revision`), directory (hub layout or our Orbax), fairseq `.pt` file, or None for the
+            model in the package.
         config: instead of what a fairseq file implies.
 
     Raises:
