@@ -11,19 +11,19 @@ import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
 from . import files
+from .cli import package_version
 
 if TYPE_CHECKING:
     from .reader import Reader
 
 PACKAGES = (
-    "trocr-jax",
     "jax",
     "jaxlib",
     "flax",
@@ -50,7 +50,7 @@ SAMPLES = (
 @dataclass(frozen=True)
 class Config:
     model: tyro.conf.Positional[str | None] = None
-    """A checkpoint to check: hub name or directory. By default the model in the package."""
+    """A checkpoint to check: hub name (or NAME@REVISION) or directory. By default the model in the package."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,20 @@ def machine() -> Iterator[Check]:
     from .reader import default_dtype
 
     yield Check("python", None, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    for package in PACKAGES:
-        yield Check(package, None, version(package))
+    yield Check("trocr-jax", None, package_version())
+    yield from map(installed, PACKAGES)
     devices = jax.devices()
     yield Check("devices", None, f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()})")
     yield Check("precision", None, f"{default_dtype()} by default; float32 is computed in full")
     if jax.default_backend() == "cpu" and (better := _unused_accelerator()):
         yield Check("accelerator", False, better)
+
+
+def installed(package: str) -> Check:
+    try:
+        return Check(package, None, version(package))
+    except PackageNotFoundError:
+        return Check(package, False, "not installed")
 
 
 def self_test(reader: Reader) -> Check:
