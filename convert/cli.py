@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,12 +19,13 @@ from trocr_jax.cli import UsageError
 
 Size = tuple[int, int]
 BILINEAR, BICUBIC = 2, 3  # Pillow's numbers
+WARM_START = ("branch", "decoder_layers", "image_size", "seed")
 
 
 @dataclass(frozen=True)
 class Config:
     src: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
-    """Hub name, model directory, or fairseq .pt file."""
+    """Hub name (NAME@REVISION for a commit, tag or branch), model directory, or fairseq .pt file."""
     dst: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
     """Directory to make."""
     to: Literal["hub", "jax"] = "hub"
@@ -53,19 +54,35 @@ def run(config: Config) -> int:
     """Converts, and verifies if asked to; 1 if the verification fails.
 
     Raises:
-        UsageError: DST is taken. ValueError: SRC cannot be read or is not supported.
+        UsageError: DST is taken, or a flag would do nothing. ValueError: SRC cannot be read or is not supported.
     """
     from trocr_jax import files, pretrained
 
     try:
-        files.check_free(config.dst.expanduser())
+        dst = files.expand(config.dst)
+        files.check_free(dst)
     except files.FilesError as error:
         raise UsageError(str(error)) from None
+    _check_flags(config)
     model, companions, source = _warm_start(config) if config.decoder else _convert(config)
-    pretrained.save(model, config.dst, companions, to="orbax" if config.to == "jax" else "hub")
-    size = sum(file.stat().st_size for file in config.dst.rglob("*") if file.is_file())
-    print(f"wrote {config.dst}: {model.dtype.name}, {size / 1e6:.1f} MB", file=sys.stderr)
-    return _verify(config.dst, source) if config.verify else 0
+    pretrained.save(model, dst, companions, to="orbax" if config.to == "jax" else "hub")
+    size = sum(file.stat().st_size for file in dst.rglob("*") if file.is_file())
+    print(f"wrote {dst}: {model.dtype.name}, {size / 1e6:.1f} MB", file=sys.stderr)
+    return _verify(dst, source) if config.verify else 0
+
+
+def _check_flags(config: Config) -> None:
+    """Refuses what would do nothing: whoever wrote it expects something of it."""
+    from trocr_jax import files
+
+    given = [field.name for field in fields(config) if field.name in WARM_START and getattr(config, field.name) != field.default]
+    if given and not config.decoder:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise UsageError(f"{flags}: only for a warm start, which needs --decoder")
+    if config.config and config.decoder:
+        raise UsageError("--config: only for a fairseq file; a warm start has the sizes of SRC and of --decoder")
+    if config.config and not files.expand(config.src).is_file():
+        raise UsageError(f"--config: only for a fairseq file, and {config.src} is not a file")
 
 
 def _verify(dst: Path, source: Any) -> int:

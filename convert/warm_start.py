@@ -172,8 +172,8 @@ def _plain_vit(tensors: Named, config: TrOCRConfig, remarks: list[str]) -> Named
 
 def _decoder_section(config: dict[str, Any], tensors: Named, branch: Branch, layers: int, memory_size: int) -> dict[str, Any]:
     total, eps = config["num_hidden_layers"], config.get("layer_norm_eps", 1e-5)
-    if not 1 <= layers <= total:
-        raise ValueError(f"the decoder's checkpoint has {total} layers; {layers} of them were asked for")
+    if type(total) is not int or not 1 <= layers <= total:
+        raise ValueError(f"the decoder's checkpoint has {total!r:.80} layers; {layers} of them were asked for")
     if eps != 1e-5 or config.get("position_embedding_type", "absolute") != "absolute":
         raise ValueError("the decoder's layer_norm_eps must be 1e-5 and its positions absolute, TrOCR has no others")
     positions = tensors["embeddings.position_embeddings.weight"].shape[0] - 2

@@ -206,6 +206,33 @@ def test_refusals_are_one_line(tmp_path, capsys, source):
     assert error.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--image-size", 32, 64), "--image-size: only for a warm start, which needs --decoder"),
+        (
+            ("--seed", 1, "--decoder-layers", 3, "--branch", "roberta"),
+            "--branch, --decoder-layers, --seed: only for a warm start",
+        ),
+        (("--config", "c.json"), "--config: only for a fairseq file, and "),
+        (("--config", "c.json", "--decoder", "r"), "--config: only for a fairseq file; a warm start has the sizes of SRC"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(tmp_path, capsys, flags, told):
+    assert convert(tmp_path, tmp_path / "m", *flags) == 2
+    message = capsys.readouterr().err
+    assert told in message and message.count("\n") == 1
+
+
+def test_homes(tmp_path, capsys, monkeypatch, source):
+    directory, _ = source("A", 6)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert convert(directory, "~/m") == 0
+    assert f"wrote {tmp_path / 'm'}: float32, 0.2 MB" in capsys.readouterr().err
+    assert convert(directory, "~nobody9/m") == 2 and convert("~nobody9/m", tmp_path / "n") == 1
+    assert capsys.readouterr().err.count("~nobody9 is nobody's home\n") == 2
+
+
 # --- warm starts ---
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -334,6 +361,7 @@ def test_warm_starts_that_cannot_be(tmp_path, roberta):
     cases = [
         ("has 5 layers; 12 of them", {}, {}),
         ("layer_norm_eps must be 1e-5", {"layer_norm_eps": 1e-6}, {"decoder_layers": 2}),
+        ("has '5' layers; 2 of them", {"num_hidden_layers": "5"}, {"decoder_layers": 2}),
         ("model_type is 'bert'", {"model_type": "bert"}, {"decoder_layers": 2}),
         ("'num_attention_heads' is missing", {"num_attention_heads": None}, {"decoder_layers": 2}),
     ]
