@@ -60,6 +60,17 @@ def test_the_same_line_gives_the_same_pixels(plain, name, picture):
     assert likeness(plain, normal(picture)) > ALIKE, name
 
 
+@pytest.mark.parametrize("left", [0, 500, 3000])
+@pytest.mark.parametrize("angle", [-4, 0, 3])
+def test_paper_beside_the_line_changes_nothing(plain, angle, left):
+    """Far from the left edge a levelled line once left the picture; amid much paper ink was too rare to tell how dark it is."""
+    line = draw(margin=(20, 30)).rotate(angle, Image.Resampling.BICUBIC, expand=True, fillcolor=255)
+    wide = Image.new("L", (left + line.width, line.height), 255)
+    wide.paste(line, (left, 0))
+    assert likeness(plain, normal(wide)) > ALIKE - 0.05 * abs(angle > 2)
+    assert np.abs(normal(wide) - normal(line)).mean() < 2
+
+
 def test_another_line_gives_other_pixels(plain):
     assert likeness(plain, normal(draw("Bremen 1932, apply"))) < 0.6
 

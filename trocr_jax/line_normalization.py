@@ -42,6 +42,7 @@ class Writing:
         ink: uint8 [height, width] of the picture, averaged down by `factor` in both directions.
         rows, columns: of its stroke edges, the rows less the tilt.
         slope: rows that the writing falls a column.
+        pivot: the column around which the tilt is undone, amid the writing: far from it, what is levelled leaves the picture.
     """
 
     ink: np.ndarray
@@ -49,6 +50,7 @@ class Writing:
     rows: np.ndarray
     columns: np.ndarray
     slope: float
+    pivot: float
 
     def pixels(self, height: int, width: int) -> np.ndarray:
         """uint8 [height, width, 3], see `normalize_line`."""
@@ -66,7 +68,9 @@ class Writing:
         middle, spread = _middle_and_spread(rows)
         kept = columns[np.abs(rows - middle) < _REACH * spread]
         left, right = int(kept.min()), int(kept.max()) + 1
-        return _cut(_level(self.ink, self.slope), (first, last), (left, right), middle, _REACH * spread, (height, width))
+        return _cut(
+            _level(self.ink, self.slope, self.pivot), (first, last), (left, right), middle, _REACH * spread, (height, width)
+        )
 
 
 def find_writing(image: Image.Image) -> Writing:
@@ -75,7 +79,8 @@ def find_writing(image: Image.Image) -> Writing:
     ink = ink_of(varied_channel(image.reduce(factor) if factor > 1 else image))
     rows, columns = _edges(ink)
     slope = packing_slope(rows, columns, _SLOPES) if rows.size else 0.0
-    return Writing(ink, factor, rows - np.float32(slope) * columns, columns, slope)
+    pivot = float(np.median(columns)) if rows.size else 0.0
+    return Writing(ink, factor, rows - np.float32(slope) * (columns - np.float32(pivot)), columns, slope, pivot)
 
 
 def ink_of(channel: Image.Image) -> np.ndarray:
@@ -84,9 +89,18 @@ def ink_of(channel: Image.Image) -> np.ndarray:
     if np.vdot(difference * difference, difference) < 0:  # of a skewed spread the longer end
         difference = -difference
     np.maximum(difference, 0, out=difference)
-    full = max(*quantiles(difference.astype(np.uint8), 0.975), _LEAST_CONTRAST)
+    full = max(*quantiles(_inked(difference.astype(np.uint8)), 0.975), _LEAST_CONTRAST)
     difference *= np.float32(255 / full)
     return np.minimum(difference, 255, out=difference).astype(np.uint8)
+
+
+def _inked(levels: np.ndarray) -> np.ndarray:
+    """The part of uint8 [height, width] around all ink: however much paper is about it, ink keeps its share."""
+    box = Image.fromarray(levels >= _LEAST_CONTRAST).getbbox()
+    if not box:
+        return levels
+    left, top, right, bottom = box
+    return levels[top:bottom, left:right]
 
 
 def _paper(channel: Image.Image) -> np.ndarray:
@@ -140,12 +154,12 @@ def _between_neighbours(rows: np.ndarray) -> tuple[float, float]:
     return low, high
 
 
-def _level(ink: np.ndarray, slope: float) -> Image.Image:
-    """The ink as an L image, every column moved up by what the line has fallen there."""
+def _level(ink: np.ndarray, slope: float, pivot: float) -> Image.Image:
+    """The ink as an L image, every column moved up by what the line has fallen there since the pivot."""
     picture = Image.fromarray(ink)
     if not slope:
         return picture
-    return picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, 0, slope, 1, 0), Image.Resampling.BILINEAR)
+    return picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, 0, slope, 1, -slope * pivot), Image.Resampling.BILINEAR)
 
 
 def _cut(
