@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -23,6 +24,7 @@ from .layers import Array
 S = TypeVar("S")
 
 STEPS_PER_VISIT = 4
+_NUMBERS = {"int": Integral, "float": Real}
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ class GenerateConfig:
     no_repeat_ngram_size: int = 0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), _NUMBERS.get(str(field.type))
+            if kind and (isinstance(value, bool) or not isinstance(value, kind)):
+                raise ValueError(f"{field.name} must be a number, {field.type}, not {value!r:.80}")
         checks = {
             "max_new_tokens must be at least 1": self.max_new_tokens >= 1,
             "min_new_tokens must lie between 0 and max_new_tokens": 0 <= self.min_new_tokens <= self.max_new_tokens,
@@ -63,7 +69,8 @@ class GenerateConfig:
             "top_k must be 0 (off) or more": self.top_k >= 0,
             "top_p must lie in (0, 1]": 0 < self.top_p <= 1,
             "no_repeat_ngram_size must be 0 (off) or more": self.no_repeat_ngram_size >= 0,
-            "early_stopping must be True, False or 'never'": self.early_stopping in (True, False, "never"),
+            "early_stopping must be True, False or 'never'": isinstance(self.early_stopping, bool)
+            or self.early_stopping == "never",
             "beam search does not sample: set num_beams or do_sample": not (self.do_sample and self.num_beams > 1),
             "num_return_sequences must lie between 1 and num_beams, unless do_sample": self.num_return_sequences
             in (range(1, 1 + self.num_beams) if not self.do_sample else range(1, 1 << 16)),
@@ -79,14 +86,16 @@ class GenerateConfig:
 
     @classmethod
     def from_hf(cls, settings: dict[str, Any], max_new_tokens: int) -> GenerateConfig:
-        """From a checkpoint's `generation_config.json`; `max_new_tokens` holds where that gives no length.
+        """From settings as `generation_files.read_settings` gives them; `max_new_tokens` is the most, and holds where they
+        give no length: transformers' own default of 20 tokens cuts ordinary lines.
 
-        transformers' own default of 20 tokens is not taken over: it cuts ordinary lines.
+        Raises ValueError for values of a wrong type or out of range.
         """
-        fields = ("num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size", "min_new_tokens")
-        known = {name: settings[name] for name in fields if settings.get(name) is not None}
-        longest = settings.get("max_new_tokens") or (settings.get("max_length") or 0) - 1
-        return cls(max_new_tokens=min(longest, max_new_tokens) if longest > 0 else max_new_tokens, **known)
+        names = ("num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size")
+        known = {name: settings[name] for name in names if settings.get(name) is not None}
+        longest = _without_start(settings, "max_new_tokens", "max_length") or max_new_tokens
+        shortest = _without_start(settings, "min_new_tokens", "min_length")
+        return cls(max_new_tokens=min(longest, max_new_tokens), min_new_tokens=min(shortest, max_new_tokens), **known)
 
 
 @jax.tree_util.register_dataclass
@@ -107,6 +116,14 @@ class Generation:
     lengths: Array
     scores: Array
     finished: Array
+
+
+def _without_start(settings: dict[str, Any], of_new: str, of_all: str) -> int:
+    """Tokens by a setting that counts new ones, or by an older one that counts the start token too; 0 where neither is set."""
+    try:
+        return int(settings.get(of_new) or max((settings.get(of_all) or 0) - 1, 0))
+    except (TypeError, ValueError):
+        raise ValueError(f"{of_new} and {of_all} must be numbers of tokens") from None
 
 
 def finalize(tokens: Array, logprobs: Array, scores: Array, ids: TrOCRConfig) -> Generation:

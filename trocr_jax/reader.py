@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from . import files, images, sharding
 from .cores import usable_cores
 from .decoding import GenerateConfig, Generation, read_pixels
+from .generation_files import read_settings
 from .lanes import Lanes
 from .line import Line, line_from_tokens
 from .model import TrOCR
@@ -197,7 +198,7 @@ class Reader:
         if NO_TEXT not in flags:
             return line
         sure = line.text and line.confidence >= SURE
-        return replace(line, flags=tuple(f for f in line.flags if f != NO_TEXT)) if sure else Line(flags=(NO_TEXT,))
+        return replace(line, flags=tuple(f for f in line.flags if f != NO_TEXT)) if sure else Line(flags=flags)
 
     def start(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Wait:
         """As `generate`, for a device that does not dispatch by itself: what is returned gives the result when it is called."""
@@ -279,7 +280,6 @@ def default_batch_size() -> int:
 
 
 def default_generation(directory: Path, model: TrOCR) -> GenerateConfig:
-    """The checkpoint's generation_config.json, where it says something; lines of up to 128 tokens where it does not."""
-    path = directory / "generation_config.json"
-    settings = files.read_json(path) if path.exists() else {}
+    """What the checkpoint says of decoding, where it says something; lines of up to 128 tokens where it does not."""
+    settings = read_settings(directory, model.config.decoder_start_token_id)
     return GenerateConfig.from_hf(settings, min(128, model.config.decoder.max_positions))

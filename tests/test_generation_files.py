@@ -1,0 +1,79 @@
+"""What a checkpoint says of decoding is followed, or it is said that it is not."""
+
+import json
+import shutil
+import warnings
+
+import pytest
+import transformers
+from conftest import ROOT
+
+from trocr_jax import Reader
+from trocr_jax.generation_files import read_settings
+from trocr_jax.loop import GenerateConfig
+
+PACKAGED = ROOT / "trocr_jax" / "tiny-print"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The packaged model without a manifest and a generation_config.json, as many fine-tuned ones are."""
+    copy = tmp_path / "model"
+    shutil.copytree(PACKAGED, copy, ignore=shutil.ignore_patterns("manifest.json", "generation_config.json"))
+    return copy
+
+
+def change(folder, section=None, **settings):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    (config[section] if section else config).update(settings)
+    path.write_text(json.dumps(config))
+
+
+def write(folder, **settings):
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+
+
+TUNED = {"num_beams": 4, "length_penalty": 2.0, "no_repeat_ngram_size": 3, "early_stopping": True, "max_length": 60}
+
+
+def test_settings_in_config_json_are_followed_as_transformers_follows_them(folder):
+    change(folder, **TUNED)
+    theirs = transformers.VisionEncoderDecoderModel.from_pretrained(folder).generation_config
+    ours = Reader.from_pretrained(folder).defaults
+    assert ours == GenerateConfig(59, num_beams=4, length_penalty=2.0, no_repeat_ngram_size=3, early_stopping=True)
+    assert {name: getattr(theirs, name) for name in TUNED} == TUNED
+
+
+def test_the_top_of_config_json_goes_before_its_decoder_and_neutral_values_say_nothing(folder):
+    change(folder, "decoder", num_beams=2, length_penalty=0.5, max_length=20)
+    change(folder, num_beams=4, length_penalty=1.0)
+    assert read_settings(folder, 2) == {"num_beams": 4, "length_penalty": 0.5}
+
+
+def test_generation_config_json_goes_before_config_json(folder):
+    change(folder, **TUNED)
+    write(folder, num_beams=3, min_length=3)
+    assert read_settings(folder, 2) == {"num_beams": 3, "min_length": 3}
+    assert Reader.from_pretrained(folder).defaults.min_new_tokens == 2, "min_length counts the start token"
+
+
+def test_what_is_not_followed_is_said(folder):
+    write(folder, repetition_penalty=1.2, do_sample=True, bad_words_ids=[[3]], decoder_start_token_id=0, num_beams=2)
+    expected = r"repetition_penalty = 1.2, bad_words_ids = \[\[3\]\], decoder_start_token_id = 0 \(config.json says 2"
+    with pytest.warns(UserWarning, match=f"not followed when decoding: do_sample = True, {expected}"):
+        assert read_settings(folder, 2) == {"num_beams": 2}
+
+
+@pytest.mark.parametrize("settings", [{}, {"decoder_start_token_id": 2, "repetition_penalty": 1.0, "do_sample": False}])
+def test_public_checkpoints_are_read_without_a_remark(folder, settings):
+    write(folder, use_cache=False, **settings)
+    with warnings.catch_warnings(action="error"):
+        assert read_settings(folder, 2) == {}
+
+
+@pytest.mark.parametrize("settings", [{"num_beams": "4"}, {"max_length": "long"}, {"max_new_tokens": [5]}, {"early_stopping": 1}])
+def test_values_of_another_type_are_refused_by_name(folder, settings):
+    write(folder, **settings)
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        Reader.from_pretrained(folder)

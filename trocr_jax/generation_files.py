@@ -1,0 +1,57 @@
+"""How a checkpoint says that it wants to be decoded: generation_config.json, or config.json where it has none.
+
+Many fine-tuned models set `model.config.num_beams` and the like, as the usual notebooks do; transformers follows those too.
+What is set there and not followed here is said: a model that reads otherwise than its author saw it should not do so in silence.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import files
+
+# Values that change nothing; old config.json files list them all, whoever set them.
+FOLLOWED: dict[str, Any] = {
+    "max_length": 20, "max_new_tokens": None, "min_length": 0, "min_new_tokens": None, "num_beams": 1, "length_penalty": 1.0,
+    "early_stopping": False, "no_repeat_ngram_size": 0,
+}  # fmt: skip
+NOT_FOLLOWED: dict[str, Any] = {
+    "do_sample": False, "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0,
+    "bad_words_ids": None, "suppress_tokens": None, "begin_suppress_tokens": None, "forced_bos_token_id": None,
+    "num_beam_groups": 1, "diversity_penalty": 0.0, "penalty_alpha": None, "constraints": None, "force_words_ids": None,
+    "sequence_bias": None, "exponential_decay_length_penalty": None,
+}  # fmt: skip
+
+
+def read_settings(directory: Path, start: int) -> dict[str, Any]:
+    """A checkpoint's settings by transformers' names, those of FOLLOWED that are not at rest.
+
+    Args:
+        directory: of the hub's layout.
+        start: the model's start token, which generation_config.json may contradict.
+
+    Warns of settings that are not followed. Raises FilesError for json that cannot be read.
+    """
+    path = directory / "generation_config.json"
+    settings = files.read_json(path) if path.exists() else in_model_config(files.read_json(directory / "config.json"))
+    ignored = [f"{name} = {value!r:.80}" for name, value in _set(settings, NOT_FOLLOWED).items()]
+    other = settings.get("decoder_start_token_id", start)
+    if other not in (None, start):
+        ignored.append(f"decoder_start_token_id = {other!r:.80} (config.json says {start}, which the model was trained with)")
+    if ignored:
+        warnings.warn(f"{directory}: not followed when decoding: {', '.join(ignored)}", stacklevel=2)
+    return _set(settings, FOLLOWED)
+
+
+def in_model_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a config.json holds: those of the decoder, and before them those at the top."""
+    everything = FOLLOWED | NOT_FOLLOWED
+    decoder = config.get("decoder")
+    return _set(decoder if isinstance(decoder, dict) else {}, everything) | _set(config, everything)
+
+
+def _set(settings: Mapping[str, Any], at_rest: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: settings[name] for name, rest in at_rest.items() if settings.get(name) not in (None, rest)}
