@@ -181,3 +181,33 @@ def test_a_closed_pipe_is_no_error_message(model, folder):
     command = f"'{sys.executable}' -m trocr_jax.cli read {folder} --model {model} --format json --max-tokens 20 | head -c 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=dict(os.environ))
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_a_picture_named_twice_is_read_once(capsys, model, folder):
+    code, out, _ = call(
+        capsys, "read", folder / "1.png", folder / "1.png", "--model", model, "--format", "tsv", "--max-tokens", 8
+    )
+    assert code == 0 and len(out) == 1
+
+
+def test_of_a_tiff_of_several_pages_it_is_said_that_one_was_read(capsys, model, tmp_path):
+    first, path = Image.new("RGB", (90, 30), "white"), tmp_path / "two.tif"
+    first.save(path, save_all=True, append_images=[first])
+    code, out, err = call(capsys, "read", path, "--model", model, "--format", "json", "--max-tokens", 8)
+    assert code == 0 and json.loads(out[0])["flags"] == ["no_text", "several_pages"]
+    assert f"trocr-jax: {path}: has several pages; only the first was read" in err
+
+
+def test_a_name_that_is_not_utf8_stops_nothing(model, folder):
+    path = os.fsencode(folder) + b"/caf\xe9.png"
+    os.link(folder / "1.png", path)
+    command = [sys.executable, "-m", "trocr_jax.cli", "read", path, "--model", str(model), "--format", "tsv", "--max-tokens", "8"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
+    assert done.returncode == 0 and done.stdout.startswith(path + b"\t")
+
+
+def test_a_device_that_is_not_there_is_one_line(folder):
+    command = [sys.executable, "-m", "trocr_jax.cli", "read", str(folder / "1.png")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "abacus"})
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.stderr.startswith("trocr-jax: ") and "abacus" in done.stderr

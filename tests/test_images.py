@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, shared
 from PIL import Image, ImageDraw, ImageFont
 
-from trocr_jax.images import EXTENSIONS, ImageError, ImageProcessor, PreprocessorError, find_images, load
+from trocr_jax.images import EXTENSIONS, FIRST_OF_SEVERAL, ImageError, ImageProcessor, PreprocessorError, find_images, load
 
 PAPER = (255, 255, 255)
 VIT = {"image_processor_type": "ViTImageProcessor", "size": 384, "resample": 2}
@@ -144,7 +144,10 @@ def test_the_first_of_several_frames(kind: str) -> None:
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(first, kind, save_all=True, append_images=[second], **options)
-    assert pixels(load(data))[4, 4].tolist() == [255, 0, 0]
+    image = load(data)
+    assert pixels(image)[4, 4].tolist() == [255, 0, 0]
+    assert FIRST_OF_SEVERAL not in load(encoded(first, kind, **options)).info
+    assert (FIRST_OF_SEVERAL in image.info) == (kind == "TIFF"), "the other kinds are animations"
 
 
 # --- ranges -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import tiny
 from conftest import ROOT
 from PIL import Image
 
-from trocr_jax import decoding
+from trocr_jax import decoding, ink
 from trocr_jax.cores import usable_cores
 from trocr_jax.line import Line, line_from_tokens
 from trocr_jax.loop import bucket
@@ -77,6 +77,23 @@ def test_a_bad_image_does_not_harm_the_others(reader, drawn, tmp_path):
     errors = [line.error for line in lines if line.error]
     assert len(errors) == 4 and len({line.text for line in lines if line.error}) == 1
     assert not any("0x" in error or "Traceback" in error for error in errors)
+
+
+def test_a_mistake_of_ours_costs_one_image_and_not_the_run(reader, drawn, monkeypatch):
+    look = ink.look
+    monkeypatch.setattr(ink, "look", lambda image: look(image) if image.width < 999 else 1 / 0)
+    lines = reader.read([drawn[0], Image.new("RGB", (1000, 20)), drawn[1]], max_new_tokens=4)
+    assert [bool(line.error) for line in lines] == [False, True, False]
+    assert lines[1].error == "the image could not be prepared (ZeroDivisionError: division by zero)"
+
+
+def test_what_gives_no_array_is_an_error_of_its_own_image(reader, drawn):
+    class Tensor:
+        def __array__(self, *args, **kwargs):
+            raise RuntimeError("requires grad")
+
+    lines = reader.read([Tensor(), drawn[0]], max_new_tokens=4)
+    assert "Tensor gives no array: requires grad" in lines[0].error and lines[1].error is None
 
 
 def test_only_bad_images(reader):
@@ -178,6 +195,12 @@ def test_what_a_line_holds():
 def test_repetition_is_flagged_and_ordinary_text_is_not(text, repeats):
     line = line_from_tokens(text, [], [], [], True)
     assert ("repetition" in line.flags) == repeats
+
+
+def test_looking_for_repetition_takes_no_time_in_a_long_text():
+    before = time.perf_counter()
+    line_from_tokens("-" * 20_000 + " 5", [], [], [], True)
+    assert time.perf_counter() - before < 1, "it took the cube of the length: weeks"
 
 
 def test_the_prepared_image_is_what_the_model_was_trained_on(reader, drawn):

@@ -5,6 +5,7 @@ Results go to stdout, progress and remarks to stderr. Exit codes: 0 fine, 1 ran 
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import os
 import sys
@@ -51,6 +52,7 @@ def _run(verb: str, arguments: list[str]) -> int:
     import tyro
 
     prog = f"trocr-jax {verb}"
+    _allow_any_name(sys.stdout)
     try:
         app = load(VERBS[verb][0], verb, EXTRAS.get(verb, "test"))
         if hasattr(app, "parse"):  # presets and files have a say before the flags
@@ -64,6 +66,10 @@ def _run(verb: str, arguments: list[str]) -> int:
         return _unread()
     except (ValueError, OSError) as error:
         return complain(str(error), 1)
+    except (NotImplementedError, RecursionError):  # mistakes of ours, whose place is worth seeing
+        raise
+    except RuntimeError as error:  # JAX's: no such device, no memory left; what follows the first line is for its authors
+        return complain(str(error).partition("\n")[0], 1)
     except KeyboardInterrupt:
         return complain("interrupted", 130)
 
@@ -79,6 +85,12 @@ def load(module: str, wanted: str, extra: str) -> Any:
         if (error.name or "").startswith("trocr_jax"):
             raise
         raise ValueError(f"{wanted} needs the Python package {error.name!r}: pip install 'trocr-jax[{extra}]'") from None
+
+
+def _allow_any_name(stream: Any) -> None:
+    """A file's name that is not UTF-8 is printed as the bytes that it is, a sign that an older encoding lacks as its escape."""
+    utf8 = codecs.lookup(stream.encoding or "utf-8").name == "utf-8"
+    stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
 
 
 def _unread() -> int:

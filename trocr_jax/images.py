@@ -72,6 +72,8 @@ _UPRIGHT = {  # EXIF orientation -> the operation that undoes it
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
+FIRST_OF_SEVERAL = "first_of_several"
+"""Key of a loaded image's `info`: it is the first page of a TIFF that has more."""
 
 
 class ImageError(ValueError):
@@ -87,7 +89,8 @@ class ImageError(ValueError):
 
 
 def load(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Any image as a new RGB PIL image, upright by its EXIF tag, transparency on white, the first of several frames.
+    """Any image as a new RGB PIL image, upright by its EXIF tag, transparency on white, the first of several frames (of the
+    pages of a TIFF its `info` says so by FIRST_OF_SEVERAL).
 
     source: a path, the bytes of a file, a PIL image in any mode, or an array (numpy, jax, anything with `__array__`) of
     shape (H, W) or (H, W, 1 | 3 | 4). Values wider than 8 bits are scaled from the smallest usual range that holds them
@@ -102,7 +105,7 @@ def load(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
         with _open(source) as stream:
             return _read(stream, max_pixels)
     if hasattr(source, "__array__"):
-        return _from_array(np.asarray(source), max_pixels)
+        return _from_array(_as_array(source), max_pixels)
     raise ImageError("bad_source", f"got {type(source).__name__}")
 
 
@@ -126,7 +129,18 @@ def _read(stream: BinaryIO, max_pixels: int) -> Image.Image:
         image = _decoder(head)(stream)
     except Exception as error:
         raise _failure(error) from None
-    return _decode(image, max_pixels)
+    picture = _decode(image, max_pixels)
+    if isinstance(image, TiffImageFile) and _has_another_page(image):
+        picture.info[FIRST_OF_SEVERAL] = True
+    return picture
+
+
+def _has_another_page(image: TiffImageFile) -> bool:
+    try:
+        image.seek(1)
+    except Exception:  # EOFError where there is none, anything where it is damaged
+        return False
+    return True
 
 
 def _decoder(head: bytes) -> type[ImageFile]:
@@ -178,6 +192,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         paper.paste(image, mask=image.getchannel("A"))
         return paper
     return image.convert("RGB")
+
+
+def _as_array(source: Any) -> np.ndarray:
+    try:
+        return np.asarray(source)
+    except Exception as error:  # whatever another library's __array__ raises, such as torch for a tensor with gradients
+        raise ImageError("bad_source", f"{type(source).__name__} gives no array: {error}") from None
 
 
 def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:

@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+_TAIL = 200  # characters that can repeat themselves: the search takes the cube of the length of what it looks at
 REPETITION = re.compile(r"(.{2,}?)\1{3,}$|(\S)\2{11,}$|(\b\w+\b)(?:\W+\3\b){3,}$")
 """A line that ends in the same piece four times, one sign a dozen times, or one word four times: how a lost decoder babbles."""
 
@@ -40,7 +41,8 @@ class Line:
         tokens: as generated, the end token included.
         words: with their confidences.
         finish_reason: "stop", or "length" when the token budget cut the line.
-        flags: "no_text" (a blank image), "repetition", "several_lines" (TrOCR reads one line).
+        flags: "no_text" (a blank image), "repetition", "several_lines" (TrOCR reads one line), "several_pages" (of a TIFF
+            the first is read).
         error: why the image could not be read, else None.
         alternatives: the next best readings, where `num_return_sequences` asked for more than one.
     """
@@ -70,7 +72,7 @@ def line_from_tokens(
         tokens=tokens,
         words=tuple(_word(match, spans, logprobs) for match in re.finditer(r"\S+", text)),
         finish_reason="stop" if finished else "length",
-        flags=flags + (("repetition",) if REPETITION.search(text) else ()),
+        flags=flags + (("repetition",) if REPETITION.search(text[-_TAIL:]) else ()),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from .line_normalization import Writing, find_writing
 
 NO_TEXT = "no_text"
 SEVERAL_LINES = "several_lines"
+SEVERAL_PAGES = "several_pages"
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Prepared:
 
     Attributes:
         pixels: uint8 [height,width,3].
-        flags: NO_TEXT or SEVERAL_LINES.
+        flags: NO_TEXT or SEVERAL_LINES, and SEVERAL_PAGES where a file has more pages than the one that is read.
         error: why there are no pixels.
         aspect: width over height of the writing, where the preparation finds it, else of the picture: by which the length of
             the text can be guessed.
@@ -37,10 +38,15 @@ def prepare(source: Any, processor: images.ImageProcessor, max_pixels: int = ima
     """Any image that `images.load` takes; never raises for what an image holds."""
     try:
         image = images.load(source, max_pixels)
+        prepared = _prepare_line(image, processor) if processor.fit == "line" else _prepare_picture(image, processor)
     except images.ImageError as error:
         return Prepared(None, error=str(error))
-    if processor.fit == "line":
-        return _prepare_line(image, processor)
+    except Exception as error:  # a mistake of ours: it costs this image, not the million around it
+        return Prepared(None, error=f"the image could not be prepared ({type(error).__name__}: {error})")
+    return replace(prepared, flags=(*prepared.flags, SEVERAL_PAGES)) if images.FIRST_OF_SEVERAL in image.info else prepared
+
+
+def _prepare_picture(image: Image.Image, processor: images.ImageProcessor) -> Prepared:
     blank, several = ink.look(image)
     return Prepared(processor(image), _flags(blank, several), aspect=image.width / image.height)
 

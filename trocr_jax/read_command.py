@@ -17,6 +17,7 @@ import tyro
 
 from .cli import UsageError, load
 from .line import Line
+from .prepared import SEVERAL_PAGES
 
 PROGRESS_FROM = 20
 INT8 = "trocr_jax.serve.onnx_backend"  # as the verbs are: named here, imported where it is asked for
@@ -73,6 +74,7 @@ def run(config: Config) -> int:
         except images.ImageError as error:
             failed = True
             print(f"trocr-jax: {error}", file=sys.stderr)
+    paths = list(dict.fromkeys(paths))
     if config.page:
         page_command.check(_page_job(config, options), len(paths))
     return max(int(failed), _read(paths, config, options) if paths else 1)
@@ -95,6 +97,8 @@ def _read(paths: list[Path], config: Config, options: dict[str, Any]) -> int:
     failures = 0
     for path, line in _with_progress(paths, reader.stream(paths, batch_size=config.batch_size, **options)):
         print(render(path, line, config.format), flush=True)
+        if SEVERAL_PAGES in line.flags:
+            print(f"trocr-jax: {path}: has several pages; only the first was read", file=sys.stderr)
         if line.error:
             failures += 1
             print(f"trocr-jax: {path}: {line.error}", file=sys.stderr)
