@@ -8,9 +8,10 @@ import pytest
 import transformers
 from conftest import ROOT
 
-from trocr_jax import Reader
+from trocr_jax import Reader, TrOCR
 from trocr_jax.generation_files import read_settings
 from trocr_jax.loop import GenerateConfig
+from trocr_jax.pretrained import companions, save
 
 PACKAGED = ROOT / "trocr_jax" / "tiny-print"
 
@@ -77,3 +78,12 @@ def test_values_of_another_type_are_refused_by_name(folder, settings):
     write(folder, **settings)
     with pytest.raises(ValueError, match=next(iter(settings))):
         Reader.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("to", ["hub", "orbax"])
+def test_a_copy_decodes_as_the_original(folder, tmp_path, to):
+    change(folder, **TUNED)
+    save(TrOCR.from_pretrained(folder), tmp_path / "copy", companions(folder), to=to)
+    assert Reader.from_pretrained(tmp_path / "copy").defaults == Reader.from_pretrained(folder).defaults
+    theirs = json.loads((tmp_path / "copy" / "generation_config.json").read_text())
+    assert theirs["decoder_start_token_id"] == theirs["eos_token_id"] == 2

@@ -282,3 +282,8 @@ def test_draws_belong_to_the_image_and_not_to_its_batch(reader, drawn):
         for together in (1, 8)
     )
     assert apart == sorted_ and len(set(apart)) > 6
+
+
+def test_a_dtype_that_is_no_float_is_refused_and_int8_is_shown_its_place(directory):
+    with pytest.raises(ValueError, match="dtype must be .* not int8; int8 is OnnxReader's"):
+        Reader.from_pretrained(directory, dtype="int8")

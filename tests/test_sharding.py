@@ -145,3 +145,7 @@ def test_the_command_reads_on_a_mesh_and_tells_what_is_wrong(directory, tmp_path
     assert "--mesh: a mesh is written as data=8" in capsys.readouterr().err
     assert cli.main(["read", path, "--mesh", "data=9"]) == 1
     assert "needs 9 devices, but there are 8" in capsys.readouterr().err
+
+
+def test_an_axis_of_a_mesh_that_is_not_named_has_size_1():
+    assert dict(sharding.make_mesh({"data": 2}).shape) == dict(sharding.make_mesh("data=2").shape) == {"data": 2, "model": 1}

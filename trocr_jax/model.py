@@ -37,10 +37,10 @@ class TrOCR(nnx.Module):
     def from_pretrained(
         cls, name: str | Path | None = None, *, dtype: Dtype | None = None, put: weights.Put | None = None
     ) -> TrOCR:
-        """A checkpoint by hub name, directory or fairseq file; without a name the model in the package.
+        """A checkpoint by hub name (or `owner/model@revision`), directory or fairseq file; by default the model in the package.
 
         Args:
-            dtype: of parameters and computation; by default the one the weights are stored in.
+            dtype: of parameters and computation; by default the one the weights are stored in, which of the model in the package is float16.
             put: (parameter name, host array) -> device array; by default the whole array on the default device.
 
         Raises:

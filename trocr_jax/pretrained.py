@@ -14,10 +14,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import fairseq, files, tensor_files, torch_files, weights
+from . import fairseq, files, generation_files, tensor_files, torch_files, weights
 from .config import TrOCRConfig
 from .files import FilesError
 from .tensor_files import Tensors
+
+_GENERATION = "generation_config.json"
 
 Format = Literal["hub", "orbax"]
 
@@ -76,9 +78,17 @@ def _open_file(path: Path, config: TrOCRConfig | None) -> Checkpoint:
 
 
 def companions(directory: Path | str) -> dict[str, bytes]:
-    """What a directory has beside config and weights: tokenizer, preprocessing and generation defaults, name -> content."""
-    names = (*files.TOKENIZER_FILES, *files.PREPROCESSOR_FILES, "generation_config.json")
-    return {name: path.read_bytes() for name in names if (path := Path(directory, name)).is_file()}
+    """What a directory has beside config and weights: tokenizer, preprocessing and generation defaults, name -> content.
+
+    Generation defaults that stand in its config.json come as a file of their own, which is where they belong today.
+    """
+    names = (*files.TOKENIZER_FILES, *files.PREPROCESSOR_FILES, _GENERATION)
+    found = {name: path.read_bytes() for name in names if (path := Path(directory, name)).is_file()}
+    if _GENERATION not in found and (path := Path(directory, "config.json")).is_file():
+        content = files.read_json(path)
+        if settings := generation_files.in_model_config(content):
+            found[_GENERATION] = _generation_config(TrOCRConfig.from_hf(content), settings)
+    return found
 
 
 def lacking(companions: Mapping[str, bytes]) -> str:
@@ -102,7 +112,8 @@ def save(model: Any, directory: Path | str, companions: Mapping[str, bytes], *, 
         FilesError: the place is taken, the disk full, or what was written reads back differently.
     """
     with files.new_directory(directory) as folder:
-        for name, content in {**_defaults(model.config), **companions}.items():
+        usual = {"max_new_tokens": min(128, model.config.decoder.max_positions), "use_cache": True}
+        for name, content in {_GENERATION: _generation_config(model.config, usual), **companions}.items():
             (folder / name).write_bytes(content)
         parameters = weights.arrays(model)
         dtype = next(iter(parameters.values())).dtype.name
@@ -114,12 +125,11 @@ def save(model: Any, directory: Path | str, companions: Mapping[str, bytes], *, 
     return Path(directory)
 
 
-def _defaults(config: TrOCRConfig) -> dict[str, bytes]:
-    """Generation defaults for a model that brings none: as the public ones, but cached and longer than 20 tokens."""
+def _generation_config(config: TrOCRConfig, settings: Mapping[str, Any]) -> bytes:
+    """A generation_config.json for a model that brings none."""
     names = ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id")
     ids = {name: getattr(config, name) for name in names}
-    generation = {**ids, "max_new_tokens": min(128, config.decoder.max_positions), "use_cache": True}
-    return {"generation_config.json": (json.dumps(generation, indent=2) + "\n").encode()}
+    return (json.dumps({**ids, **settings}, indent=2) + "\n").encode()
 
 
 def _write_orbax(path: Path, parameters: Mapping[str, np.ndarray]) -> None:

@@ -38,7 +38,7 @@ class Config:
     output: str | None = None
     """With --page: write a file a page into this folder instead of printing."""
     model: str | None = None
-    """Hub name or directory. By default the model in the package, which needs no network."""
+    """Hub name (NAME@REVISION pins a commit, tag or branch) or directory. By default the model in the package: no network."""
     beams: Annotated[int | None, tyro.conf.arg(aliases=("-k",))] = None
     """Beams of the search; 1 is greedy. By default as the checkpoint says."""
     batch_size: int | None = None

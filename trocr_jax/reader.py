@@ -80,15 +80,20 @@ class Reader:
 
     @classmethod
     def from_pretrained(cls, name: str | Path | None = None, *, dtype: Any = None, mesh: str | None = None) -> Reader:
-        """A checkpoint by hub name or directory, or without a name the model in the package, which needs no network.
+        """A checkpoint by hub name (or `owner/model@revision`) or directory, or without a name the model in the package, which needs no network.
 
         Args:
-            dtype: "float32" or "bfloat16"; by default float32 on CPU, bfloat16 on TPU and GPU.
+            dtype: "float32", "bfloat16" or "float16"; by default float32 on CPU, bfloat16 on TPU and GPU. For int8 there is
+                `trocr_jax.serve.onnx_backend.OnnxReader`.
             mesh: "data=8" reads with 8 devices, "data=4,model=2" cuts the weights over pairs of them; by default one device.
 
         Raises:
             ValueError: no such checkpoint, or a damaged or unsupported one; the message says which file and why. No such mesh.
         """
+        if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"dtype must be float32, bfloat16 or float16, not {dtype}; int8 is OnnxReader's (serve.onnx_backend)"
+            )
         directory = files.resolve(name)
         devices = sharding.make_mesh(mesh) if mesh else None
         put = sharding.putter(devices) if devices else None

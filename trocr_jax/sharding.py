@@ -83,7 +83,7 @@ def make_mesh(sizes: str | dict[str, int], devices: Sequence[Any] | None = None)
         ValueError: not a mesh, or more devices than there are.
     """
     sizes = parse_mesh(sizes) if isinstance(sizes, str) else sizes
-    shape = (sizes[DATA], sizes[MODEL])
+    shape = (sizes.get(DATA, 1), sizes.get(MODEL, 1))
     available = list(jax.local_devices() if devices is None else devices)
     if (count := shape[0] * shape[1]) > len(available):
         raise ValueError(f"the mesh data={shape[0]},model={shape[1]} needs {count} devices, but there are {len(available)}")
