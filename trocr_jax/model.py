@@ -40,7 +40,8 @@ class TrOCR(nnx.Module):
         """A checkpoint by hub name (or `owner/model@revision`), directory or fairseq file; by default the model in the package.
 
         Args:
-            dtype: of parameters and computation; by default the one the weights are stored in, which of the model in the package is float16.
+            dtype: of parameters and computation; by default the one the weights are stored in: float16 in
+                the package.
             put: (parameter name, host array) -> device array; by default the whole array on the default device.
 
         Raises:

@@ -80,7 +80,7 @@ class Reader:
 
     @classmethod
     def from_pretrained(cls, name: str | Path | None = None, *, dtype: Any = None, mesh: str | None = None) -> Reader:
-        """A checkpoint by hub name (or `owner/model@revision`) or directory, or without a name the model in the package, which needs no network.
+        """A checkpoint by hub name (or `owner/model@revision`) or directory; by default the model in the package: no network.
 
         Args:
             dtype: "float32", "bfloat16" or "float16"; by default float32 on CPU, bfloat16 on TPU and GPU. For int8 there is
