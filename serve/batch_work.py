@@ -31,7 +31,7 @@ from trocr_jax.files import FilesError
 
 from .batch_units import Unit
 
-VERSION = 2
+VERSION = 3
 POLL = 1.0
 """Seconds between looks at what others do."""
 
@@ -113,7 +113,7 @@ def begin_job(folder: Path, settings: dict[str, Any], plan: Callable[[BinaryIO],
         listing.unlink(missing_ok=True)
         if not (inner / "job.json").exists():  # else another worker was quicker, and perhaps swept up already
             raise FilesError(f"{folder}: no job can be begun ({error.strerror})") from error
-    except ValueError:
+    except Exception:
         listing.unlink(missing_ok=True)
         raise
     finally:
@@ -252,16 +252,23 @@ class Worker:
 
 def identity() -> dict[str, Any]:
     """What tells this process from every other."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": started(os.getpid())}
+    return {**_namespace(), "pid": os.getpid(), "started": started(os.getpid())}
+
+
+def _namespace() -> dict[str, str | None]:
+    """Where a process's number means something: containers may share a name and a kernel, but not their numbers."""
+    boot = pids = None
+    with suppress(OSError):  # no Linux
+        boot, pids = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")
+    return {"host": socket.gethostname(), "boot": boot, "pids": pids}
 
 
 def is_dead(lease: bytes) -> bool:
     """Whether a lease's holder ran on this machine and runs no more; False where that cannot be told."""
     try:
         holder = json.loads(lease)
-        return (
-            holder["host"] == socket.gethostname() and Path("/proc/self").exists() and started(holder["pid"]) != holder["started"]
-        )
+        here = all(holder[key] == value for key, value in _namespace().items())
+        return here and Path("/proc/self").exists() and started(holder["pid"]) != holder["started"]
     except (ValueError, KeyError, TypeError):  # not yet written, or cut off by a crash
         return False
 

@@ -113,6 +113,13 @@ def test_a_dead_process_of_this_machine_loses_it_at_once(job, workers):
     assert workers()._claim_one({1}) == 1, "another process has got the number since"
 
 
+@pytest.mark.parametrize("where", [{"pids": "pid:[1]"}, {"boot": "another"}, {"host": "elsewhere"}])
+def test_a_number_of_another_namespace_says_nothing(job, workers, where):
+    """Containers share a hostname where their pod has one; 999999 may well be a living process there."""
+    lease(job, 0, pid=999999, started="123", **where)
+    assert workers()._claim_one({0}) is None
+
+
 def test_a_silent_holder_on_another_machine_loses_it_in_time(job, workers):
     lease(job, 0, host="elsewhere", pid=1)
     worker = workers(expiry=30.0)
