@@ -128,18 +128,35 @@ def check_settings(job: Job, config: Config) -> None:
 
 
 def digest(model: str | None) -> str:
-    """What tells a checkpoint from another without reading its weights: names and sizes of its files, small ones whole.
+    """What tells a checkpoint from another without reading all of its weights: the files that a result depends on, large ones in
+    samples.
 
     Raises:
         FilesError: there is no such checkpoint.
     """
     place = files.resolve(model)
-    found, small = hashlib.sha256(), 1 << 20
-    for path in sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]:
-        size = path.stat().st_size
-        found.update(f"{path.relative_to(place)} {size}\n".encode())
-        found.update(path.read_bytes() if size < small else b"")
+    found = hashlib.sha256()
+    for path in sorted(path for path in place.rglob("*") if _matters(path, place)) if place.is_dir() else [place]:
+        found.update(f"{path.relative_to(place)} {path.stat().st_size}\n".encode())
+        for block in _blocks(path):
+            found.update(block)
     return found.hexdigest()[:16]
+
+
+def _matters(path: Path, place: Path) -> bool:
+    """Not a README, nor the manifest, which lists that too."""
+    weights = path.suffix in (".safetensors", ".bin", ".pt") or path.relative_to(place).parts[0] == files.ORBAX
+    small = ("config.json", "generation_config.json", *files.TOKENIZER_FILES, *files.PREPROCESSOR_FILES)
+    return path.is_file() and (weights or path.name in small or path.name.endswith(".index.json"))
+
+
+def _blocks(path: Path, count: int = 16, size: int = 1 << 16) -> Iterator[bytes]:
+    """So many blocks from a file's first to its last, evenly apart; of a small file all of it."""
+    last = max(path.stat().st_size - size, 0)
+    with open(path, "rb") as file:
+        for number in range(count):
+            file.seek(last * number // (count - 1))
+            yield file.read(size)
 
 
 def work(job: Job, config: Config, began: float) -> int:

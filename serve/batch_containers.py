@@ -10,9 +10,11 @@ import lzma
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import IO, Any
 
-from trocr_jax.images import EXTENSIONS
+from trocr_jax.cli import UsageError
+from trocr_jax.images import EXTENSIONS, MAX_PIXELS
 
 from .batch_places import PlaceError, opened
 from .batch_units import Columns, Item, Unit
@@ -20,6 +22,8 @@ from .batch_units import Columns, Item, Unit
 IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "png", "jpg", "jpeg")
 ID_COLUMNS = ("id", "key", "__key__")
 ROWS = 64  # of a parquet file in memory at a time
+MAX_BYTES = 8 * MAX_PIXELS
+"""Of an image in a shard: as many as the largest one that is decoded has without compression."""
 
 
 # --- tar ---
@@ -28,14 +32,37 @@ ROWS = 64  # of a parquet file in memory at a time
 def read_tar(unit: Unit, columns: Columns) -> Iterator[Item]:
     """Every image of a shard, compressed or not, in order; labels and other members are passed over."""
     with opened(unit.place) as file:
+        stream: Any = _Ending(file)
         try:
-            with tarfile.open(fileobj=file, mode="r|*") as archive:
+            with tarfile.open(fileobj=stream, mode="r|*") as archive:
                 for member in archive:
                     if member.isfile() and f".{member.name.rpartition('.')[2].lower()}" in EXTENSIONS:
-                        content = archive.extractfile(member)
-                        yield Item(f"{unit.name}/{member.name}", content.read() if content else None)
-        except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+                        yield _member_item(f"{unit.name}/{member.name}", archive, member)
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:  # ValueError: a header's numbers
             raise PlaceError(unit.place, f"the archive is damaged or cut off ({type(error).__name__})") from None
+
+
+class _Ending:
+    """A stream that can be read to its end, but not on and on: tarfile passes over a member of a claimed size in steps of 10 KB,
+    there or not."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self._ended = file, False
+
+    def read(self, size: int) -> bytes:
+        content = self._file.read(size)
+        if not content and self._ended:
+            raise EOFError
+        self._ended = not content
+        return content
+
+
+def _member_item(name: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Item:
+    """A sparse member's size is only claimed: the holes would be filled in memory."""
+    if member.issparse() or member.size > MAX_BYTES:
+        return Item(name, None, "a sparse file or a larger one than images are")
+    content = archive.extractfile(member)
+    return Item(name, content.read() if content else None)
 
 
 # --- parquet ---
@@ -67,8 +94,6 @@ def parquet_units(name: str, place: str, unit_lines: int, columns: Columns) -> l
 
 def read_parquet(unit: Unit, columns: Columns) -> Iterator[Item]:
     """The rows of some row groups, a few at a time in memory."""
-    import pyarrow
-
     with opened(unit.place) as file:
         parquet = _parquet(file, unit.place)
         names = parquet.schema_arrow.names
@@ -76,13 +101,11 @@ def read_parquet(unit: Unit, columns: Columns) -> Iterator[Item]:
         key = columns.id or next((name for name in ID_COLUMNS if name in names), None)
         wanted = [image] if key is None else [image, _column(names, key, (), unit.place)]
         number = itertools.count(unit.first)
-        try:
+        with _arrow(unit.place, "the parquet file is damaged or cut off"):
             for batch in parquet.iter_batches(ROWS, row_groups=range(unit.start, unit.end), columns=wanted):
                 for row in batch.to_pylist():
-                    here = f"{unit.name}#{next(number)}"
-                    yield _row_item(here if key is None else str(row[key]), row[image])
-        except (pyarrow.ArrowException, OSError):
-            raise PlaceError(unit.place, "the parquet file is damaged or cut off") from None
+                    here, name = f"{unit.name}#{next(number)}", None if key is None else row[key]
+                    yield _row_item(here if name is None else str(name), row[image])
 
 
 def _row_item(name: str, image: Any) -> Item:
@@ -92,14 +115,26 @@ def _row_item(name: str, image: Any) -> Item:
 
 def _parquet(file: Any, place: str) -> Any:
     try:
-        import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError:
-        raise ValueError(f"{place}: needs the Python package 'pyarrow': pip install 'trocr-jax[batch]'") from None
-    try:
+        raise UsageError(f"{place}: needs the Python package 'pyarrow': pip install 'trocr-jax[batch]'") from None
+    with _arrow(place, "not a parquet file, or damaged"):
         return pyarrow.parquet.ParquetFile(file)
-    except (pyarrow.ArrowException, OSError):
-        raise PlaceError(place, "not a parquet file, or damaged") from None
+
+
+@contextmanager
+def _arrow(place: str, reason: str) -> Iterator[None]:
+    """What pyarrow has against a file, apart from what the file's storage raises through it."""
+    import pyarrow
+
+    try:
+        yield
+    except pyarrow.ArrowException:
+        raise PlaceError(place, reason) from None
+    except OSError as error:
+        if type(error) is not OSError or error.errno is not None:
+            raise
+        raise PlaceError(place, reason) from None
 
 
 def _column(names: list[str], asked: str | None, usual: tuple[str, ...], place: str) -> str:
@@ -119,7 +154,7 @@ def lmdb_units(place: str, unit_lines: int) -> list[Unit]:
     Raises:
         PlaceError: not a database of lines.
     """
-    with _lmdb(place) as environment, environment.begin() as transaction:
+    with _lmdb(place) as transaction:
         count = transaction.get(b"num-samples")
     if count is None or not count.isdigit():
         raise PlaceError(place, "has no num-samples: not an LMDB of lines")
@@ -130,20 +165,24 @@ def lmdb_units(place: str, unit_lines: int) -> list[Unit]:
 
 def read_lmdb(unit: Unit, columns: Columns) -> Iterator[Item]:
     """image-000000001 and so on."""
-    with _lmdb(unit.place) as environment, environment.begin() as transaction:
+    with _lmdb(unit.place) as transaction:
         for number in range(unit.start, unit.end):
             key = f"image-{number:09d}"
             image = transaction.get(key.encode())
             yield Item(key, image, None if image is not None else "the database lacks it")
 
 
-def _lmdb(place: str) -> Any:
+@contextmanager
+def _lmdb(place: str) -> Iterator[Any]:
+    """A transaction that reads."""
     try:
         import lmdb
     except ModuleNotFoundError:
-        raise ValueError(f"{place}: needs the Python package 'lmdb': pip install 'trocr-jax[batch]'") from None
+        raise UsageError(f"{place}: needs the Python package 'lmdb': pip install 'trocr-jax[batch]'") from None
     try:
-        return lmdb.open(place, readonly=True, lock=False, readahead=False, meminit=False)
+        with lmdb.open(place, readonly=True, lock=False, readahead=False, meminit=False) as environment:
+            with environment.begin() as transaction:
+                yield transaction
     except lmdb.Error:
         raise PlaceError(place, "not an LMDB, or damaged") from None
 

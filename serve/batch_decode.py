@@ -17,6 +17,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
+from trocr_jax.cli import UsageError
+
+from .batch_places import FetchError
+
 T = TypeVar("T")
 
 CHUNK = 8
@@ -53,9 +57,12 @@ class Decoder:
         return decoder
 
     def ask(self, images: Sequence[Any]) -> list[Any]:
-        """Raises EOFError or OSError where the process has died."""
+        """Raises EOFError or OSError where the process has died, and what ends the job."""
         self.pipe.send(images)
-        return self.pipe.recv()
+        answer = self.pipe.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def end(self) -> None:
         """At once: a process that was forked from ours may hold our end of the pipe open."""
@@ -128,9 +135,17 @@ def serve(pipe: Connection) -> None:
         pipe.send(None)
         while True:
             images = pipe.recv()
-            pipe.send([work(image) for image in images])
+            pipe.send(_answer(work, images))
     except (EOFError, OSError):
         return
+
+
+def _answer(work: Callable[[Any], Any], images: Sequence[Any]) -> list[Any] | Exception:
+    """What is no fault of the images ends the job, not this process."""
+    try:
+        return [work(image) for image in images]
+    except (FetchError, UsageError) as error:
+        return error
 
 
 if __name__ == "__main__":

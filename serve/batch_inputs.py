@@ -1,6 +1,6 @@
 """What a batch job reads: INPUT as a plan of work units, and the images of one unit.
 
-    folder or glob of images    id: the path below the folder
+    folder or glob of images    id: the path below the folder, or below the glob's part before its first wildcard
     .txt .list                  a path or URL a line, relative to the list; id: the line
     .jsonl                      objects with a path or URL (`image`, `file_name`, `path`, ...) and perhaps an `id`
     .tar .tar.gz .tgz           webdataset shards; every image in them is a line; id: shard/member
@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -24,7 +25,7 @@ from typing import BinaryIO
 from trocr_jax.images import EXTENSIONS
 
 from . import batch_containers as containers
-from .batch_places import PlaceError, expand, is_url, join, opened, parent
+from .batch_places import PAUSES, FetchError, PlaceError, check_scheme, expand, is_url, join, opened, parent
 from .batch_units import Columns, Item, Unit, groups
 
 FILE_KEYS = ("image", "file_name", "file", "filename", "path", "image_path", "url")
@@ -35,22 +36,33 @@ def plan(place: str, unit_lines: int, listing: BinaryIO, columns: Columns) -> li
     """The units of an input; names of single files are written to `listing`.
 
     Raises:
-        PlaceError: nothing there, or nothing that can be read.
+        PlaceError: nothing there, nothing that can be read, or several kinds of it.
+        FetchError: it cannot be read now.
     """
     if not is_url(place) and (Path(place).expanduser() / "data.mdb").is_file():
         return containers.lmdb_units(str(Path(place).expanduser().resolve()), unit_lines)
     files = expand(place)
     if len(files) == 1 and files[0][1].endswith(LISTS):
         return freeze(read_list(files[0][1]), unit_lines, listing)
-    if shards := [file for file in files if file[1].endswith(TARS)]:
+    shards = [file for file in files if file[1].endswith(TARS)]
+    parts = [file for file in files if file[1].endswith(".parquet")]
+    images = [file for file in files if _is_image(file[1])]
+    _check_one_kind(place, {"images": len(images), "tar shards": len(shards), "parquet files": len(parts)})
+    if shards:
         return [Unit("tar", _absolute(path), name=name) for name, path in shards]
-    if parts := [file for file in files if file[1].endswith(".parquet")]:
+    if parts:
         found = [containers.parquet_units(name, _absolute(path), unit_lines, columns) for name, path in parts]
         return list(itertools.chain.from_iterable(found))
-    images = [file for file in files if _is_image(file[1])]
-    if not images:
-        raise PlaceError(place, "holds no images, tar shards, parquet files or data.mdb; a list ends in .txt, .list or .jsonl")
     return freeze((Item(name, _absolute(path)) for name, path in images), unit_lines, listing)
+
+
+def _check_one_kind(place: str, counts: dict[str, int]) -> None:
+    """Nothing is passed over in silence."""
+    found = [f"{count:,} {kind}" for kind, count in counts.items() if count]
+    if not found:
+        raise PlaceError(place, "holds no images, tar shards, parquet files or data.mdb; a list ends in .txt, .list or .jsonl")
+    if len(found) > 1:
+        raise PlaceError(place, f"holds {' and '.join(found)}: name one kind, for example by a glob")
 
 
 def read(unit: Unit, listing: Path, columns: Columns) -> Iterator[Item]:
@@ -59,7 +71,7 @@ def read(unit: Unit, listing: Path, columns: Columns) -> Iterator[Item]:
         return _read_listing(unit, listing)
     if unit.kind == "broken":
         return iter([Item(unit.name, None, unit.error)])
-    return _named(unit, containers.READERS[unit.kind](unit, columns))
+    return _named(unit, _steadily(lambda: containers.READERS[unit.kind](unit, columns)))
 
 
 def _named(unit: Unit, items: Iterator[Item]) -> Iterator[Item]:
@@ -70,18 +82,41 @@ def _named(unit: Unit, items: Iterator[Item]) -> Iterator[Item]:
         yield Item(unit.name, None, error.reason)
 
 
+def _steadily(begin: Callable[[], Iterator[Item]]) -> Iterator[Item]:
+    """A container that cannot be read now is begun again, and what was given of it already passed over.
+
+    Raises:
+        FetchError: of the last try.
+    """
+    given = 0
+    for pause in (*PAUSES, None):
+        try:
+            for item in itertools.islice(begin(), given, None):
+                given += 1
+                yield item
+            return
+        except FetchError:
+            if pause is None:
+                raise
+            time.sleep(pause)
+
+
 def read_list(path: str) -> Iterator[Item]:
     """A list's lines. One that cannot be understood is an Item with an error.
 
     Raises:
-        PlaceError: the list cannot be read.
+        PlaceError, FetchError: the list cannot be read.
+        UsageError: a package is missing for a URL in it.
     """
     folder, name = parent(path if is_url(path) else _absolute(path)), path.rpartition("/")[2]
     with opened(path) as file:
         for number, raw in enumerate(file, 1):
             line = raw.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n") if number == 1 else raw.rstrip(b"\r\n")
             if line.strip():
-                yield _list_item(line, folder, f"{name} line {number}", path.endswith(".jsonl"))
+                item = _list_item(line, folder, f"{name} line {number}", path.endswith(".jsonl"))
+                if isinstance(item.image, str) and is_url(item.image):
+                    check_scheme(item.image.partition("://")[0])
+                yield item
 
 
 def _list_item(line: bytes, folder: str, here: str, objects: bool) -> Item:
@@ -95,7 +130,8 @@ def _list_item(line: bytes, folder: str, here: str, objects: bool) -> Item:
     if not isinstance(row, dict):
         return Item(here, None, "not a JSON object")
     file = next((row[key] for key in FILE_KEYS if isinstance(row.get(key), str)), None)
-    item = Item(str(row.get("id", file or here)), None)
+    name = row.get("id")
+    item = Item(file or here if name is None else str(name), None)
     if file is None:
         return replace(item, error=f"the object names no file; expected one of {', '.join(FILE_KEYS)}")
     return replace(item, image=join(folder, file))

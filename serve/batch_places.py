@@ -1,6 +1,9 @@
 """Files here and elsewhere: a path of this machine, or a URL that fsspec knows (gs://, s3://, https://, ...).
 
 A local path goes to no library. A URL's scheme may need a package of its own (gcsfs for gs://), which the message then names.
+
+What cannot be read is of three kinds. PlaceError: it is not there, or bad, and stays so; a job stores that. FetchError: not now;
+a job stores nothing, so that another run tries again. UsageError: a Python package is missing here.
 """
 
 from __future__ import annotations
@@ -8,20 +11,67 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
+from trocr_jax.cli import UsageError
+
+T = TypeVar("T")
+
+PAUSES = (1.0, 5.0)
+"""Seconds before another try at what cannot be read now."""
+_PASSING = frozenset({408, 425, 429})  # of HTTP's 4xx, those that say: later
 _URL = re.compile(r"[a-z][a-z0-9+.-]*(::[a-z][a-z0-9+.-]*)*://", re.IGNORECASE)
 
 
 class PlaceError(ValueError):
-    """A place that cannot be read. `reason` is the message without the place."""
+    """A place that cannot be read, now or later. `reason` is the message without the place."""
 
     def __init__(self, place: str, reason: str):
         super().__init__(f"{place}: {reason}")
         self.reason = reason
+
+
+class FetchError(ValueError):
+    """A place that cannot be read now: the network, the storage or its permissions."""
+
+
+@contextmanager
+def storage(place: str) -> Iterator[None]:
+    """Whatever is raised becomes one of the three kinds, since every scheme has its own exceptions."""
+    try:
+        yield
+    except Exception as error:
+        raise _meaning(place, error) from None
+
+
+def _meaning(place: str, error: Exception) -> Exception:
+    if isinstance(error, PlaceError | FetchError | UsageError):
+        return error
+    if isinstance(error, ImportError):
+        return UsageError(f"{place}: needs another Python package ({error})")
+    if isinstance(error, FileNotFoundError):
+        return PlaceError(place, "no such file")
+    kind, status = type(error).__name__, getattr(error, "status", 0)
+    refused = isinstance(status, int) and 400 <= status < 500 and status not in _PASSING
+    if refused or isinstance(error, ValueError | IsADirectoryError | NotADirectoryError):
+        return PlaceError(place, f"cannot be read ({kind}{f' {status}' if refused else ''})")
+    reason = getattr(error, "strerror", None) or kind
+    return FetchError(f"{place}: cannot be read now ({reason}); run the same command again, what is finished is kept")
+
+
+def patiently(read: Callable[[], T]) -> T:
+    """Tries again, after longer and longer pauses, what cannot be read now. Raises what the last try raised."""
+    for pause in PAUSES:
+        try:
+            return read()
+        except FetchError:
+            time.sleep(pause)
+    return read()
 
 
 def is_url(place: str) -> bool:
@@ -42,8 +92,11 @@ def parent(place: str) -> str:
 def expand(place: str) -> list[tuple[str, str]]:
     """The files that a place names, as (name, place) in order of the names: a file, all visible ones below a folder, or a glob's.
 
+    A name is the path below the folder, or below the part of a glob that is before its first wildcard.
+
     Raises:
         PlaceError: there is none, or it cannot be listed.
+        FetchError: it cannot be listed now.
     """
     found = _expand_url(place) if is_url(place) else _expand_path(place)
     if not found:
@@ -57,7 +110,14 @@ def _expand_path(place: str) -> list[tuple[str, str]]:
         return [(os.path.relpath(file, path).replace(os.sep, "/"), file) for file in _walk(path)]
     if os.path.exists(path):
         return [(os.path.basename(path), path)]
-    return [(os.path.basename(file), file) for file in glob.glob(path, recursive=True) if os.path.isfile(file)]
+    files = [file for file in glob.glob(path, recursive=True) if os.path.isfile(file)]
+    return [(os.path.relpath(file, _fixed(path) or ".").replace(os.sep, "/"), file) for file in files]
+
+
+def _fixed(pattern: str) -> str:
+    """The folder of a glob above its first wildcard, with its slash."""
+    head, slash, _ = re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")
+    return head + slash
 
 
 def _walk(folder: str) -> Iterator[str]:
@@ -70,56 +130,57 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def _expand_url(place: str) -> list[tuple[str, str]]:
-    with _remote(place) as (system, path):
+    with storage(place):
+        system, path = _remote(place)
+        base = path.rstrip("/") + "/"
         if glob.has_magic(path):
-            files = system.glob(path)
+            files, base = system.glob(path), _fixed(path)
         elif system.isdir(path):
             files = system.find(path)
         else:
             files = [path] if system.exists(path) else []
-        base = path.rstrip("/") + "/"
         names = [file[len(base) :] if file.startswith(base) else file.rpartition("/")[2] for file in files]
         places = [system.unstrip_protocol(file) for file in files]
     return [(n, p) for n, p in zip(names, places, strict=True) if not any(part.startswith(".") for part in n.split("/"))]
 
 
-@contextmanager
-def _remote(place: str) -> Iterator[tuple[Any, str]]:
-    """fsspec's file system and path; whatever it raises becomes one line, since every scheme has its own exceptions."""
+def _remote(place: str) -> tuple[Any, str]:
+    """fsspec's file system and path."""
     import fsspec
 
-    try:
-        yield fsspec.core.url_to_fs(place)
-    except PlaceError:
-        raise
-    except FileNotFoundError:
-        raise PlaceError(place, "no such file") from None
-    except ImportError as error:
-        raise PlaceError(place, f"needs another Python package ({error})") from None
-    except Exception as error:
-        raise PlaceError(place, f"cannot be read ({type(error).__name__})") from None
+    return fsspec.core.url_to_fs(place)
+
+
+@cache
+def check_scheme(scheme: str) -> None:
+    """Raises UsageError where the package of a URL's scheme is missing. An unknown scheme is no fault of this machine."""
+    with suppress(PlaceError), storage(f"{scheme}://"):
+        import fsspec
+
+        for part in scheme.split("::"):
+            fsspec.get_filesystem_class(part)
 
 
 def read_url(place: str) -> bytes:
-    """Raises PlaceError."""
-    with _remote(place) as (system, path):
+    """Raises PlaceError, FetchError or UsageError."""
+    with storage(place):
+        system, path = _remote(place)
         return system.cat_file(path)
 
 
 @contextmanager
 def opened(place: str) -> Iterator[IO[bytes]]:
-    """A file to read, which can be sought in.
+    """A file to read, which can be sought in. What reading it raises becomes one of the three kinds, too.
 
     Raises:
-        PlaceError: it cannot be opened.
+        PlaceError, FetchError, UsageError: it cannot be opened.
     """
-    if is_url(place):
-        with _remote(place) as (system, path):
-            file = system.open(path, "rb")
-    else:
-        try:
-            file = open(Path(place).expanduser(), "rb")
-        except OSError as error:
-            raise PlaceError(place, f"cannot be read ({error.strerror})") from None
-    with file:
+    with storage(place), _open(place) as file:
         yield file
+
+
+def _open(place: str) -> IO[bytes]:
+    if not is_url(place):
+        return open(Path(place).expanduser(), "rb")
+    system, path = _remote(place)
+    return system.open(path, "rb")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from trocr_jax import images
 from trocr_jax.images import ImageProcessor
 from trocr_jax.page import Layout, prepare_page
 from trocr_jax.prepared import Prepared, prepare
 
-from .batch_places import PlaceError, is_url, read_url
+from .batch_places import PlaceError, is_url, patiently, read_url
 
 Image = str | bytes | None
 """A path, a URL or the bytes of a file; None where the record has no image."""
@@ -33,11 +34,16 @@ class Decoded:
 
 
 def decode(image: Image, processor: ImageProcessor, pages: bool) -> Decoded:
-    """Any failure is in the result."""
+    """Any failure is in the result, but for what another try may mend.
+
+    Raises:
+        FetchError: a URL cannot be read now.
+        UsageError: the package of its scheme is missing.
+    """
     try:
         if image is None:
             return Decoded.failed("the record holds no image")
-        source = read_url(image) if isinstance(image, str) and is_url(image) else image
+        source = patiently(partial(read_url, image)) if isinstance(image, str) and is_url(image) else image
         if not pages:
             return Decoded([prepare(source, processor)])
         layout, lines = prepare_page(images.load(source), processor)

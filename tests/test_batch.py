@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import time
 from functools import partial
@@ -15,9 +16,12 @@ import pytest
 import tiny
 from batching import batch, pictures
 
+from trocr_jax.cli import UsageError
 from trocr_jax.prepared import Prepared
 from trocr_jax.reader import Reader
+from trocr_jax.serve import batch as batch_module
 from trocr_jax.serve import batch_decode, batch_pipeline, decode_rate
+from trocr_jax.serve.batch_places import FetchError, read_url
 from trocr_jax.serve.batch_prepare import Decoded, decode
 
 
@@ -117,6 +121,21 @@ def test_what_does_not_fit_the_job_is_refused(capsys, model, images, tmp_path):
     batch(capsys, images, tmp_path / "third", "--model", model_copy)
     (model_copy / "generation_config.json").write_text('{"num_beams": 2}')
     assert "other weights" in batch(capsys, images, tmp_path / "third")[2]
+
+
+def test_other_weights_of_the_same_size_are_told_and_a_readme_is_not(model, tmp_path):
+    model = shutil.copytree(model, tmp_path / "model")
+    first = batch_module.digest(str(model))
+    (model / "README.md").write_text("a remark")
+    assert batch_module.digest(str(model)) == first
+    (model / "large.bin").write_bytes(bytes(4 << 20))
+    zeros = batch_module.digest(str(model))
+    (model / "large.bin").write_bytes(b"a" * (4 << 20))
+    assert len({first, zeros, batch_module.digest(str(model)), batch_module.digest(str(model / "large.bin"))}) == 4
+    for name in ("config.json", "preprocessor_config.json"):
+        before = batch_module.digest(str(model))
+        (model / name).write_text((model / name).read_text() + " ")
+        assert batch_module.digest(str(model)) != before, name
 
 
 def test_containers_give_the_same_texts(capsys, model, images, tmp_path):
@@ -363,6 +382,74 @@ def test_sigterm_gives_the_leases_back(model, images, tmp_path):
     if worker.returncode != 0:  # else it was done before the signal came
         assert worker.returncode == 143 and "Traceback" not in err
     assert not any(out.glob("_job/leases/*")) and os.listdir(out)
+
+
+@pytest.fixture
+def web():
+    """Files at flaky:// that answers with 503 where `broken` has them."""
+    import fsspec
+
+    class UnavailableError(Exception):
+        status = 503
+
+    class Flaky(fsspec.AbstractFileSystem):
+        protocol, files, broken = "flaky", {}, set()
+
+        def cat_file(self, path, **options):
+            path = self._strip_protocol(path)
+            if path in self.broken:
+                raise UnavailableError
+            if path not in self.files:
+                raise FileNotFoundError(path)
+            return self.files[path]
+
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    return Flaky
+
+
+def test_what_cannot_be_fetched_now_is_read_by_the_next_run(model, capsys, tmp_path, web, monkeypatch):
+    class Here:
+        """A decoder in this process, where the storage is."""
+
+        def __init__(self, work):
+            self.work = work
+
+        def ask(self, images):
+            answer = batch_decode._answer(self.work, images)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        def end(self):
+            pass
+
+    monkeypatch.setattr(batch_decode.Decoder, "start", Here)
+    monkeypatch.setattr("trocr_jax.serve.batch_places.PAUSES", (0.0, 0.0))
+    web.files.update(pictures(4))
+    names = [f"flaky://{name}" for name in [*pictures(4), "absent.png"]]
+    (tmp_path / "x.txt").write_text("".join(f"{name}\n" for name in names))
+    web.broken.add("00002.png")
+    out = tmp_path / "out"
+    code, summary, err = batch(capsys, tmp_path / "x.txt", out, "--model", model)
+    assert code == 1 and not summary and "flaky://00002.png: cannot be read now" in err.splitlines()[-1]
+    assert not batching.parts(out) and not any(out.glob("_job/leases/*"))
+    web.broken.clear()
+    code, summary, _ = batch(capsys, tmp_path / "x.txt", out)
+    assert code == 1 and summary["errors"] == {"no such file": 1}
+    assert [row["id"] for row in batching.rows(out)] == names
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "message"),
+    [("ftp://127.0.0.1:1/a.png", FetchError, "cannot be read now .*refused"), ("gs://x/a.png", UsageError, "gcs")],
+)
+def test_what_is_no_fault_of_an_image_comes_out_of_its_decoder(url, error, message):
+    decoders = batch_decode.Decoders(read_url, 1, lambda reason: reason.encode())
+    try:
+        with pytest.raises(error, match=message):
+            decoders.submit([url, url]).result()
+    finally:
+        decoders.close()
 
 
 def test_a_failure_ends_a_worker_that_waits_for_others(model, images, tmp_path, monkeypatch):

@@ -2,13 +2,16 @@
 
 import io
 import json
+import resource
+import tarfile
 
 import batching
 import pytest
 from batching import pictures
 
-from trocr_jax.serve import batch_inputs
-from trocr_jax.serve.batch_places import PlaceError, expand, read_url
+from trocr_jax.cli import UsageError
+from trocr_jax.serve import batch_containers, batch_inputs, batch_places
+from trocr_jax.serve.batch_places import FetchError, PlaceError, expand, read_url
 from trocr_jax.serve.batch_units import Columns, Unit
 
 IMAGES = pictures(10)
@@ -95,8 +98,11 @@ def test_another_file_system_is_listed_and_read(tmp_path):
 
 
 def test_a_url_whose_package_is_absent_names_it(tmp_path):
-    with pytest.raises(PlaceError, match="(?i)gs://x/y.*gcs"):
+    with pytest.raises(UsageError, match="(?i)gs://x/y.*gcs"):
         expand("gs://x/y")
+    (tmp_path / "x.txt").write_text("a.png\nunknown://x/1.png\ngs://x/1.png\n")
+    with pytest.raises(UsageError, match="(?i)gs://.*gcs"):
+        plan_and_read(tmp_path / "x.txt", tmp_path)
 
 
 def test_a_plan_does_not_follow_changes_of_the_input(tmp_path):
@@ -115,7 +121,7 @@ def test_odd_file_names_survive(tmp_path):
 
 
 def test_bad_lines_of_a_list_are_named(tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"image": "a.png"}\nnot json\n[1]\n\n{"id": 7}\n')
+    (tmp_path / "x.jsonl").write_text('{"image": "a.png", "id": null}\nnot json\n[1]\n\n{"id": 7}\n')
     _, found = plan_and_read(tmp_path / "x.jsonl", tmp_path, 10)
     assert [(item.id, (item.error or "")[:10]) for item in found[0]] == [
         ("a.png", ""), ("x.jsonl line 2", "not valid "), ("x.jsonl line 3", "not a JSON"), ("7", "the object"),
@@ -145,12 +151,130 @@ def test_parquet_rows_without_images_are_named(tmp_path):
     import pyarrow
     import pyarrow.parquet
 
-    table = pyarrow.table({"picture": [b"1", None], "name": ["a", "b"]})
+    table = pyarrow.table({"picture": [b"1", None, b"2"], "name": ["a", "b", None]})
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
     _, found = plan_and_read(tmp_path / "x.parquet", tmp_path, 9, Columns("picture", "name"))
-    assert [(item.id, item.error) for item in found[0]] == [("a", None), ("b", "the row holds no image bytes")]
+    assert [(item.id, item.error) for item in found[0]] == [
+        ("a", None), ("b", "the row holds no image bytes"), ("x.parquet#2", None),
+    ]  # fmt: skip
     with pytest.raises(PlaceError, match="picture, name; expected one of image"):
         plan_and_read(tmp_path / "x.parquet", tmp_path)
+
+
+def test_a_glob_names_images_as_its_folder_does(tmp_path):
+    folder = batching.folder(tmp_path / "images", {f"{sub}/1.png": IMAGES[NAMES[0]] for sub in "ab"})
+    for pattern in (f"{folder}/*/1.png", f"{folder}/**/*.png", f"file://{folder}/*/1.png"):
+        assert [name for name, _ in expand(pattern)] == ["a/1.png", "b/1.png"], pattern
+
+
+def test_two_kinds_in_a_folder_are_refused(tmp_path):
+    folder = batching.folder(tmp_path / "images", IMAGES)
+    batching.tar(folder / "x.tar", IMAGES)
+    with pytest.raises(PlaceError, match="holds 10 images and 1 tar shards"):
+        plan_and_read(folder, tmp_path)
+
+
+def with_headers(headers, data=IMAGES[NAMES[0]]) -> bytes:
+    """A shard of two images, the second with pax headers."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, extra in (("a.png", {}), ("b.png", headers)):
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = len(data), extra
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+SPARSE = {"GNU.sparse.map": "0,1", "GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.size": str(1 << 40)}
+
+
+@pytest.mark.parametrize(
+    ("headers", "errors"),
+    [
+        ({"GNU.sparse.size": "x"}, {"x.tar": "damaged"}), ({"GNU.sparse.map": "1,x"}, {"x.tar": "damaged"}),
+        (SPARSE, {"x.tar/b.png": "sparse"}), ({"size": str(1 << 45)}, {"x.tar/b.png": "sparse", "x.tar": "EOFError"}),
+    ],
+    ids=["number", "map", "sparse", "size"],
+)  # fmt: skip
+def test_hostile_headers_of_a_tar_cost_an_image(tmp_path, headers, errors):
+    (tmp_path / "x.tar").write_bytes(with_headers(headers))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (64 << 30, limits[1]))  # filling a sparse file must not take the machine down
+    try:
+        _, (items,) = plan_and_read(tmp_path / "x.tar", tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert items[0].id == "x.tar/a.png" and items[0].error is None
+    found = {item.id: item.error for item in items[1:]}
+    assert found.keys() == errors.keys() and all(word in (found[name] or "") for name, word in errors.items())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
+
+
+def test_an_image_larger_than_any_is_not_taken_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_containers, "MAX_BYTES", 1000)
+    images = {"a.png": b"x" * 1001, "b.png": b"x" * 1000}
+    _, (items,) = plan_and_read(batching.tar(tmp_path / "x.tar", images), tmp_path)
+    assert [(item.id, item.image and len(item.image)) for item in items] == [("x.tar/a.png", None), ("x.tar/b.png", 1000)]
+
+
+class Flaky(io.BytesIO):
+    """A file whose storage fails when half of it was read."""
+
+    def __init__(self, content, error):
+        super().__init__(content)
+        self.half, self.error = len(content) // 2, error
+
+    def read(self, size=-1):
+        content = super().read(size)
+        if self.error and self.tell() > self.half:
+            raise self.error
+        return content
+
+
+class StrangeError(Exception):
+    """As botocore and others have them: of no class that Python knows."""
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("error", [ConnectionResetError("peer"), StrangeError("x"), TimeoutError(), OSError(5, "EIO")], ids=repr)
+def test_storage_that_fails_for_a_moment_loses_nothing(tmp_path, monkeypatch, kind, error):
+    make_one = {"tar": batching.tar, "parquet": batching.parquet}[kind]
+    content = make_one(tmp_path / f"x.{kind}", IMAGES).read_bytes()
+    unit = Unit(kind, f"s3://b/x.{kind}", 0, 3, None, 0, "x")
+    opened: list[int] = []
+
+    def read(failures):
+        opened.clear()
+
+        def open_it(place):
+            opened.append(1)
+            return Flaky(content, error if len(opened) <= failures else None)
+
+        monkeypatch.setattr(batch_places, "_open", open_it)
+        return [item.image for item in batch_inputs.read(unit, tmp_path, Columns())]
+
+    monkeypatch.setattr(batch_inputs, "PAUSES", (0.0, 0.0))
+    assert read(2) == list(IMAGES.values()) and len(opened) == 3
+    with pytest.raises(FetchError, match="s3://b/x.*cannot be read now"):
+        read(3)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (FileNotFoundError(), PlaceError), (ValueError("no URL"), PlaceError), (404, PlaceError), (403, PlaceError),
+        (503, FetchError), (429, FetchError), (PermissionError(), FetchError), (StrangeError(), FetchError),
+        (ModuleNotFoundError("x"), UsageError),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_stays_so_is_told_from_what_may_pass(error, kind):
+    if isinstance(error, int):
+        status, error = error, StrangeError()
+        error.status = status  # as aiohttp's ClientResponseError
+    with pytest.raises(kind), batch_places.storage("http://x/1.png"):
+        raise error
 
 
 @pytest.mark.parametrize(
