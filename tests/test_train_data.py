@@ -146,6 +146,31 @@ def test_too_many_bad_records_end_the_run_with_a_name():
         loader([Numbers(3, {0: "empty", 1: "empty", 2: "empty"})], max_bad=1.0)[0]
 
 
+def test_small_data_sets_are_judged_when_all_of_them_was_met():
+    """And a record that comes again is not one more good one."""
+    load = loader([Numbers(150, {index: "empty" for index in range(0, 150, 10)})], max_bad=0.05)
+    with pytest.raises(SourceError, match=r"15 of 150 records cannot be used, more than --data.max-bad 0.05; the last: number"):
+        for position in range(450):
+            load[position]
+    few = loader([Numbers(30, {7: "empty"})], max_bad=0.05)
+    assert len({few[position].place for position in range(90)}) == 29
+    late = loader([Numbers(1000, {index: "empty" for index in range(0, 1000, 50)})], max_bad=0.01)
+    late.order = Repeating([1] * 5000 + [*range(0, 1000, 50), *range(2, 400)])
+    with pytest.raises(SourceError, match="20 of 200 records"):
+        for position in range(5419):
+            late._judge(late.order[position], "" if late.order[position][1] % 50 else "empty")
+
+
+class Repeating:
+    """The order that a list gives."""
+
+    def __init__(self, indices: list[int]):
+        self.indices = indices
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        return 0, self.indices[position]
+
+
 def test_an_exception_in_the_background_reaches_the_loop():
     class Failing:
         def __getitem__(self, step):

@@ -33,7 +33,7 @@ SYNTHETIC = "synthetic"
 LENGTH_STEP = 16  # labels are padded to a multiple of it, so that few programs are compiled
 SUBSTITUTES = 20
 WHOLE_EVERY = 4  # steps
-JUDGED_FROM = 200  # records, before the share of bad ones counts
+JUDGED_FROM = 200  # different records, or all there are, before the share of bad ones counts
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,9 @@ class Loader:
         self.sources, self.order, self.tokenizer, self.processor = sources, order, tokenizer, processor
         self.seed, self.max_tokens, self.max_bad, self.augment, self.report = seed, max_tokens, max_bad, augment, report
         self.bad: set[Place] = set()
-        self.read = 0
+        self.seen = [np.zeros(_size(source), bool) for source in sources]
+        self._last = ""
+        self.met, self.judged_from = 0, min(JUDGED_FROM, sum(map(_size, sources)))
         self._lock = threading.Lock()
 
     def __getitem__(self, position: int) -> Example:
@@ -140,10 +142,9 @@ class Loader:
                 example = self._example(place, position)
             except _BadRecord as bad:
                 problem = str(bad)
-                self._refuse(place, problem)
+                self._judge(place, problem)
             else:
-                with self._lock:
-                    self.read += 1
+                self._judge(place)
                 return example
         raise SourceError(f"{SUBSTITUTES} records in a row cannot be used; the last: {problem}")
 
@@ -181,16 +182,27 @@ class Loader:
             raise _BadRecord(f"its label has {len(label)} tokens, more than --max-tokens {self.max_tokens}")
         return label
 
-    def _refuse(self, place: Place, problem: str) -> None:
+    def _judge(self, place: Place, problem: str = "") -> None:
+        """Counts a record the first time it is met, and gives up where too many cannot be used."""
+        source, index = place
         with self._lock:
-            if place in self.bad:
+            if self.seen[source][index]:
                 return
-            self.bad.add(place)
-            bad, seen = len(self.bad), self.read + len(self.bad)
-        self.report(problem)
-        if bad > self.max_bad * seen and seen >= JUDGED_FROM:
+            self.seen[source][index] = True
+            self.met += 1
+            if problem:
+                self.bad.add(place)
+                self._last = problem
+            bad, met = len(self.bad), self.met
+        if problem:
+            self.report(problem)
+        if bad > self.max_bad * met and met >= self.judged_from:
             limit = f"more than --data.max-bad {self.max_bad}"
-            raise SourceError(f"{bad} of {seen} records cannot be used, {limit}; the last: {problem}")
+            raise SourceError(f"{bad} of {met} records cannot be used, {limit}; the last: {self._last}")
+
+
+def _size(source: Source | LinePool) -> int:
+    return source.config.lines if isinstance(source, LinePool) else len(source)
 
 
 class _BadRecord(ValueError):

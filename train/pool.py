@@ -92,10 +92,19 @@ def draw_shards(config: SyntheticConfig, processor: ImageProcessor, folder: Path
             if os.getppid() != parent:
                 return
             lines.append(drawer[index])
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.npy")
-        np.save(temporary, np.stack([pixels for pixels, _ in lines]))
-        path.with_suffix(".txt").write_text("\n".join(text for _, text in lines), encoding="utf-8")
-        os.replace(temporary, path)
+        _publish(path, lines)
+
+
+def _publish(path: Path, lines: list[tuple[np.ndarray, str]]) -> None:
+    """Puts a shard under its name, the images last: they say that it is there. Unless another run was quicker."""
+    images, texts = (path.with_name(f".{path.stem}.{os.getpid()}{suffix}") for suffix in (".npy", ".txt"))
+    np.save(images, np.stack([pixels for pixels, _ in lines]))
+    texts.write_text("\n".join(text for _, text in lines), encoding="utf-8")
+    if not path.exists():  # whoever comes between here and there puts the same lines in their place, whole
+        os.replace(texts, path.with_suffix(".txt"))
+        os.replace(images, path)
+    for leftover in (images, texts):
+        leftover.unlink(missing_ok=True)
 
 
 class Drawer:
