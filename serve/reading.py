@@ -93,7 +93,8 @@ class Answer:
         if end is not None:
             self._finish("stop")
         elif complete:
-            self._finish("stop" if all(line.finish_reason == "stop" for line in self._lines) else "length")
+            whole = len(self._lines) == len(self._jobs) and all(line.finish_reason == "stop" for line in self._lines)
+            self._finish("stop" if whole else "length")
         else:
             end = len(text) - self._undecided(text)
         grown, self.text = text[len(self.text) : end], text[:end]
@@ -109,6 +110,8 @@ class Answer:
         while len(self._lines) < len(self._jobs):
             job, flags = self._jobs[len(self._lines)]
             over, produced, room = job.over, len(job.tokens), self._budget - sum(self._kept)
+            if room == 0:  # spent to the last token by the lines before: of this one nothing is read
+                return True
             if not over and produced < room:
                 return False
             kept = min(produced, room)

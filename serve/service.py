@@ -119,6 +119,7 @@ class Service:
         self.images = Gate(limits.queue, "too many images are waiting, try again soon")
         self.bodies = Gate(limits.bodies_bytes, "too many requests are being received, try again soon")
         self.fetcher = Fetcher(hosts, limits.url_bytes, limits.url_seconds)
+        self._fetched = asyncio.Semaphore(max(1, limits.bodies_bytes // limits.url_bytes))  # images from URLs in memory
         wake = threading.Event()
         self.models = {
             name: Served(name, reader, Engine(
@@ -241,14 +242,18 @@ class Service:
 
     async def _prepare(self, served: Served, source: Source) -> Prepared | ApiError:
         try:
-            if source.remote:
-                source = replace(source, content=await self.fetcher.fetch(str(source.content), source.param))
-            prepared = await self._in_pool(served, source)
+            prepared = await (self._fetch(served, source) if source.remote else self._in_pool(served, source))
         except ApiError as error:
             return error
         if prepared.pixels is None:
             return bad_request(f"not a readable image: {prepared.error}", source.param, "invalid_image")
         return prepared
+
+    async def _fetch(self, served: Served, source: Source) -> Prepared:
+        """An image from a URL. As long as its bytes are in memory it has its place, or they would pile up before the pool."""
+        async with self._fetched:
+            content = await self.fetcher.fetch(str(source.content), source.param)
+            return await self._in_pool(served, replace(source, content=content))
 
     async def _in_pool(self, served: Served, source: Source) -> Prepared:
         """Decodes as many images at once as there are cores, but of large ones one, or memory would grow with the cores."""

@@ -187,6 +187,23 @@ def test_budgets_hold_for_the_whole_answer(client, field):
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_a_budget_that_the_first_line_spends_leaves_no_trace_of_the_second(http, stream):
+    first = lines()[0]
+    for budget, text in ((len(first.tokens), first.text), (len(first.tokens) + 1, f"{first.text}\n")):
+        body = chat(*PICTURES[:2], max_tokens=budget, stream=stream, logprobs=True)
+        answer = http.post("/v1/chat/completions", json=body)
+        if stream:
+            chunks = [json.loads(line[6:])["choices"][0] for line in answer.text.splitlines() if line.startswith("data: {")]
+            content, choice = "".join(chunk["delta"].get("content", "") for chunk in chunks), chunks[-1]
+        else:
+            choice = answer.json()["choices"][0]
+            content = choice["message"]["content"]
+        assert choice["finish_reason"] == "length" and choice["trocr"]["lines"][0]["text"] == first.text
+        assert content == text if budget == len(first.tokens) else content.startswith(text)
+        assert len(choice["trocr"]["lines"]) == budget - len(first.tokens) + 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_stop_strings_end_the_text_and_are_not_in_it(http, stream):
     text = lines()[LONGEST].text
     stop = text[9:12]

@@ -10,15 +10,19 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+import numpy as np
 import openai
 import pytest
-from serving import MODEL, PICTURES, SLOTS, chat, collected, data_url, lines, message, process, serving, wait_until
+from serving import MODEL, PICTURES, SLOTS, chat, collected, data_url, lines, message, process, reader, serving, wait_until
 
+from trocr_jax.prepared import Prepared
 from trocr_jax.serve.client import Client
 from trocr_jax.serve.errors import ApiError
 from trocr_jax.serve.gate import Gate
-from trocr_jax.serve.keys import RateLimit
+from trocr_jax.serve.keys import Keys, RateLimit
 from trocr_jax.serve.limits import Limits
+from trocr_jax.serve.service import Service, Visit
+from trocr_jax.serve.sources import Source
 
 QUEUE = 8
 
@@ -223,6 +227,39 @@ def test_how_long_to_wait_follows_the_pace():
     with pytest.raises(ApiError) as error:
         gate.enter(11)
     assert error.value.status == 413
+
+
+def test_images_from_urls_do_not_pile_up_before_they_are_decoded(monkeypatch):
+    """Bytes are in memory from the fetching to the end of the decoding: all that time they have one of a few places."""
+    here, most = 0, 0
+    content = PICTURES[0].read_bytes()
+    limits = Limits(bodies_bytes=3000, url_bytes=1000, images=8)
+    service = Service({MODEL: reader()}, Keys([]), limits, hosts=["h"], slots=SLOTS, batch=2)
+
+    async def fetch(url, param):
+        nonlocal here, most
+        here += 1
+        most = max(most, here)
+        await asyncio.sleep(0)
+        if url.endswith("bad"):
+            here -= 1
+            raise ApiError(400, "no", "url_unreachable")
+        return content
+
+    def decode(*arguments):
+        nonlocal here
+        time.sleep(0.01)
+        here -= 1
+        return Prepared(np.zeros((1, 1, 3), np.uint8))
+
+    async def ask():
+        sources = [Source(f"https://h/{name}", "x") for name in ("a", "bad") * 4]
+        return await asyncio.gather(*(service.prepare(Visit(), service.models[MODEL], sources, 1) for _ in range(3)))
+
+    monkeypatch.setattr(service.fetcher, "fetch", fetch)
+    monkeypatch.setattr(service, "_decode", decode)
+    answers = asyncio.run(ask())
+    assert [sum(isinstance(item, Prepared) for item in items) for items in answers] == [4, 4, 4] and (here, most) == (0, 3)
 
 
 # --- too late ---
