@@ -47,11 +47,13 @@ def create_app(service: Service, *, local_only: bool = False) -> Guard:
     app.state.service = service
     for error in (ApiError, RequestValidationError, ValidationError, HTTPException, Exception):
         app.add_exception_handler(error, _answer)
-    for router in (chat.router, responses.router, ocr.router):
-        app.include_router(router)
+    routers = chat.router, responses.router, ocr.router
     _add_models(app, service)
     _add_operation(app, service)
-    return Guard(app, service, local_only=local_only)
+    paths = [str(getattr(route, "path", "")) for routes in (app, *routers) for route in routes.routes]
+    for router in routers:
+        app.include_router(router)
+    return Guard(app, service, paths, local_only=local_only)
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
@@ -71,12 +73,14 @@ def _model(served: Served) -> dict[str, Any]:
 
 
 def _add_operation(app: FastAPI, service: Service) -> None:
-    @app.get("/healthz", include_in_schema=False)
+    probe: Any = {"methods": ["GET", "HEAD"], "include_in_schema": False}  # balancers ask by HEAD as well
+
+    @app.api_route("/healthz", **probe)
     async def healthz() -> Response:
         """The process lives; also while it compiles."""
         return PlainTextResponse("failed" if service.state == "failed" else "ok", 500 if service.state == "failed" else 200)
 
-    @app.get("/readyz", include_in_schema=False)
+    @app.api_route("/readyz", **probe)
     async def readyz() -> Response:
         """Every program is compiled and nobody has asked the server to stop."""
         return PlainTextResponse(service.state, 200 if service.state == "ready" else 503)
@@ -86,7 +90,7 @@ def _add_operation(app: FastAPI, service: Service) -> None:
         """For Prometheus."""
         return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", **probe)
     async def page() -> Response:
         """The page for people."""
         content, policy = _page()

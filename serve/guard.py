@@ -12,7 +12,7 @@ import asyncio
 import ipaddress
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -31,10 +31,10 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class Guard:
-    """An ASGI application around the routes."""
+    """An ASGI application around the routes, whose paths it knows by name even for requests that never get there."""
 
-    def __init__(self, app: Any, service: Service, *, local_only: bool):
-        self.app, self.service, self.local_only = app, service, local_only
+    def __init__(self, app: Any, service: Service, paths: Sequence[str], *, local_only: bool):
+        self.app, self.service, self.paths, self.local_only = app, service, paths, local_only
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -196,7 +196,7 @@ class _Passage:
         for close in reversed(self.visit.closers):
             close()
         self.service.bodies.leave(self.bodies)
-        route = getattr(self.scope.get("route"), "path", "other")
+        route = _route(self.scope["path"], self.guard.paths)
         seconds = time.monotonic() - self.visit.started
         self.service.metrics.requests.labels(route, str(self.status)).inc()
         self.service.metrics.request_seconds.labels(route).observe(seconds)
@@ -209,6 +209,14 @@ class _Passage:
 
 class _GoneError(Exception):
     """The client has left."""
+
+
+def _route(path: str, paths: Sequence[str]) -> str:
+    """The one of a server's few paths that a request means, or "other": a label must not be whatever somebody asks for."""
+    if path in paths:
+        return path
+    templates = (known for known in paths if "{" in known and path.startswith(known.partition("{")[0]))
+    return next(templates, "other")
 
 
 def _length(headers: dict[bytes, bytes]) -> int:

@@ -11,6 +11,7 @@ import jax
 import uvicorn
 
 from trocr_jax.cli import UsageError
+from trocr_jax.files import expand
 from trocr_jax.loop import bucket
 from trocr_jax.reader import Reader, cache_compilations
 
@@ -26,6 +27,7 @@ from .service import Service
 def launch(config: Config) -> int:
     """Serves; the exit code."""
     configure(config.log_level)
+    config.limits.check()
     keys = Keys(read_keys(config.api_key_file, os.environ.get(ENVIRONMENT)))
     local = _is_loopback(config.host)
     if not (local or keys.required or config.no_key):
@@ -59,14 +61,22 @@ def _service(config: Config, keys: Keys) -> Service:
         raise UsageError("--slots must be at least 1 and every number of --beams at least 2")
     readers: dict[str, Reader] = {}
     for entry in config.model or (None,):
-        name, separator, path = (entry or "").partition("=")
-        reader = Reader.from_pretrained((path if separator else entry) or None, dtype=config.dtype)
+        name, path = _named(entry)
+        reader = Reader.from_pretrained(path, dtype=config.dtype)
         name = name or reader.name
         if name in readers:
             raise UsageError(f"two models are called {name}: name them with --model NAME=PATH")
         readers[name] = reader
     batch = min(bucket(slots), 8 if jax.default_backend() == "cpu" else 32)
     return Service(readers, keys, config.limits, hosts=config.image_host, slots=slots, batch=batch, beams=config.beams)
+
+
+def _named(entry: str | None) -> tuple[str, str | None]:
+    """NAME=PATH, or a path alone, in which there may be a "="."""
+    if not entry or "=" not in entry or expand(entry).exists():
+        return "", entry or None
+    name, _, path = entry.partition("=")
+    return name, path or None
 
 
 def _server(config: Config, service: Service, app: Guard) -> Server:

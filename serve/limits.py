@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from trocr_jax.cli import UsageError
 
 
 @dataclass(frozen=True)
@@ -37,3 +39,12 @@ class Limits:
     """Bytes of an image fetched by URL, where that is allowed."""
     url_seconds: float = 10.0
     """Time to fetch it."""
+
+    def check(self) -> None:
+        """Raises UsageError, which names the flag of a limit that would let nothing in."""
+        for name in (field.name for field in fields(self)):
+            value, flag = getattr(self, name), f"--limits.{name.replace('_', '-')}"
+            if name == "rate" and not value >= 0:
+                raise UsageError(f"{flag} must not be below 0")
+            if name != "rate" and not value > 0:
+                raise UsageError(f"{flag} must be above 0")

@@ -7,7 +7,7 @@ import re
 
 import openai
 import pytest
-from serving import MODEL, PICTURES, chat, lines, message, serving
+from serving import MODEL, PICTURES, chat, lines, message, serving, wait_until
 
 from trocr_jax.serve.errors import ApiError
 from trocr_jax.serve.guard import OPEN
@@ -78,6 +78,34 @@ def test_paths_that_look_open(server, path):
 def test_the_open_ones_are_open_and_no_more(server):
     assert {path: status(server, "GET", path) for path in OPEN} == {path: 200 for path in OPEN}
     assert OPEN == {"/", "/healthz", "/readyz"}
+
+
+def test_probes_answer_head_as_get_without_a_body(server):
+    with server.client() as client:
+        for path in OPEN:
+            head, get = client.head(path), client.get(path)
+            assert (head.status_code, head.content) == (200, b"") and head.headers["content-length"] == str(len(get.content))
+
+
+def test_what_is_refused_at_the_door_is_counted_under_its_route(server):
+    def counts(route):
+        return server.count("requests_total", route=route, status="401")
+
+    known = {
+        "/v1/ocr": "/v1/ocr",
+        "/v1/responses": "/v1/responses",
+        "/metrics": "/metrics",
+        "/openapi.json": "/openapi.json",
+        "/v1/chat/completions": "/v1/chat/completions",
+        "/v1/models": "/v1/models",
+        "/v1/models/x/y": "/v1/models/{name:path}",
+    }
+    for path, route in (known | {"/v1/ocr/x": "other", "/made/up": "other"}).items():
+        before = counts(route)
+        assert status(server, "POST", path) == 401
+        wait_until(lambda before=before, route=route: counts(route) == before + 1, 5)
+    labels = {sample.labels.get("route") for metric in server.service.metrics.registry.collect() for sample in metric.samples}
+    assert labels <= {None, "other", *OPEN, *known.values()}
 
 
 def test_a_request_without_the_key_is_not_read(server):

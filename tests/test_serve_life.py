@@ -13,6 +13,9 @@ import httpx2
 import pytest
 from serving import MODEL, PICTURES, Running, chat, data_url, lines, process, serving, wait_until
 
+from trocr_jax.cli import UsageError
+from trocr_jax.serve import launch
+from trocr_jax.serve.config import Config
 from trocr_jax.serve.limits import Limits
 
 KEY = "sk-" + "c" * 24
@@ -171,6 +174,27 @@ def serve(*arguments, **environment) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "trocr_jax.cli", "serve", *arguments]
     environment = os.environ | {"TROCR_API_KEY": "", **environment}
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("limits", "flag"),
+    [({"queue": 0}, "--limits.queue"), ({"images": -1}, "--limits.images"),
+     ({"body_seconds": float("nan")}, "--limits.body-seconds"),
+     ({"rate": -1.0}, "--limits.rate")],
+    ids=lambda value: str(value),
+)  # fmt: skip
+def test_a_limit_that_lets_nothing_in_is_refused(limits, flag):
+    with pytest.raises(UsageError, match=f"{flag} must"):
+        launch.launch(Config(limits=Limits(**limits)))
+    Limits().check()
+
+
+def test_a_path_with_an_equals_sign_is_a_path(tmp_path):
+    model = tmp_path / "lr=3e-4" / "model"
+    model.mkdir(parents=True)
+    assert launch._named(str(model)) == ("", str(model))
+    assert launch._named(f"a={model}") == ("a", str(model)) and launch._named("owner/model") == ("", "owner/model")
+    assert launch._named("name=") == ("name", None) and launch._named(None) == ("", None)
 
 
 def test_wrong_use_is_one_line_and_2(tmp_path):
