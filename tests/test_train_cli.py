@@ -13,10 +13,11 @@ from conftest import ROOT
 from PIL import Image, ImageFont
 
 from trocr_jax import images
+from trocr_jax.cli import UsageError
 from trocr_jax.images import ImageProcessor
 from trocr_jax.train import cli, draw
 from trocr_jax.train import sheet as sheet_command
-from trocr_jax.train.config import FREE, PRESETS, Config, to_plain
+from trocr_jax.train.config import FREE, PRESETS, Config, check, to_plain
 from trocr_jax.train.data import mixed_order
 from trocr_jax.train.log import Log, read_log
 from trocr_jax.train.loop import differences
@@ -63,6 +64,14 @@ def test_the_resolved_configuration_reads_back(tmp_path):
         ("[1, 2]", "expected fields and values"),
         ("a: [", "not valid YAML or JSON"),
         ("optimizer: 3", "optimizer: expected fields and values"),
+        ("steps: [1, 2]", r"steps must be int, not \[1, 2\]"),
+        ("out: null", "out must be a path, not None"),
+        ("data: {train: {a: b}}", "data: train must be a list of str, not"),
+        ("data: {train: [1]}", "data: train must be a list of str, not"),
+        ("start: {image_size: 32}", "image_size must be a list of int and int or null, not 32"),
+        ("start: {image_size: [32, wide]}", "image_size must be a list of int and int or null"),
+        ("start: {image_size: [32]}", "image_size must be a list of int and int or null"),
+        ("start: {fit: [pad]}", "fit must be one of"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(content, message, tmp_path):
@@ -71,13 +80,41 @@ def test_wrong_settings_are_refused_by_name(content, message, tmp_path):
         cli.parse(["--config", str(tmp_path / "run.yaml")])
 
 
+def test_one_source_need_not_be_a_list(tmp_path):
+    (tmp_path / "run.yaml").write_text("data: {train: serials/train}\nstart: {image_size: [32, 64]}\n")
+    config = cli.parse(["--config", str(tmp_path / "run.yaml")])
+    assert config.data.train == ("serials/train",) and config.start.image_size == (32, 64)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--eval-every 0", "--eval-every must be at least 1, not 0"),
+        ("--log-every 0", "--log-every must be at least 1, not 0"),
+        ("--save-every -1", "--save-every must be at least 1, not -1"),
+        ("--batch-size 0", "--batch-size must be at least 1, not 0"),
+        ("--data.group 0", "--data.group must be at least 1, not 0"),
+        ("--optimizer.accumulate 3 --batch-size 8", "--optimizer.accumulate 3 must divide --batch-size 8"),
+        ("--preset imam", "no preset 'imam'"),
+    ],
+)
+def test_numbers_that_no_run_can_have_exit_with_2(flags, message, tmp_path, capsys):
+    assert cli.main(["--out", str(tmp_path / "run"), *flags.split()]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_presets_pass_the_check(name):
+    check(PRESETS[name])
+
+
 def test_wrong_flags_exit_with_2_and_no_preset_is_said(capsys):
     with pytest.raises(SystemExit) as caught:
         cli.parse(["--optimizer.learning-rate", "1"])
     assert caught.value.code == 2 and "learning-rate" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="no preset 'imam'; there are stage1, iam"):
+    with pytest.raises(UsageError, match="no preset 'imam'; there are stage1, iam"):
         cli.parse(["--preset", "imam"])
-    with pytest.raises(ValueError, match="--preset needs a value"):
+    with pytest.raises(UsageError, match="--preset needs a value"):
         cli.parse(["--preset"])
     with pytest.raises(ValueError, match="cannot be read"):
         cli.parse(["--config", "nowhere.yaml"])

@@ -20,8 +20,9 @@ from conftest import ROOT
 
 from trocr_jax import Reader, files, pretrained
 from trocr_jax.train.config import DataConfig, LoraConfig, OptimizerConfig, PreflightConfig, StartConfig
-from trocr_jax.train.log import read_log
+from trocr_jax.train.log import evaluations, read_log
 from trocr_jax.train.loop import train
+from trocr_jax.train.parameters import named
 
 DRIVER = """
 import json, os, signal, sys
@@ -161,6 +162,58 @@ def test_a_folder_with_another_run_is_refused(straight, tmp_path):
     base = tiny.config(straight, out=tmp_path / "run")
     with pytest.raises(ValueError, match="holds a run with another optimizer.lr, seed; choose another --out"):
         train(replace(base, seed=3, optimizer=replace(base.optimizer, lr=0.5)))
+
+
+def test_a_folder_in_which_no_step_was_kept_takes_another_configuration(straight, tmp_path):
+    """A typo must not lock it."""
+    config = tiny.config(straight, out=tmp_path / "run", steps=1)
+    with pytest.raises(ValueError, match="no such file or directory"):
+        train(replace(config, data=replace(config.data, train=("dd",))))
+    assert train(config) == 0
+    with pytest.raises(ValueError, match="holds a run with another data.train"):
+        train(replace(config, data=replace(config.data, train=("dd",))))
+
+
+def test_patience_remembers_what_was_before_a_pause(straight, tmp_path):
+    """Of six evaluations that never get better, patience 3 allows four, in however many pieces they come."""
+    still = replace(tiny.config(straight).optimizer, lr=1e-30)
+    changes = {"steps": 6, "eval_every": 1, "save_every": 1, "keep": 6, "patience": 3, "optimizer": still}
+    config = tiny.config(straight, out=tmp_path / "run", **changes)
+
+    def evaluated() -> list[int]:
+        events = map(json.loads, (config.out / "log.jsonl").read_text().splitlines())
+        return [event["step"] for event in events if event["kind"] == "eval"]
+
+    assert train(config) == 0
+    assert evaluated() == [1, 2, 3, 4]
+    shutil.rmtree(config.out / "model")
+    assert train(config) == 0
+    assert evaluated() == [1, 2, 3, 4], "the same command does not start again"
+    assert (config.out / "model").is_dir()
+    for step in (3, 4):
+        shutil.rmtree(config.out / "checkpoints" / f"{step:08d}")
+    assert train(config) == 0
+    assert evaluated() == [1, 2, 3, 4, 3, 4], "preempted, it stops where it would have stopped"
+
+
+def test_evaluations_of_a_run_that_was_not_gone_on_with_do_not_count(tmp_path):
+    rows = [("start", 0, 1.0), ("eval", 5, 2.0), ("eval", 7, 3.0), ("start", 0, 4.0), ("eval", 7, 5.0), ("eval", 14, 6.0)]
+    events = [{"kind": kind, "step": step, "time": time, "score": time} for kind, step, time in rows]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert [event["score"] for event in evaluations(tmp_path, 13)] == [5.0]
+
+
+def test_lora_leaves_frozen_kernels_alone(straight, tmp_path):
+    base = tiny.config(straight, out=tmp_path / "run", steps=1, lora=LoraConfig(rank=2))
+    optimizer = replace(base.optimizer, lr=0.1, warmup=0, rates=("^encoder=0", ".*=1"))
+    assert train(replace(base, optimizer=optimizer)) == 0
+    before, after = (
+        named(Reader.from_pretrained(folder, dtype="float32").model) for folder in (straight / "start", base.out / "model")
+    )
+    changed = {name for name in before if (np.asarray(before[name]) != np.asarray(after[name])).any()}
+    assert changed and all(name.startswith("decoder") for name in changed)
+    row = next(event for event in read_log(base.out) if event["kind"] == "start")
+    assert row["trained"] == 2 * 2 * (2 * 2 * 16 * 2), "two attentions, two kernels, two factors in two layers"
 
 
 def test_a_finished_run_says_so_again_and_changes_nothing(straight, tmp_path):

@@ -22,7 +22,7 @@ from trocr_jax.model import TrOCR, normalize
 from trocr_jax.train import mesh as meshes
 from trocr_jax.train.config import OptimizerConfig
 from trocr_jax.train.optimizer import make_optimizer, schedule
-from trocr_jax.train.parameters import merged, named, new_lora, rates
+from trocr_jax.train.parameters import frozen_layers, merged, named, new_lora, rates, with_lora
 from trocr_jax.train.start import random_parameters
 from trocr_jax.train.step import (
     StepConfig,
@@ -34,6 +34,7 @@ from trocr_jax.train.step import (
     make_pmap_step,
     make_step,
     new_state,
+    update,
 )
 
 KEY = jax.random.key(0)
@@ -322,6 +323,41 @@ def test_frozen_parameters_do_not_move_and_have_no_optimizer_state():
     assert moved["decoder.layers.mlp.fc1.kernel"].max() > 1.5 * fc1[1].max(), "half the learning rate, half the way"
     held = {name for part in state.optimizer for name in getattr(part, "mu", {})}
     assert held == trained
+
+
+def test_frozen_layers_have_no_share_in_the_norm_that_is_clipped():
+    """By hand: gradients 100 (frozen), 1 and 1 have the norm sqrt(2), and clipped to 1 both are 0.707."""
+    encoder, decoder = "encoder.layers.mlp.fc1.kernel", "decoder.layers.mlp.fc1.kernel"
+    parameters = {encoder: jnp.zeros((2, 1, 1)), decoder: jnp.zeros((1, 1, 1))}
+    gradient = {encoder: jnp.array([100.0, 1.0]).reshape(2, 1, 1), decoder: jnp.ones((1, 1, 1))}
+    frozen = frozen_layers(rates(parameters, ["^encoder.layers.0=0", ".*=1"]))
+    assert frozen == {"encoder.layers.0.mlp.fc1.kernel"}
+    config = StepConfig(tiny.MODEL, frozenset(parameters), frozen)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.scale(-1.0))
+    state = new_state(config, parameters, {}, optimizer, 0)
+    sums = {"tokens": jnp.float32(1.0), "loss": jnp.float32(0.0), "right": jnp.float32(0.0)}
+    state, metrics = update(state, gradient, sums, optimizer, config)
+    np.testing.assert_allclose(np.ravel(state.model[encoder]), [0.0, -(0.5**0.5)], rtol=1e-6)
+    np.testing.assert_allclose(np.ravel(state.model[decoder]), [-(0.5**0.5)], rtol=1e-6)
+    np.testing.assert_allclose(float(metrics["grad_norm"]), 2**0.5, rtol=1e-6)
+
+
+def test_lora_factors_learn_as_fast_as_their_kernels_would():
+    parameters, targets = random_parameters(tiny.MODEL, 0), r"(query|value)\.kernel$"
+    rules = [r"^encoder\.layers\.0=0", "^encoder.layers=1", r"^decoder\.layers\.0=0.1", ".*=1"]
+    factors = with_lora(rates(parameters, rules))
+    optimizer = make_optimizer(OptimizerConfig(lr=1e-2, warmup=0, schedule="constant"), 1, factors)
+    config = StepConfig(without_dropout(tiny.MODEL), frozenset(parameters), frozen_layers(factors))
+    state = new_state(config, parameters, new_lora(parameters, targets, 4, 0), optimizer, 0)
+    before = {name: np.array(x) for name, x in state.lora.items()}
+    state, _ = make_step(optimizer, config)(state, *batch(tiny.MODEL, 8))
+    moved = {name: np.abs(np.asarray(x) - before[name]).max(axis=(1, 2)) for name, x in state.lora.items()}
+    assert moved, "there are factors"
+    for name, (first, second) in moved.items():
+        if name.startswith("encoder"):
+            assert first == 0 and (second > 0 or name.endswith("a")), name  # at first b is 0, and so is the gradient of a
+        elif name.endswith("b"):
+            np.testing.assert_allclose(first / second, 0.1, rtol=0.05, err_msg=name)
 
 
 def test_rules_that_miss_are_refused():

@@ -11,7 +11,10 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from trocr_jax.cli import UsageError
 
 from .config import PRESETS, Config
 
@@ -23,7 +26,7 @@ def parse(arguments: Sequence[str], prog: str = "trocr-jax train") -> Config:
     """Flags to a Config. Exits with code 2 and a message on wrong use.
 
     Raises:
-        ValueError: no such preset, or a file that holds something else than settings.
+        UsageError: no such preset, or a flag without its value. ValueError: a file that holds something else than settings.
     """
     import tyro
 
@@ -45,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m train` in a checkout."""
     try:
         return run(parse(sys.argv[1:] if arguments is None else arguments))
-    except (ValueError, OSError) as error:
+    except (UsageError, ValueError, OSError) as error:
         print(f"trocr-jax train: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
 
 
 def _take(flag: str, change: Any, base: Config, rest: list[str]) -> tuple[Config, list[str]]:
@@ -55,7 +58,7 @@ def _take(flag: str, change: Any, base: Config, rest: list[str]) -> tuple[Config
         name, equals, value = argument.partition("=")
         if name == flag:
             if not equals and place + 1 == len(rest):
-                raise ValueError(f"{flag} needs a value")
+                raise UsageError(f"{flag} needs a value")
             value = value if equals else rest[place + 1]
             return change(base, value), rest[:place] + rest[place + (1 if equals else 2) :]
     return base, rest
@@ -63,7 +66,7 @@ def _take(flag: str, change: Any, base: Config, rest: list[str]) -> tuple[Config
 
 def _preset(base: Config, name: str) -> Config:
     if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+        raise UsageError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
@@ -98,25 +101,48 @@ def overlay(base: T, content: Any, place: str) -> T:
 _FLOAT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
-def _is(value: Any, kind: type) -> bool:
-    """Whether a value of a file is of this kind; true and false are no numbers, whole numbers are."""
+def _value(old: Any, kind: Any, new: Any, place: str) -> Any:
+    if dataclasses.is_dataclass(old):
+        return overlay(old, new, place)
+    value = _converted(kind, new)
+    if not _fits(value, kind):
+        raise ValueError(f"{place} must be {_said(kind)}, not {new!r}")
+    return value
+
+
+def _converted(kind: Any, new: Any) -> Any:
+    """What a file can write for a value of a kind that YAML and JSON do not have."""
+    if kind is float and isinstance(new, str) and _FLOAT.fullmatch(new):
+        return float(new)  # YAML 1.1 takes 1e-08, which JSON writes, for text
+    if kind == tuple[str, ...] and isinstance(new, str):
+        return (new,)
+    if kind is Path and isinstance(new, str):
+        return Path(new)
+    return tuple(new) if isinstance(new, list) else new
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of this kind; true and false are no numbers, whole numbers are."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in parts
+    if origin is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        parts = parts[:1] * len(value) if ... in parts and isinstance(value, tuple) else parts
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, kind) or kind is float and isinstance(value, int)
 
 
-def _value(old: Any, kind: Any, new: Any, place: str) -> Any:
-    if dataclasses.is_dataclass(old):
-        return overlay(old, new, place)
-    if kind is Path:
-        return Path(new)
-    if isinstance(new, list):
-        return tuple(new)
-    if kind is float and isinstance(new, str) and _FLOAT.fullmatch(new):
-        return float(new)  # YAML 1.1 takes 1e-08, which JSON writes, for text
-    if kind in (int, float, str, bool) and not _is(new, kind):
-        raise ValueError(f"{place} must be {kind.__name__}, not {new!r}")
-    choices = get_args(kind)
-    if choices and all(isinstance(choice, str) for choice in choices) and new not in choices:
-        raise ValueError(f"{place} must be one of {', '.join(choices)}, not {new!r}")
-    return new
+def _said(kind: Any) -> str:
+    """A kind in words: "int", "one of a, b", "a list of str", "a list of int and int or null"."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return f"one of {', '.join(parts)}"
+    if origin is UnionType:
+        return " or ".join(map(_said, parts))
+    if origin is tuple:
+        return "a list of " + (_said(parts[0]) if ... in parts else " and ".join(map(_said, parts)))
+    return {Path: "a path", type(None): "null"}.get(kind) or kind.__name__

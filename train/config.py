@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
+
+from trocr_jax.cli import UsageError
 
 FONTS = Path("~/.cache/trocr-jax/fonts")
 LINES = Path("~/.cache/trocr-jax/lines")
@@ -52,7 +55,8 @@ class DataConfig:
         train: sources to mix, each with its share behind an "@" ("iam/gt_train.txt@0.8 synthetic@0.2"); without one, 1.
         valid: sources that evaluation reads, each a row of its table.
         augment: of the recipes: "da2" for handwriting and receipts, "rand" for scene text. Drawn lines are not augmented again.
-        max_bad: largest share of records that cannot be used (unreadable image, empty or over-long label); above it the run ends.
+        max_bad: largest share of records that cannot be used (unreadable image, empty or over-long label); above it the run ends,
+            judged from 200 different records on, or from all of them.
         threads: that decode images.
         group: batches that are taken together and sorted by length of label, so that short ones need not be padded to the
             longest; 1 keeps the order. One host only.
@@ -83,7 +87,8 @@ class OptimizerConfig:
         clip: largest norm of the gradient; 0 is off.
         label_smoothing: share of the target mass spread over the vocabulary.
         rates: "regex=factor" rules for single parameters ("encoder.layers.3.mlp.fc1.kernel"); the first that matches decides,
-            0 freezes, and every parameter must match one. `^encoder=0 .*=1` freezes the encoder.
+            0 freezes, and every parameter must match one. `^encoder=0 .*=1` freezes the encoder. Under LoRA a kernel's factor is
+            that of its two factors, and a frozen kernel gets none.
         layer_decay: factor of the learning rate for every layer further from the end of encoder or decoder.
         accumulate: parts that a batch is cut into, one after the other, to save memory.
         ema: decay a step of a moving average of the parameters, which is then what is evaluated and saved; 0 is off.
@@ -274,6 +279,30 @@ PRESETS: dict[str, Config] = {
 }  # fmt: skip
 """Whole runs by name; every field can be overridden. The first four have the numbers of the original recipes (unilm's README):
 `stage1`, `iam`, `sroie` and `str`; batch sizes are those of eight GPUs together, steps enough for the patience to decide."""
+
+
+LEAST = {
+    1: "steps batch_size log_every eval_every save_every data.threads data.group optimizer.accumulate synthetic.start "
+    "synthetic.lines synthetic.workers synthetic.min_length",
+    2: "max_tokens",
+    0: "patience eval_lines devices data.cut data.max_bad optimizer.warmup optimizer.clip lora.rank preflight.lines "
+    "preflight.overfit hosts.count",
+}
+"""The smallest value of fields that are numbers."""
+
+
+def check(config: Config) -> None:
+    """Refuses numbers that no run can have, before they end in a traceback.
+
+    Raises:
+        UsageError: naming the flag.
+    """
+    for least, names in LEAST.items():
+        for name in names.split():
+            if (value := attrgetter(name)(config)) < least:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+    if config.batch_size % config.optimizer.accumulate:
+        raise UsageError(f"--optimizer.accumulate {config.optimizer.accumulate} must divide --batch-size {config.batch_size}")
 
 
 def to_plain(config: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+DIGITS = 6
 CURVES = {"loss": "train", "accuracy": "train", "score": "eval", "lines_per_s": "train"}
 
 
@@ -38,7 +39,7 @@ class Log:
     def __call__(self, kind: str, **fields: Any) -> None:
         if self.quiet:
             return
-        fields = {name: round(x, 6) if isinstance(x, float) else x for name, x in fields.items()}
+        fields = {name: round(x, DIGITS) if isinstance(x, float) else x for name, x in fields.items()}
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "time": round(time.time(), 1), **fields}, ensure_ascii=False) + "\n")
         self._show(kind, fields)
@@ -90,6 +91,14 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
             continue
         events[(event["kind"], event["step"]) if event["kind"] in ("train", "eval") else len(events)] = event
     return list(events.values())
+
+
+def evaluations(folder: Path, step: int) -> list[dict[str, Any]]:
+    """Those up to a step, in order; without those of a run in the folder that this one did not go on from."""
+    events = read_log(folder)
+    began = max((event["time"] for event in events if event["kind"] == "start" and event["step"] == 0), default=0.0)
+    found = [event for event in events if event["kind"] == "eval" and event["step"] <= step and event["time"] >= began]
+    return sorted(found, key=lambda event: event["step"])
 
 
 def draw_curves(folder: Path) -> None:

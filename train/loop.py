@@ -27,12 +27,12 @@ from trocr_jax import files, pretrained, sharding
 from . import mesh as meshes
 from . import preflight
 from .checkpoint import Checkpoints
-from .config import FREE, Config, to_plain
+from .config import FREE, Config, check, to_plain
 from .data import Batches, Loader, mixed_order, open_sources, prefetch
 from .evaluation import Lines, evaluate, held_out
-from .log import Log
+from .log import DIGITS, Log, evaluations
 from .optimizer import make_optimizer, schedule
-from .parameters import Arrays, build, new_lora, rates
+from .parameters import Arrays, build, frozen_layers, new_lora, rates, with_lora
 from .pool import LinePool
 from .start import Start, opened, start, trimming
 from .step import Step, StepConfig, TrainState, inference, make_step, new_state
@@ -42,8 +42,10 @@ def train(config: Config) -> int:
     """Runs or goes on with a run; returns the exit code, 0 also when a SIGTERM ended it after a checkpoint.
 
     Raises:
+        UsageError: a number makes no sense.
         ValueError: the configuration cannot be followed, is not that of the run in the folder, or a check failed.
     """
+    check(config)
     join_hosts(config)
     claim(config)
     log = Log(config.out, config.steps, config.tensorboard, quiet=jax.process_index() > 0)
@@ -72,27 +74,28 @@ class Run:
     def __init__(self, config: Config, model: Start, checkpoints: Checkpoints, log: Log):
         self.config, self.model, self.checkpoints, self.log = config, model, checkpoints, log
         o, lora = config.optimizer, config.lora
-        factors = rates(model.parameters, o.rates, o.layer_decay)
+        factors = with_lora(rates(model.parameters, o.rates, o.layer_decay))
         trained = frozenset(name for name, factor in factors.items() if np.any(factor))
         self.mesh: Mesh = meshes.make_mesh(config.devices, config.mesh)
         self.step_config = StepConfig(
-            model=model.config, trained=trained, mean=model.processor.mean, std=model.processor.std, dtype=config.dtype,
-            remat=config.remat, label_smoothing=o.label_smoothing, accumulate=o.accumulate,
-            lora_scale=lora.alpha / max(lora.rank, 1), ema=o.ema,
+            model=model.config, trained=trained, frozen=frozen_layers(factors), mean=model.processor.mean,
+            std=model.processor.std, dtype=config.dtype, remat=config.remat, label_smoothing=o.label_smoothing,
+            accumulate=o.accumulate, lora_scale=lora.alpha / max(lora.rank, 1), ema=o.ema,
             tensor_parallel=self.mesh.shape[sharding.MODEL] > 1,
         )  # fmt: skip
-        self.optimizer = make_optimizer(o, config.steps, {} if lora.rank else factors)
+        self.optimizer = make_optimizer(o, config.steps, factors)
         self.rate = schedule(o, config.steps)
         self.terminated = False
         self._held_out: dict[str, Lines] | None = None
-        self._best, self._worse = float("inf"), 0
+        self._scores: list[float] = []  # of all evaluations so far, those before a pause too
         if jax.process_count() == 1:  # several hosts have jax's own handler, which tells all of them
             signal.signal(signal.SIGTERM, self._terminate)
 
     def fresh(self, parameters: Arrays) -> TrainState:
         """The state before the first step."""
-        lora = self.config.lora
-        factors = new_lora(parameters, lora.targets, lora.rank, self.config.seed) if lora.rank else {}
+        lora, trained = self.config.lora, self.step_config.trained
+        kernels = {name: x for name, x in parameters.items() if name in trained}  # a frozen kernel gets no factors
+        factors = new_lora(kernels, lora.targets, lora.rank, self.config.seed) if lora.rank else {}
         return new_state(self.step_config, parameters, factors, self.optimizer, self.config.seed)
 
     def place(self, make: Callable[[Arrays], TrainState], numbers: bool = True) -> TrainState:
@@ -135,8 +138,12 @@ class Run:
 
     def steps(self, state: TrainState) -> tuple[TrainState, bool]:
         """From the state's step to the last one; False when a SIGTERM came before."""
-        step = make_step(self.optimizer, self.step_config, (self.shardings, meshes.replicated(self.mesh)))
-        state, done = self._loop(state, step, int(state.step))
+        step, first = make_step(self.optimizer, self.step_config, (self.shardings, meshes.replicated(self.mesh))), int(state.step)
+        if jax.process_index() == 0:
+            self._scores = [event["score"] for event in evaluations(self.config.out, first)]
+        if self._impatient():
+            return state, True
+        state, done = self._loop(state, step, first)
         self.checkpoints.wait()
         return state, done
 
@@ -192,14 +199,13 @@ class Run:
         metrics, samples = evaluate(local, self.model.tokenizer, self.model.processor, self._held_out, self.config.max_tokens)
         self.log("eval", step=step, **metrics, seconds=time.perf_counter() - began)
         self.log.samples(step, samples)
-        self._worse = 0 if metrics["score"] < self._best else self._worse + 1
-        self._best = min(self._best, metrics["score"])
+        self._scores.append(round(metrics["score"], DIGITS))  # as the log has it
         return metrics
 
     def _impatient(self) -> bool:
         """Every host asks at every step, and the first one knows."""
-        patience = self.config.patience
-        tired = bool(patience) and self._worse >= patience
+        patience, scores = self.config.patience, self._scores
+        tired = bool(patience and scores) and len(scores) - 1 - int(np.argmin(scores)) >= patience
         if patience and jax.process_count() > 1:
             tired = bool(multihost_utils.broadcast_one_to_all(np.int32(tired)))
         return tired
@@ -274,14 +280,14 @@ def join_hosts(config: Config) -> None:
 
 
 def claim(config: Config) -> None:
-    """Makes the run folder and writes the configuration; refuses a folder that holds another run.
+    """Makes the run folder and writes the configuration; refuses a folder that holds checkpoints of another run.
 
     Raises:
         ValueError: naming the fields that differ.
     """
     config.out.mkdir(parents=True, exist_ok=True)
     path, plain = config.out / "config.json", to_plain(config)
-    if path.exists():
+    if path.exists() and any((config.out / "checkpoints").glob("[!.]*")):
         free = FREE | ({"steps"} if config.optimizer.schedule in ("inverse_sqrt", "constant") else set())
         changed = sorted(set(differences(files.read_json(path), plain)) - free)
         if changed:
@@ -301,7 +307,7 @@ def differences(old: Any, new: Any, place: str = "") -> list[str]:
 def parameter_counts(run: Run, parameters: Arrays) -> dict[str, int]:
     """How many there are, and how many of them are trained."""
     counts = {name: int(np.prod(x.shape)) for name, x in parameters.items()}
-    trained = sum(counts[name] for name in run.step_config.trained)
+    trained = sum(counts[name] for name in run.step_config.trained & counts.keys())
     if run.config.lora.rank:
         shapes = jax.eval_shape(run.fresh, parameters).lora
         trained = sum(int(np.prod(x.shape)) for x in shapes.values())

@@ -71,6 +71,29 @@ def rates(arrays: Mapping[str, Any], rules: Iterable[str], layer_decay: float = 
     return out
 
 
+def with_lora(factors: Mapping[str, Any]) -> dict[str, Any]:
+    """`rates` with those of the LoRA factors, which learn as fast as their kernel would."""
+    kernels = {name: factor for name, factor in factors.items() if name.endswith("kernel")}
+    return {**factors, **{name + part: factor for name, factor in kernels.items() for part in (LORA_A, LORA_B)}}
+
+
+def frozen_layers(factors: Mapping[str, Any]) -> frozenset[str]:
+    """The layers that do not learn in stacks of which others do, by the names that rules see."""
+    stacks = {name: np.ravel(factor) for name, factor in factors.items() if np.any(factor)}
+    return frozenset(layer_names(name, len(x))[i] for name, x in stacks.items() for i in np.flatnonzero(x == 0))
+
+
+def without(gradient: Arrays, frozen: frozenset[str]) -> Arrays:
+    """A gradient that is 0 in frozen layers, which would take their share of its norm when it is clipped."""
+    stacks = {name for name in gradient if STACK.match(name)} if frozen else set()
+    return {name: _masked(name, x, frozen) if name in stacks else x for name, x in gradient.items()}
+
+
+def _masked(name: str, x: Array, frozen: frozenset[str]) -> Array:
+    learns = np.array([each not in frozen for each in layer_names(name, len(x))])
+    return jnp.where(learns.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x))
+
+
 def _rule(rule: str) -> tuple[re.Pattern[str], float]:
     pattern, equals, factor = rule.rpartition("=")
     try:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from trocr_jax.cli import UsageError
+
 from . import cli
 from .config import Config
 from .data import Loader, mixed_order, open_sources
@@ -34,9 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         config = cli.parse(arguments[1:], "trocr_jax.train.sheet PICTURE")
         draw(config).save(arguments[0])
-    except (ValueError, OSError) as error:
+    except (UsageError, ValueError, OSError) as error:
         print(f"trocr_jax.train.sheet: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     print(f"{LINES} lines in {Path(arguments[0])}", file=sys.stderr)
     return 0
 

@@ -22,7 +22,7 @@ from trocr_jax.decoding import precision
 from trocr_jax.layers import Array, plain_attention
 from trocr_jax.model import cross_entropy, normalize, shift_right
 
-from .parameters import Arrays, build, merged
+from .parameters import Arrays, build, merged, without
 
 Metrics = dict[str, Array]
 Step = Callable[["TrainState", Array, Array], tuple["TrainState", Metrics]]
@@ -56,7 +56,8 @@ class StepConfig:
 
     Attributes:
         model: the model's config.
-        trained: paths of the parameters that are trained; without effect under LoRA, which trains its factors alone.
+        trained: paths of the parameters that are trained; under LoRA the factors of those kernels alone are.
+        frozen: single layers of trained stacks that are not trained, as "encoder.layers.3.mlp.fc1.kernel".
         mean, std: how uint8 images are normalised.
         dtype: of the computation; masters stay float32.
         remat: compute activations again in the backward pass instead of keeping them.
@@ -68,6 +69,7 @@ class StepConfig:
 
     model: TrOCRConfig
     trained: frozenset[str]
+    frozen: frozenset[str] = frozenset()
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     dtype: str = "float32"
@@ -160,7 +162,7 @@ def update(
 ) -> tuple[TrainState, Metrics]:
     """Applies a summed gradient; metrics a token."""
     tokens = jnp.maximum(sums["tokens"], 1.0)
-    gradient = jax.tree.map(lambda g: g / tokens, gradient)
+    gradient = without(jax.tree.map(lambda g: g / tokens, gradient), config.frozen)
     trained = trainable(state, config)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes; our own code runs under "strict" too
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
