@@ -1,6 +1,7 @@
 """Pages: lines found in order, read in order, written in five formats that other parsers accept, and taken from them again."""
 
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -10,10 +11,10 @@ import numpy as np
 import pages
 import pytest
 import tiny
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy import ndimage
 
-from trocr_jax import Reader, cli, page
+from trocr_jax import Reader, cli, ink, page, page_command
 from trocr_jax.line import Line, Word, line_from_tokens
 from trocr_jax.page_formats import FORMATS, Page, PageFormatError, PageLine, parse_lines, render
 
@@ -70,6 +71,28 @@ def test_a_tilted_line_is_cut_out_level():
     line = np.asarray(page.cut_out(image, quads[0]).convert("L")) < 128
     left, right = (np.nonzero(part.any(1))[0].mean() for part in (line[:, :200], line[:, -200:]))
     assert line.any() and abs(left - right) < 4, "3 degrees would be 50 pixels"
+
+
+@pytest.mark.parametrize("counter", [False, True])
+def test_a_line_is_never_read_as_its_mirror_image(counter):
+    """A box whose corners come counter-clockwise, as another program may write them."""
+    image = Image.new("RGB", (300, 100), "white")
+    image.paste("black", (20, 20, 60, 40))
+    corners = [[10, 10], [210, 10], [210, 60], [10, 60]]
+    (line,) = parse_lines(json.dumps([[corners[0], *corners[:0:-1]] if counter else corners]).encode())
+    assert (np.asarray(page.cut_out(image, line).crop((10, 10, 50, 30))) == 0).all()
+    assert (np.asarray(page.cut_out(image, line[[0, 3, 2, 1]]).crop((10, 10, 50, 30))) == 0).all()
+
+
+def test_a_dense_table_is_no_blank_page():
+    """Averaged down, its rows are two or three pixels high."""
+    font, rng = ImageFont.truetype(str(pages.fonts()[0]), 20), np.random.default_rng(0)
+    table = Image.new("RGB", (2480, 3508), "white")
+    for top in range(28, 3508 - 28, 28):
+        for column in range(24):
+            ImageDraw.Draw(table).text((20 + column * 100, top), f"{rng.integers(10, 9999):,}", fill="black", font=font)
+    assert ink.is_blank(table), "the case that this is about"
+    assert len(page.find_lines(table)) > 50
 
 
 def test_what_lies_outside_of_a_polygon_is_painted_over():
@@ -239,14 +262,50 @@ def test_the_command_reads_a_page_in_every_format(directory, scan, tmp_path, cap
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+def test_lines_that_are_not_on_the_page_cost_their_page_alone(directory, scan, tmp_path, capsys):
+    """Huge ones would also ask for terabytes."""
+    (tmp_path / "lines").mkdir()
+    names = {
+        "huge": [[0, 0, 1e6, 1e6]],
+        "off": [[[900, 900], [950, 900], [960, 950], [950, 980], [900, 980]]],
+        "good": [[0, 0, 700, 90]],
+    }
+    for name, lines in names.items():
+        (tmp_path / f"{name}.png").write_bytes(scan.read_bytes())
+        (tmp_path / "lines" / f"{name}.json").write_text(json.dumps(lines))
+    pictures = [str(tmp_path / f"{name}.png") for name in names]
+    flags = ["--page", "--lines", str(tmp_path / "lines"), "--model", str(directory), "--max-tokens", "2", "--format", "tsv"]
+    code = cli.main(["read", *pictures, *flags])
+    captured = capsys.readouterr()
+    assert code == 1 and [row.split("\t")[0] for row in captured.out.splitlines()] == pictures[2:]
+    assert re.search("huge.png: a line .* is far larger than the page of 700 x 320 pixels", captured.err)
+    assert re.search("off.png: a line .* lies outside of the page of 700 x 320 pixels", captured.err)
+
+
+def test_two_pages_are_not_written_to_one_file(scan, tmp_path, capsys):
+    other = tmp_path / "scan.tif"
+    Image.open(scan).save(other)
+    assert cli.main(["read", str(scan), str(other), "--page", "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert str(scan) in error and str(other) in error and "would both be written to" in error
+
+
+def test_the_lines_of_a_page_are_in_the_file_that_is_named_as_it(tmp_path):
+    for name in ("scan.1.json", "scan.2.json", "scan.1.old.json"):
+        (tmp_path / name).write_text("[[0,0,9,9]]")
+    assert page_command._beside(tmp_path / "scan.1.png", tmp_path) == [tmp_path / "scan.1.json"]
+
+
 def test_the_command_tells_what_is_wrong_and_goes_on(directory, scan, tmp_path, capsys):
     def said(*flags: str) -> tuple[int, str, str]:
         code = cli.main(["read", *flags, "--model", str(directory), "--max-tokens", "2"])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
+    blank = tmp_path / "blank.png"
+    Image.new("RGB", (300, 300), "white").save(blank)
     assert said(str(scan), "--format", "alto")[0] == 2
-    assert said(str(scan), str(scan), "--page", "--format", "alto")[0] == 2
+    assert said(str(scan), str(blank), "--page", "--format", "alto")[0] == 2
     code, _, error = said(str(scan), "--page", "--lines", str(tmp_path / "none.xml"))
     assert code == 2 and "no such file" in error
     (tmp_path / "bad.png").write_bytes(b"no picture")
@@ -261,7 +320,5 @@ def test_the_command_tells_what_is_wrong_and_goes_on(directory, scan, tmp_path, 
     (tmp_path / "lines" / "scan.json").write_text("[[[900, 900], [950, 900], [960, 950], [950, 980], [900, 980]]]")
     code, _, error = said(str(scan), "--page", "--lines", str(tmp_path / "lines"))
     assert code == 1 and "outside of the page" in error
-    blank = tmp_path / "blank.png"
-    Image.new("RGB", (300, 300), "white").save(blank)
     code, out, error = said(str(blank), "--page")
     assert code == 0 and out == "" and "no lines found" in error

@@ -7,6 +7,12 @@
 
 A line is a quadrilateral on the page as it came, [4,2] float32 x and y: top left, top right, bottom right, bottom left, as
 the writing runs. `cut_out` turns that, or any polygon that another program found, into a level line image.
+
+    from trocr_jax import Reader
+    from trocr_jax.page import read_page
+
+    for found in read_page(Reader.from_pretrained(), "scan.png").lines:
+        print(found.box, found.line.text)
 """
 
 from __future__ import annotations
@@ -19,18 +25,20 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from . import ink
+from . import images, ink
 from .images import ImageProcessor
 from .line import Line
-from .page_formats import Page, PageLine, Points
+from .page_formats import Page, PageFormatError, PageLine, Points, clockwise
 from .prepared import Prepared, prepare
 
 WORKING = 2200  # pixels of the longer side that lines are looked for on
+SMOOTH = 0.7  # pixels, before ink is told from paper
 STEEPEST = 5.0  # degrees
 LINK = 1.5  # letters' heights to the next letter of a line
 GUTTER = 1.1  # letters' heights between columns
 SOLID = 0.48  # thickness over height of the median letter: bold print has a third, drops and dots have half and more
 MOST_LETTERS = 60_000  # of a newspaper's page are fewer; what has more is a picture
+TWO_TONES = 0.6  # of the variance; no threshold through a bell curve explains more than 2 / pi, and noise has less ink
 
 
 @dataclass(frozen=True)
@@ -61,16 +69,30 @@ class Boxes:
         return float(self.left.min()), float(self.top.min()), float(self.right.max()), float(self.bottom.max())
 
 
-def read_page(reader: Any, image: Image.Image, polygons: Sequence[np.ndarray] | None = None, **options: Any) -> Page:
-    """The lines of an RGB page in reading order, each read with `Reader.read`.
+def read_page(reader: Any, source: Any, polygons: Sequence[np.ndarray] | None = None, **options: Any) -> Page:
+    """Finds the lines of a page and reads them in order, columns one after the other.
 
     Args:
         reader: a Reader.
-        polygons: [n,2] each, from any detector, in reading order; by default lines are found here.
-        options: of `Reader.read`.
+        source: the page as a path, bytes, a PIL image or an array.
+        polygons: the lines where they are known, in reading order: [n,2] x and y each, as `page_formats.parse_lines` gives
+            them from another program's file; by default lines are found here.
+        options: of `Reader.read` (batch_size, num_beams, ...).
+
+    Returns:
+        A Page: its width and height in pixels and its lines, each with the outline and the Line read there;
+        `page_formats.render` writes it. A page without writing has no lines.
+
+    Raises:
+        images.ImageError: the page cannot be read.
+        PageFormatError: a polygon lies outside of the page, or is far larger than it.
     """
-    polygons = find_lines(image) if polygons is None else polygons
-    lines: list[Line] = reader.read([cut_out(image, polygon) for polygon in polygons], **options)
+    image = images.load(source)
+    polygons = find_lines(image) if polygons is None else [clockwise(np.asarray(polygon, float)) for polygon in polygons]
+    for polygon in polygons:
+        _check_place(polygon, image.size)
+    cut = (cut_out(image, polygon) for polygon in polygons)  # as they are read: together they may be larger than memory
+    lines: list[Line] = reader.read(cut, **options)
     return Layout(image.width, image.height, tuple(map(_points, polygons))).page(lines)
 
 
@@ -96,11 +118,12 @@ def prepare_page(image: Image.Image, processor: ImageProcessor) -> tuple[Layout,
 
 def find_lines(image: Image.Image) -> list[np.ndarray]:
     """The lines of an RGB page in reading order, as quadrilaterals [4,2]. An empty page has none."""
-    if ink.is_blank(image):
-        return []
     scale = min(1.0, WORKING / max(image.size))
     small = image.convert("L").resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BOX)
-    marks = binarise(np.asarray(small, np.float32))
+    gray = np.asarray(small, np.float32)
+    marks = binarise(gray)
+    if ink.is_blank(image) and not has_two_tones(gray, marks):
+        return []
     angle = skew(marks)
     level = without_rules(_turned(marks, angle))
     back = _way_back(marks.shape, level.shape, angle, scale)
@@ -111,11 +134,24 @@ def binarise(gray: np.ndarray) -> np.ndarray:
     """[H,W] grey levels to bool ink, whichever of paper and ink is darker, under uneven light."""
     if np.median(gray) < 128:
         gray = 255.0 - gray
-    gray = ndimage.gaussian_filter(gray, 0.7)
+    gray = ndimage.gaussian_filter(gray, SMOOTH)
     size = max(15, min(gray.shape) // 30 | 1)
     mean = ndimage.uniform_filter(gray, size)
     deviation = np.sqrt(np.maximum(ndimage.uniform_filter(gray * gray, size) - mean * mean, 0.0))
     return (gray < mean * (1 + 0.2 * (deviation / 128 - 1))) & (gray < mean - 20)
+
+
+def has_two_tones(gray: np.ndarray, marks: np.ndarray) -> bool:
+    """Whether [H,W] grey levels are ink and paper, by the share of their variance that lies between the two (Otsu, 1979).
+
+    A dense table whose rows are two or three pixels high once it is averaged looks blank to `ink`; noise has one tone.
+    """
+    share = marks.mean()
+    if not 0 < share < 1:
+        return False
+    gray = ndimage.gaussian_filter(gray, SMOOTH)
+    between = share * (1 - share) * (gray[marks].mean() - gray[~marks].mean()) ** 2
+    return bool(between > TWO_TONES * gray.var())
 
 
 def skew(marks: np.ndarray) -> float:
@@ -256,7 +292,7 @@ def _left_of_gutter(block: Boxes, width: float) -> np.ndarray | None:
     if gutter is None or gutter[0] < width:
         return None
     left = block.right <= gutter[1]
-    return left if min(_rows(block[left]), _rows(block[np.logical_not(left)])) >= 2 else None
+    return left if _has_rows(block[left]) and _has_rows(block[np.logical_not(left)]) else None
 
 
 def _above_gap(block: Boxes) -> np.ndarray | None:
@@ -264,9 +300,9 @@ def _above_gap(block: Boxes) -> np.ndarray | None:
     return None if gap is None else block.bottom <= gap[1]
 
 
-def _rows(pieces: Boxes) -> int:
-    """How many lines, one under the other, pieces make."""
-    return len(_merged(pieces))
+def _has_rows(pieces: Boxes) -> bool:
+    """Whether pieces make several lines, one under the other."""
+    return len(_merged(pieces, enough=2)) >= 2
 
 
 def _widest_gap(starts: np.ndarray, ends: np.ndarray) -> tuple[float, float] | None:
@@ -279,10 +315,12 @@ def _widest_gap(starts: np.ndarray, ends: np.ndarray) -> tuple[float, float] | N
     return float(gaps.max()), float(covered[np.argmax(gaps)])
 
 
-def _merged(pieces: Boxes) -> list[tuple[float, float, float, float]]:
-    """Lines from top to bottom: pieces that share more than half of the lower one's height are one."""
+def _merged(pieces: Boxes, enough: float = np.inf) -> list[tuple[float, float, float, float]]:
+    """Lines from top to bottom: pieces that share more than half of the lower one's height are one. Stops at `enough` lines."""
     lines: list[tuple[float, float, float, float]] = []
     for i in np.argsort(pieces.top + pieces.bottom):
+        if len(lines) >= enough:
+            break
         left, top, right, bottom = pieces[i : i + 1].around()
         for place, (a, b, c, d) in enumerate(lines):
             if min(d, bottom) - max(b, top) > 0.5 * min(d - b, bottom - top):
@@ -314,16 +352,32 @@ def cut_out(image: Image.Image, polygon: np.ndarray) -> Image.Image:
     """The line image of a polygon [n,2]: a quadrilateral made level; of other shapes the box, what lies outside painted over.
 
     Raises:
-        ValueError: it has no area on the page.
+        PageFormatError: it lies outside of the page, or is far larger than it.
     """
-    polygon = np.asarray(polygon, float)
+    polygon = clockwise(np.asarray(polygon, float))
+    _check_place(polygon, image.size)
     if len(polygon) == 4:
-        width = np.linalg.norm(polygon[1] - polygon[0])
-        height = np.linalg.norm(polygon[3] - polygon[0])
-        size = (max(1, round(width)), max(1, round(height)))
         corners = polygon[[0, 3, 2, 1]].ravel().tolist()
+        size = _size(polygon)
         return image.transform(size, Image.Transform.QUAD, corners, Image.Resampling.BICUBIC, fillcolor=_paper(image))
     return _masked(image, polygon)
+
+
+def _size(quad: np.ndarray) -> tuple[int, int]:
+    """Width and height of a quadrilateral made level."""
+    width, height = (np.linalg.norm(quad[corner] - quad[0]) for corner in (1, 3))
+    return max(1, round(float(width))), max(1, round(float(height)))
+
+
+def _check_place(polygon: np.ndarray, page: tuple[int, int]) -> None:
+    """Raises PageFormatError for a line that is not on a page of (width, height), or would take far more memory than it."""
+    low, high = polygon.min(0), polygon.max(0)
+    where = f"a line at x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}"
+    if not ((np.floor(low) < page) & (np.ceil(high) > 0)).all():
+        raise PageFormatError(f"{where} lies outside of the page of {page[0]} x {page[1]} pixels")
+    larger = (high - low > 2 * np.array(page)).any()
+    if larger or len(polygon) == 4 and np.prod(_size(polygon), dtype=float) > 4 * np.prod(page, dtype=float):
+        raise PageFormatError(f"{where} is far larger than the page of {page[0]} x {page[1]} pixels")
 
 
 def _masked(image: Image.Image, polygon: np.ndarray) -> Image.Image:
@@ -331,8 +385,6 @@ def _masked(image: Image.Image, polygon: np.ndarray) -> Image.Image:
 
     low = np.maximum(np.floor(polygon.min(0)), 0).astype(int)
     high = np.minimum(np.ceil(polygon.max(0)), image.size).astype(int)
-    if (high <= low).any():
-        raise ValueError("a line lies outside of the page")
     mask = Image.new("1", tuple(high - low))
     ImageDraw.Draw(mask).polygon([tuple(point) for point in polygon - low], fill=1)
     line = Image.new("RGB", mask.size, _paper(image))
@@ -341,9 +393,9 @@ def _masked(image: Image.Image, polygon: np.ndarray) -> Image.Image:
 
 
 def _paper(image: Image.Image) -> tuple[int, ...]:
-    """The page's commonest colour, roughly."""
-    thumbnail = np.asarray(image.convert("RGB").resize((32, 32)), np.uint8).reshape(-1, 3)
-    return tuple(int(channel) for channel in np.median(thumbnail, axis=0))
+    """The commonest colour of an RGB page, roughly: of 1,024 pixels, as every line asks and averages of a large page take long."""
+    pixels = np.asarray(image.resize((32, 32), Image.Resampling.NEAREST), np.uint8).reshape(-1, 3)
+    return tuple(int(channel) for channel in np.median(pixels, axis=0))
 
 
 def _points(polygon: np.ndarray) -> tuple[tuple[int, int], ...]:

@@ -6,6 +6,7 @@ A page that cannot be read is reported and does not stop the others.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from .page_formats import MAX_BYTES, Page, PageFormatError, parse_lines, render
 SUFFIXES = {"text": ".txt", "tsv": ".tsv", "json": ".json", "hocr": ".hocr", "alto": ".alto.xml", "page": ".page.xml"}
 DOCUMENTS = ("hocr", "alto", "page")
 """Formats of which two in a row are none."""
+_FORMAT = re.compile(r"(\.(page|alto))?\.(xml|json|hocr|html?)$", re.IGNORECASE)  # what ends the name of a file of lines
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,29 @@ class Job:
     options: dict[str, Any]
 
 
-def check(job: Job, pages: int) -> None:
+def check(job: Job, paths: list[Path]) -> None:
     """Before a model is loaded.
 
     Raises:
-        UsageError: the flags do not fit each other or the number of pages.
+        UsageError: the flags do not fit each other or the pages.
     """
+    pages = len(paths)
     if pages > 1 and job.format in DOCUMENTS and not job.output:
         raise UsageError(f"--format {job.format} is one document a page: name a folder for several pages with --output")
     if pages > 1 and job.lines and not Path(job.lines).is_dir():
         raise UsageError("--lines must be a folder with a file for each page where there are several pages")
     if job.lines and not Path(job.lines).exists():
         raise UsageError(f"--lines {job.lines}: no such file or folder")
+    if job.output:
+        _check_names(paths, job)
+
+
+def _check_names(paths: list[Path], job: Job) -> None:
+    first: dict[Path, Path] = {}
+    for path in paths:
+        other = first.setdefault(target := _target(path, job), path)
+        if other != path:  # the same page twice is written twice
+            raise UsageError(f"{other} and {path} would both be written to {target}: read them one by one, into other folders")
 
 
 def read_pages(paths: list[Path], reader: Any, job: Job) -> int:
@@ -72,8 +85,7 @@ def read_pages(paths: list[Path], reader: Any, job: Job) -> int:
 
 
 def _read(path: Path, reader: Any, job: Job) -> Page:
-    image = images.load(path)
-    return page.read_page(reader, image, _given(path, job.lines), **job.options)
+    return page.read_page(reader, path, _given(path, job.lines), **job.options)
 
 
 def _given(path: Path, lines: str | None) -> list[np.ndarray] | None:
@@ -86,12 +98,19 @@ def _given(path: Path, lines: str | None) -> list[np.ndarray] | None:
         return None
     source = Path(lines)
     if source.is_dir():
-        beside = sorted(p for p in source.iterdir() if p.name.split(".")[0] == path.name.split(".")[0] and p.is_file())
+        beside = _beside(path, source)
         if len(beside) != 1:
             raise PageFormatError(f"{source} has {len(beside)} files of lines named {path.stem}; one is needed")
         source = beside[0]
     with open(source, "rb") as file:
         return parse_lines(file.read(MAX_BYTES + 1))
+
+
+def _beside(path: Path, folder: Path) -> list[Path]:
+    """The files in a folder that are named as a page and a format; without one, those whose names go on otherwise."""
+    inside = [file for file in folder.iterdir() if f"{file.name}.".startswith(f"{path.stem}.") and file.is_file()]
+    exact = [file for file in inside if _FORMAT.sub("", file.name) in (path.stem, path.name)]
+    return exact or inside
 
 
 def _text(found: Page, path: Path, form: str) -> str:
@@ -104,5 +123,11 @@ def _give(path: Path, text: str, job: Job) -> None:
     if job.output is None:
         print(text, end="", flush=True)
         return
-    Path(job.output).mkdir(parents=True, exist_ok=True)
-    files.write_atomically(Path(job.output, path.stem + SUFFIXES[job.format]), text.encode())
+    target = _target(path, job)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(target, text.encode())
+
+
+def _target(path: Path, job: Job) -> Path:
+    """The file that a page is written to."""
+    return Path(job.output or "", path.stem + SUFFIXES[job.format])

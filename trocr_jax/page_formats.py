@@ -35,7 +35,7 @@ _NUMBER = r"-?\d{1,7}(?:\.\d+)?"
 
 
 class PageFormatError(ValueError):
-    """A file that does not tell where lines are; the message says why."""
+    """A file that does not tell where lines of the page are; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,10 @@ def parse_lines(content: bytes) -> list[np.ndarray]:
     JSON is a list of boxes [left, top, right, bottom] or of polygons [[x, y], ...], or an object with such a list as "lines",
     whose items may also be objects with "polygon" or "box", as `render` writes them.
 
+    The points of a quadrilateral are top left, top right, bottom right, bottom left, as the writing runs: a line from top to
+    bottom begins at the right. Counter-clockwise ones are turned round, still from their first point, as no line is a mirror
+    image.
+
     Raises:
         PageFormatError: none of these, damaged, dangerous, or without a line.
     """
@@ -106,13 +110,20 @@ def _checked(points: Any) -> np.ndarray:
     except (TypeError, ValueError):
         raise PageFormatError("a line must be a box or a polygon of numbers") from None
     if array.shape == (4,):
-        left, top, right, bottom = array
+        (left, right), (top, bottom) = np.sort(array[[0, 2]]), np.sort(array[[1, 3]])
         array = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)
     if array.ndim != 2 or array.shape[1] != 2 or not 3 <= len(array) <= 10_000 or not np.isfinite(array).all():
         raise PageFormatError("a line must be [left, top, right, bottom] or a polygon [[x, y], ...] of at least three points")
     if (np.ptp(array, axis=0) < 1).any() or np.abs(array).max() > 1e6:
         raise PageFormatError("a line has no area, or lies far outside of any page")
-    return array
+    return clockwise(array)
+
+
+def clockwise(points: np.ndarray) -> np.ndarray:
+    """A quadrilateral [4,2] whose points go round clockwise on the page, from the same first one; other polygons as they are."""
+    after = np.roll(points, -1, axis=0)
+    area = (points[:, 0] * after[:, 1] - points[:, 1] * after[:, 0]).sum()
+    return points[[0, 3, 2, 1]] if len(points) == 4 and area < 0 else points
 
 
 def _from_json(text: str) -> Iterator[Any]:

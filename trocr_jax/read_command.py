@@ -76,7 +76,7 @@ def run(config: Config) -> int:
             print(f"trocr-jax: {error}", file=sys.stderr)
     paths = list(dict.fromkeys(paths))
     if config.page:
-        page_command.check(_page_job(config, options), len(paths))
+        page_command.check(_page_job(config, options), paths)
     return max(int(failed), _read(paths, config, options) if paths else 1)
 
 
