@@ -393,7 +393,7 @@ def _masked(image: Image.Image, polygon: np.ndarray) -> Image.Image:
 
 
 def _paper(image: Image.Image) -> tuple[int, ...]:
-    """The commonest colour of an RGB page, roughly: of 1,024 pixels, as every line asks and averages of a large page take long."""
+    """The commonest colour of an RGB page, roughly: of 1,024 pixels, as every line asks and averages of a large one take long."""
     pixels = np.asarray(image.resize((32, 32), Image.Resampling.NEAREST), np.uint8).reshape(-1, 3)
     return tuple(int(channel) for channel in np.median(pixels, axis=0))
 
