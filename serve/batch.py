@@ -65,6 +65,9 @@ class Config:
     """Of parquet files. By default id, key or __key__; without one, ids are file#row."""
     decoders: int | None = None
     """Processes that decode images. By default one a core."""
+    give_up: bool = False
+    """Store as an error what a listed URL does not give in three tries, as where its host is gone. By default this worker ends
+    there, and the same command tries again."""
     lease: float = 60.0
     """Seconds after which the work of a worker on another machine that gives no sign of life is done by others."""
     price_per_hour: float | None = None
@@ -186,7 +189,7 @@ def _share(job: Job, worker: Worker, config: Config, began: float) -> Share:
     options = replace(reader.defaults, **{name: value for name, value in asked.items() if value is not None})
     columns = Columns(job.settings["image_column"], job.settings["id_column"])
     pages = job.settings["page"]
-    work = partial(decode, processor=reader.processor, pages=pages)
+    work = partial(decode, processor=reader.processor, pages=pages, give_up=config.give_up)
     decoders = Decoders(work, config.decoders or usable_cores(), Decoded.failed)
     progress = Progress(job)
     writer = Writer(job, worker, progress)

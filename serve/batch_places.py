@@ -37,7 +37,15 @@ class PlaceError(ValueError):
 
 
 class FetchError(ValueError):
-    """A place that cannot be read now: the network, the storage or its permissions."""
+    """A place that cannot be read now: the network, the storage or its permissions. `reason` is the message without the place
+    and what to do."""
+
+    def __init__(self, place: str, reason: str, remedy: str = "run the same command again, what is finished is kept"):
+        super().__init__(place, reason, remedy)
+        self.place, self.reason, self.remedy = place, reason, remedy
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}; {self.remedy}"
 
 
 @contextmanager
@@ -61,7 +69,7 @@ def _meaning(place: str, error: Exception) -> Exception:
     if refused or isinstance(error, ValueError | IsADirectoryError | NotADirectoryError):
         return PlaceError(place, f"cannot be read ({kind}{f' {status}' if refused else ''})")
     reason = getattr(error, "strerror", None) or kind
-    return FetchError(f"{place}: cannot be read now ({reason}); run the same command again, what is finished is kept")
+    return FetchError(place, f"cannot be read now ({reason})")
 
 
 def patiently(read: Callable[[], T]) -> T:

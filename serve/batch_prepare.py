@@ -10,7 +10,7 @@ from trocr_jax.images import ImageProcessor
 from trocr_jax.page import Layout, prepare_page
 from trocr_jax.prepared import Prepared, prepare
 
-from .batch_places import PlaceError, is_url, patiently, read_url
+from .batch_places import FetchError, PlaceError, is_url, patiently, read_url
 
 Image = str | bytes | None
 """A path, a URL or the bytes of a file; None where the record has no image."""
@@ -33,11 +33,11 @@ class Decoded:
         return cls([Prepared(None, error=error)])
 
 
-def decode(image: Image, processor: ImageProcessor, pages: bool) -> Decoded:
+def decode(image: Image, processor: ImageProcessor, pages: bool, give_up: bool = False) -> Decoded:
     """Any failure is in the result, but for what another try may mend.
 
     Raises:
-        FetchError: a URL cannot be read now.
+        FetchError: a URL cannot be read now, and it is not to be given up.
         UsageError: the package of its scheme is missing.
     """
     try:
@@ -50,5 +50,9 @@ def decode(image: Image, processor: ImageProcessor, pages: bool) -> Decoded:
         return Decoded(lines, layout)
     except PlaceError as error:
         return Decoded.failed(error.reason)
+    except FetchError as error:
+        if give_up:
+            return Decoded.failed(error.reason)
+        raise FetchError(error.place, error.reason, f"{error.remedy}; --give-up stores it as an error") from None
     except images.ImageError as error:
         return Decoded.failed(str(error))

@@ -432,7 +432,11 @@ def test_what_cannot_be_fetched_now_is_read_by_the_next_run(model, capsys, tmp_p
     out = tmp_path / "out"
     code, summary, err = batch(capsys, tmp_path / "x.txt", out, "--model", model)
     assert code == 1 and not summary and "flaky://00002.png: cannot be read now" in err.splitlines()[-1]
+    assert err.splitlines()[-1].endswith("--give-up stores it as an error")
     assert not batching.parts(out) and not any(out.glob("_job/leases/*"))
+    code, summary, _ = batch(capsys, tmp_path / "x.txt", tmp_path / "gone", "--model", model, "--give-up")
+    assert code == 1 and sum(summary["errors"].values()) == 2
+    assert [row["error"] for row in batching.rows(tmp_path / "gone")][2].startswith("cannot be read now (")
     web.broken.clear()
     code, summary, _ = batch(capsys, tmp_path / "x.txt", out)
     assert code == 1 and summary["errors"] == {"no such file": 1}
