@@ -26,7 +26,6 @@ from PIL import Image
 from scipy import ndimage
 
 from . import images, ink
-from .images import ImageProcessor
 from .line import Line
 from .page_formats import Page, PageFormatError, PageLine, Points, clockwise
 from .prepared import Prepared, prepare
@@ -109,7 +108,7 @@ class Layout:
         return Page(self.width, self.height, tuple(map(PageLine, self.outlines, lines)))
 
 
-def prepare_page(image: Image.Image, processor: ImageProcessor) -> tuple[Layout, list[Prepared]]:
+def prepare_page(image: Image.Image, processor: images.ImageProcessor) -> tuple[Layout, list[Prepared]]:
     """The lines of an RGB page ready for the device, as `read_page` reads them."""
     found = find_lines(image)
     layout = Layout(image.width, image.height, tuple(map(_points, found)))
@@ -373,7 +372,8 @@ def _check_place(polygon: np.ndarray, page: tuple[int, int]) -> None:
     """Raises PageFormatError for a line that is not on a page of (width, height), or would take far more memory than it."""
     low, high = polygon.min(0), polygon.max(0)
     where = f"a line at x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}"
-    if not ((np.floor(low) < page) & (np.ceil(high) > 0)).all():
+    on_page = np.minimum(np.ceil(high), page) - np.maximum(np.floor(low), 0)
+    if not (on_page > 0).all():  # of what is no number, too
         raise PageFormatError(f"{where} lies outside of the page of {page[0]} x {page[1]} pixels")
     larger = (high - low > 2 * np.array(page)).any()
     if larger or len(polygon) == 4 and np.prod(_size(polygon), dtype=float) > 4 * np.prod(page, dtype=float):

@@ -121,8 +121,8 @@ def _checked(points: Any) -> np.ndarray:
 
 def clockwise(points: np.ndarray) -> np.ndarray:
     """A quadrilateral [4,2] whose points go round clockwise on the page, from the same first one; other polygons as they are."""
-    after = np.roll(points, -1, axis=0)
-    area = (points[:, 0] * after[:, 1] - points[:, 1] * after[:, 0]).sum()
+    x, y = (points - points[0]).astype(float).T
+    area = (x * np.roll(y, -1) - y * np.roll(x, -1)).sum()
     return points[[0, 3, 2, 1]] if len(points) == 4 and area < 0 else points
 
 

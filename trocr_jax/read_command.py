@@ -34,9 +34,9 @@ class Config:
     """The images are pages: find their lines and read them in order, columns one after the other."""
     lines: str | None = None
     """With --page: take the lines from this file (PAGE-XML, ALTO, hOCR, or JSON with boxes or polygons), or from the file
-    named like the page in this folder."""
+    named like the page in this folder. Quadrilaterals run clockwise from the top left of the writing."""
     output: str | None = None
-    """With --page: write a file a page into this folder instead of printing."""
+    """With --page: write a file a page into this folder instead of printing, named like the page: no two may share a name."""
     model: str | None = None
     """Hub name (NAME@REVISION pins a commit, tag or branch) or directory. By default the model in the package: no network."""
     beams: Annotated[int | None, tyro.conf.arg(aliases=("-k",))] = None

@@ -1,0 +1,40 @@
+"""`trocr-jax read --page` with several pages: none takes another's place, or another's lines."""
+
+import json
+
+import pytest
+
+from trocr_jax import page_command
+from trocr_jax.cli import UsageError
+from trocr_jax.page_command import Job, check
+from trocr_jax.page_formats import PageFormatError
+
+
+@pytest.mark.parametrize("other", ["b/1.png", "a/1.tif"])
+def test_pages_that_would_overwrite_each_other_are_refused(tmp_path, other):
+    first, second, out = tmp_path / "a" / "1.png", tmp_path / other, tmp_path / "out"
+    check(Job("text", None, None, {}), [first, second])
+    check(Job("text", None, str(out), {}), [first, first, tmp_path / "b" / "1.2.png"])
+    with pytest.raises(UsageError) as error:
+        check(Job("alto", None, str(out), {}), [first, second])
+    assert all(str(path) in str(error.value) for path in (first, second, out / "1.alto.xml"))
+
+
+@pytest.mark.parametrize(
+    "page, expected",
+    [
+        ("scan.png", "scan.json"), ("scan.1.png", "scan.1.page.xml"), ("scan.2.png", "scan.2.png.hocr"),
+        ("other.tif", "other.gt.xml"), ("x.y.png", None), ("scan.3.png", None), ("two.png", None),
+    ],
+)  # fmt: skip
+def test_a_page_gets_the_lines_that_are_named_as_it_is(tmp_path, page, expected):
+    names = ("scan.json", "scan.1.page.xml", "scan.2.png.hocr", "other.gt.xml", "others.xml", "x.json", "two.xml", "two.hocr")
+    for right, name in enumerate(names, start=1):
+        box = f"<p class='ocr_line' title='bbox 0 0 {right} 10'>"
+        (tmp_path / name).write_text(json.dumps([[0, 0, right, 10]]) if name.endswith("json") else box)
+    if expected is None:
+        with pytest.raises(PageFormatError, match="files of lines named"):
+            page_command._given(tmp_path / page, str(tmp_path))
+    else:
+        (outline,) = page_command._given(tmp_path / page, str(tmp_path)) or ()
+        assert outline[1, 0] == 1 + names.index(expected)

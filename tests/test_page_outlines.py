@@ -1,0 +1,121 @@
+"""Outlines of lines on a page: which are refused, which way round they are read; and what finding them costs."""
+
+import json
+
+import numpy as np
+import pages
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from trocr_jax import images, page
+from trocr_jax.line import Line
+from trocr_jax.page_formats import PageFormatError, parse_lines
+
+QUAD = [[10, 20], [90, 20], [90, 40], [10, 40]]
+ROUND = [QUAD[0], QUAD[3], QUAD[2], QUAD[1]]
+
+
+class Sizes:
+    """Reads of a line how large it is."""
+
+    def read(self, lines, **options):
+        return [Line(text=f"{line.width} x {line.height} {options}") for line in lines]
+
+
+@pytest.mark.parametrize(
+    "polygon, message",
+    [
+        ([[200, 200], [250, 200], [250, 230], [220, 240], [200, 230]], "outside of the page of 100 x 100"),
+        ([[200, 0], [250, 0], [250, 30], [200, 30]], "x 200 to 250, y 0 to 30 lies outside"),
+        ([[10, 20], [30, 20], [50, 20], [60, 20], [90, 20]], "outside of the page"),
+        ([[0, 0], [np.nan, 0], [9, 9], [0, 9]], "outside of the page"),
+        ([[-1, 0], [1e6, 0], [1e6, 1e6], [0, 1e6]], "far larger"),
+        ([[-50, 0], [50, 0], [50, 201], [-50, 201]], "far larger"),
+        ([[0, 0], [200, 200], [0, 200], [200, 0]], "far larger"),
+        ([[0, 0], [201, 0], [201, 30], [9, 40], [0, 30]], "far larger"),
+    ],
+)
+def test_lines_that_are_not_on_the_page_are_refused_before_a_pixel_is_made(polygon, message, monkeypatch):
+    image = Image.new("RGB", (100, 100), "white")
+    monkeypatch.setattr(Image.Image, "transform", lambda *_, **__: pytest.fail("would be made"))
+    monkeypatch.setattr(page, "_masked", lambda *_: pytest.fail("would be made"))
+    with pytest.raises(PageFormatError, match=message) as error:
+        page.cut_out(image, np.array(polygon))
+    assert "\n" not in str(error.value)
+
+
+def test_lines_may_reach_over_the_edge():
+    image = Image.new("RGB", (100, 40), "white")
+    assert page.cut_out(image, np.array([[-20, -20], [120, -20], [120, 60], [-20, 60]])).size == (140, 80)
+    assert page.cut_out(image, np.array([[80, 0], [110, 0], [110, 50], [90, 60], [80, 50]])).size == (20, 40)
+
+
+def as_page_xml(points) -> bytes:
+    coords = " ".join(f"{x},{y}" for x, y in points)
+    return f"<PcGts><Page><TextRegion><TextLine><Coords points='{coords}'/></TextLine></TextRegion></Page></PcGts>".encode()
+
+
+@pytest.mark.parametrize("write", [as_page_xml, lambda points: json.dumps([points]).encode()], ids=["PAGE-XML", "JSON"])
+def test_quadrilaterals_go_round_clockwise_from_their_first_point(write):
+    assert parse_lines(write(QUAD))[0].tolist() == parse_lines(write(ROUND))[0].tolist() == QUAD
+    downwards = QUAD[1:] + QUAD[:1]
+    assert parse_lines(write(downwards))[0].tolist() == downwards, "a line from top to bottom stays one"
+    pentagon = [*ROUND, [50, 15]]
+    assert parse_lines(write(pentagon))[0].tolist() == pentagon
+
+
+def test_boxes_with_corners_swapped_are_boxes():
+    for box in ([90, 20, 10, 40], [10, 40, 90, 20], [90, 40, 10, 20]):
+        assert parse_lines(json.dumps([box]).encode())[0].tolist() == QUAD
+
+
+def test_a_page_may_come_as_anything_that_a_line_may(tmp_path):
+    image, quads = pages.draw_page(pages.Layout(leading=6.0), 0)
+    image.save(tmp_path / "scan.png")
+    whole = page.read_page(Sizes(), image)
+    assert len(whole.lines) == len(quads)
+    for source in (tmp_path / "scan.png", str(tmp_path / "scan.png"), (tmp_path / "scan.png").read_bytes(), np.asarray(image)):
+        assert page.read_page(Sizes(), source) == whole
+    with pytest.raises(images.ImageError):
+        page.read_page(Sizes(), b"no picture")
+
+
+def test_lines_of_any_detector_are_read_as_they_are_given():
+    found = page.read_page(Sizes(), Image.new("RGB", (100, 60)), [np.array(ROUND), QUAD], num_beams=2)
+    assert [line.line.text for line in found.lines] == ["80 x 20 {'num_beams': 2}"] * 2
+    assert found.lines[0].points == tuple(map(tuple, QUAD)), "words are placed along the outline"
+    with pytest.raises(PageFormatError, match="far larger"):
+        page.read_page(None, Image.new("RGB", (100, 60)), [QUAD, [[0, 0], [999, 0], [999, 9], [0, 9]]])
+
+
+def test_noise_as_scanners_blur_it_is_no_table():
+    """It has enough ink for hundreds of lines."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(25).normal(0, 1, (1754, 1240)), 0.7)
+    for strength in (25, 40):
+        blank = np.clip(225 + strength * noise / noise.std(), 0, 255).astype(np.uint8)
+        assert page.find_lines(Image.fromarray(blank).convert("RGB")) == []
+
+
+def test_columns_are_told_apart_without_putting_all_of_a_table_into_rows(monkeypatch):
+    """Each is split off from all those at its right: a hundred columns would be gone through fifty times."""
+    left, top = (grid.ravel() for grid in np.meshgrid(np.arange(0.0, 4000, 40), np.arange(0.0, 3000, 30)))
+    cells, seen = page.Boxes(left, top, left + 20, top + 20), []
+    around = page.Boxes.around
+    monkeypatch.setattr(page.Boxes, "around", lambda self: seen.append(None) or around(self))
+    assert sum(map(len, page._ordered(cells, 10.0))) == len(cells) == 10_000
+    assert len(seen) < 3 * len(cells)
+
+
+def test_the_colour_of_the_paper_does_not_cost_every_line_a_pass_over_the_page(monkeypatch):
+    """Or a page of two thousand lines takes minutes for that alone."""
+    image = Image.new("RGB", (400, 300), "beige")
+    monkeypatch.setattr(Image.Image, "convert", lambda *_, **__: pytest.fail("copies the page"))
+    resize = Image.Image.resize
+
+    def nearest(self, size, resample=None, **options):
+        assert resample == Image.Resampling.NEAREST, "averages the page"
+        return resize(self, size, resample, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", nearest)
+    assert page.cut_out(image, np.array([[-9, 0], [90, 0], [90, 20], [-9, 20]])).getpixel((2, 2)) == (245, 245, 220)
