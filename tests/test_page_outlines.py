@@ -97,6 +97,12 @@ def test_noise_as_scanners_blur_it_is_no_table():
         assert page.find_lines(Image.fromarray(blank).convert("RGB")) == []
 
 
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
+def test_specks_in_black_and_white_are_no_table(share):
+    specks = np.random.default_rng(0).random((1754, 1240)) < share
+    assert page.find_lines(Image.fromarray(np.where(specks, 0, 255).astype(np.uint8)).convert("RGB")) == []
+
+
 def test_columns_are_told_apart_without_putting_all_of_a_table_into_rows(monkeypatch):
     """Each is split off from all those at its right: a hundred columns would be gone through fifty times."""
     left, top = (grid.ravel() for grid in np.meshgrid(np.arange(0.0, 4000, 40), np.arange(0.0, 3000, 30)))
