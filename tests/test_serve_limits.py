@@ -370,8 +370,20 @@ def test_connections_are_bounded():
             raise ConnectionResetError
 
 
-@pytest.mark.parametrize("seconds", [pytest.param(2, id="short"), pytest.param(20, id="long", marks=pytest.mark.slow)])
-def test_two_hundred_slow_sockets_hold_up_nobody(server, seconds):
+@pytest.mark.parametrize(
+    ("seconds", "tries"), [pytest.param(2, 3, id="short"), pytest.param(20, 1, id="long", marks=pytest.mark.slow)]
+)
+def test_two_hundred_slow_sockets_hold_up_nobody(server, seconds, tries):
+    """Whatever else the machine does comes and goes; what slow sockets do to a server is there in every try."""
+    for _ in range(tries):
+        alone, beside = latencies_beside_slow_sockets(server, seconds)
+        if beside < 1.2 * alone + 20:  # ms for the threads of this test, which share the machine
+            return
+    pytest.fail(f"a median of {beside:.1f} ms beside slow sockets, {alone:.1f} without")
+
+
+def latencies_beside_slow_sockets(server, seconds) -> tuple[float, float]:
+    """Median milliseconds of a request alone, and beside 200 slow sockets, which the server must close."""
     with server.client() as client:
         alone = latencies(client, seconds)
         stop, sockets = threading.Event(), [Dribbler(server.port, number % 2 == 0) for number in range(200)]
@@ -391,7 +403,7 @@ def test_two_hundred_slow_sockets_hold_up_nobody(server, seconds):
         f"{p99[1]:.1f} ms, {len(alone)} and {len(beside)} requests; sockets closed after {min(ages):.1f} to {max(ages):.1f} s"
     )
     assert max(ages) < 6
-    assert median[1] < 1.2 * median[0] + 20, "20 ms for the threads of this test, which share the machine"
+    return median[0], median[1]
 
 
 class Dribbler:
