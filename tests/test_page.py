@@ -14,7 +14,7 @@ import tiny
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy import ndimage
 
-from trocr_jax import Reader, cli, ink, page, page_command
+from trocr_jax import Reader, cli, ink, page
 from trocr_jax.line import Line, Word, line_from_tokens
 from trocr_jax.page_formats import FORMATS, Page, PageFormatError, PageLine, parse_lines, render
 
@@ -71,17 +71,6 @@ def test_a_tilted_line_is_cut_out_level():
     line = np.asarray(page.cut_out(image, quads[0]).convert("L")) < 128
     left, right = (np.nonzero(part.any(1))[0].mean() for part in (line[:, :200], line[:, -200:]))
     assert line.any() and abs(left - right) < 4, "3 degrees would be 50 pixels"
-
-
-@pytest.mark.parametrize("counter", [False, True])
-def test_a_line_is_never_read_as_its_mirror_image(counter):
-    """A box whose corners come counter-clockwise, as another program may write them."""
-    image = Image.new("RGB", (300, 100), "white")
-    image.paste("black", (20, 20, 60, 40))
-    corners = [[10, 10], [210, 10], [210, 60], [10, 60]]
-    (line,) = parse_lines(json.dumps([[corners[0], *corners[:0:-1]] if counter else corners]).encode())
-    assert (np.asarray(page.cut_out(image, line).crop((10, 10, 50, 30))) == 0).all()
-    assert (np.asarray(page.cut_out(image, line[[0, 3, 2, 1]]).crop((10, 10, 50, 30))) == 0).all()
 
 
 def test_a_dense_table_is_no_blank_page():
@@ -288,12 +277,6 @@ def test_two_pages_are_not_written_to_one_file(scan, tmp_path, capsys):
     assert cli.main(["read", str(scan), str(other), "--page", "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert str(scan) in error and str(other) in error and "would both be written to" in error
-
-
-def test_the_lines_of_a_page_are_in_the_file_that_is_named_as_it(tmp_path):
-    for name in ("scan.1.json", "scan.2.json", "scan.1.old.json"):
-        (tmp_path / name).write_text("[[0,0,9,9]]")
-    assert page_command._beside(tmp_path / "scan.1.png", tmp_path) == [tmp_path / "scan.1.json"]
 
 
 def test_the_command_tells_what_is_wrong_and_goes_on(directory, scan, tmp_path, capsys):

@@ -38,3 +38,9 @@ def test_a_page_gets_the_lines_that_are_named_as_it_is(tmp_path, page, expected)
     else:
         (outline,) = page_command._given(tmp_path / page, str(tmp_path)) or ()
         assert outline[1, 0] == 1 + names.index(expected)
+
+
+def test_the_lines_of_a_page_are_in_the_file_that_is_named_as_it(tmp_path):
+    for name in ("scan.1.json", "scan.2.json", "scan.1.old.json"):
+        (tmp_path / name).write_text("[[0,0,9,9]]")
+    assert page_command._beside(tmp_path / "scan.1.png", tmp_path) == [tmp_path / "scan.1.json"]

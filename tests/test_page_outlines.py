@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from trocr_jax import images, page
+from trocr_jax import images, line_detection, page
 from trocr_jax.line import Line
 from trocr_jax.page_formats import PageFormatError, parse_lines
 
@@ -65,6 +65,17 @@ def test_quadrilaterals_go_round_clockwise_from_their_first_point(write):
     assert parse_lines(write(pentagon))[0].tolist() == pentagon
 
 
+@pytest.mark.parametrize("counter", [False, True])
+def test_a_line_is_never_read_as_its_mirror_image(counter):
+    """A box whose corners come counter-clockwise, as another program may write them."""
+    image = Image.new("RGB", (300, 100), "white")
+    image.paste("black", (20, 20, 60, 40))
+    corners = [[10, 10], [210, 10], [210, 60], [10, 60]]
+    (line,) = parse_lines(json.dumps([[corners[0], *corners[:0:-1]] if counter else corners]).encode())
+    assert (np.asarray(page.cut_out(image, line).crop((10, 10, 50, 30))) == 0).all()
+    assert (np.asarray(page.cut_out(image, line[[0, 3, 2, 1]]).crop((10, 10, 50, 30))) == 0).all()
+
+
 def test_boxes_with_corners_swapped_are_boxes():
     for box in ([90, 20, 10, 40], [10, 40, 90, 20], [90, 40, 10, 20]):
         assert parse_lines(json.dumps([box]).encode())[0].tolist() == QUAD
@@ -106,10 +117,10 @@ def test_specks_in_black_and_white_are_no_table(share):
 def test_columns_are_told_apart_without_putting_all_of_a_table_into_rows(monkeypatch):
     """Each is split off from all those at its right: a hundred columns would be gone through fifty times."""
     left, top = (grid.ravel() for grid in np.meshgrid(np.arange(0.0, 4000, 40), np.arange(0.0, 3000, 30)))
-    cells, seen = page.Boxes(left, top, left + 20, top + 20), []
-    around = page.Boxes.around
-    monkeypatch.setattr(page.Boxes, "around", lambda self: seen.append(None) or around(self))
-    assert sum(map(len, page._ordered(cells, 10.0))) == len(cells) == 10_000
+    cells, seen = line_detection.Boxes(left, top, left + 20, top + 20), []
+    around = line_detection.Boxes.around
+    monkeypatch.setattr(line_detection.Boxes, "around", lambda self: seen.append(None) or around(self))
+    assert sum(map(len, line_detection._ordered(cells, 10.0))) == len(cells) == 10_000
     assert len(seen) < 3 * len(cells)
 
 
