@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from trocr_jax import files
+from trocr_jax import files, generation_files
 from trocr_jax.cli import UsageError
 from trocr_jax.cores import usable_cores
 from trocr_jax.files import FilesError
@@ -149,7 +149,7 @@ def digest(model: str | None) -> str:
 def _matters(path: Path, place: Path) -> bool:
     """Not a README, nor the manifest, which lists that too."""
     weights = path.suffix in (".safetensors", ".bin", ".pt") or path.relative_to(place).parts[0] == files.ORBAX
-    small = ("config.json", "generation_config.json", *files.TOKENIZER_FILES, *files.PREPROCESSOR_FILES)
+    small = ("config.json", generation_files.NAME, *files.TOKENIZER_FILES, *files.PREPROCESSOR_FILES)
     return path.is_file() and (weights or path.name in small or path.name.endswith(".index.json"))
 
 

@@ -1,10 +1,12 @@
 """A training run from its configuration to a complete model directory; the same command goes on where it stopped.
 
-run/config.json     the whole configuration
-run/log.jsonl       one object a line: steps, evaluations, checkpoints, records that cannot be used
-run/curves.png      loss and error over the steps
-run/checkpoints/    see checkpoint.py
-run/model/          the best checkpoint as a hub directory, when the run is done
+Its folder:
+
+    run/config.json     the whole configuration
+    run/log.jsonl       one object a line: steps, evaluations, checkpoints, records that cannot be used
+    run/curves.png      loss and error over the steps
+    run/checkpoints/    see checkpoint.py
+    run/model/          the best checkpoint as a hub directory, when the run is done
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from . import files
+from . import files, generation_files
 from .cli import package_version
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _round_trip(reader: Reader, text: str) -> str:
 
 
 def _generation_ids(directory: Path, start: int) -> tuple[bool, str]:
-    path = directory / "generation_config.json"
+    path = directory / generation_files.NAME
     found = files.read_json(path).get("decoder_start_token_id") if path.is_file() else None
     agrees = found in (None, start)
     return (

@@ -13,6 +13,7 @@ from typing import Any
 
 from . import files
 
+NAME = "generation_config.json"
 # Values that change nothing; old config.json files list them all, whoever set them.
 FOLLOWED: dict[str, Any] = {
     "max_length": 20, "max_new_tokens": None, "min_length": 0, "min_new_tokens": None, "num_beams": 1, "length_penalty": 1.0,
@@ -35,7 +36,7 @@ def read_settings(directory: Path, start: int) -> dict[str, Any]:
 
     Warns of settings that are not followed. Raises FilesError for json that cannot be read.
     """
-    path = directory / "generation_config.json"
+    path = directory / NAME
     settings = files.read_json(path) if path.exists() else in_model_config(files.read_json(directory / "config.json"))
     ignored = [f"{name} = {value!r:.80}" for name, value in _set(settings, NOT_FOLLOWED).items()]
     other = settings.get("decoder_start_token_id", start)

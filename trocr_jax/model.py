@@ -40,8 +40,7 @@ class TrOCR(nnx.Module):
         """A checkpoint by hub name (or `owner/model@revision`), directory or fairseq file; by default the model in the package.
 
         Args:
-            dtype: of parameters and computation; by default the one the weights are stored in: float16 in
-                the package.
+            dtype: of parameters and computation; by default that of the stored weights, in the package float16.
             put: (parameter name, host array) -> device array; by default the whole array on the default device.
 
         Raises:

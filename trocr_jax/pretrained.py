@@ -19,8 +19,6 @@ from .config import TrOCRConfig
 from .files import FilesError
 from .tensor_files import Tensors
 
-_GENERATION = "generation_config.json"
-
 Format = Literal["hub", "orbax"]
 
 
@@ -82,12 +80,12 @@ def companions(directory: Path | str) -> dict[str, bytes]:
 
     Generation defaults that stand in its config.json come as a file of their own, which is where they belong today.
     """
-    names = (*files.TOKENIZER_FILES, *files.PREPROCESSOR_FILES, _GENERATION)
+    names = (*files.TOKENIZER_FILES, *files.PREPROCESSOR_FILES, generation_files.NAME)
     found = {name: path.read_bytes() for name in names if (path := Path(directory, name)).is_file()}
-    if _GENERATION not in found and (path := Path(directory, "config.json")).is_file():
+    if generation_files.NAME not in found and (path := Path(directory, "config.json")).is_file():
         content = files.read_json(path)
         if settings := generation_files.in_model_config(content):
-            found[_GENERATION] = _generation_config(TrOCRConfig.from_hf(content), settings)
+            found[generation_files.NAME] = _generation_config(TrOCRConfig.from_hf(content), settings)
     return found
 
 
@@ -113,7 +111,7 @@ def save(model: Any, directory: Path | str, companions: Mapping[str, bytes], *, 
     """
     with files.new_directory(directory) as folder:
         usual = {"max_new_tokens": min(128, model.config.decoder.max_positions), "use_cache": True}
-        for name, content in {_GENERATION: _generation_config(model.config, usual), **companions}.items():
+        for name, content in {generation_files.NAME: _generation_config(model.config, usual), **companions}.items():
             (folder / name).write_bytes(content)
         parameters = weights.arrays(model)
         dtype = next(iter(parameters.values())).dtype.name
