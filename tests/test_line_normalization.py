@@ -91,6 +91,29 @@ def test_what_a_crop_shows_of_the_lines_above_and_below_is_left_out(plain):
     assert (pixels[[0, 1, -2, -1]] > 200).all()
 
 
+@pytest.mark.parametrize("text", ["i", "- ° -"])
+def test_what_no_border_cuts_through_belongs_to_the_line(text):
+    """A dot or an accent with paper above it once passed for the foot of the line above, and was wiped out."""
+    writing = line_normalization.find_writing(draw(text, margin=(10, 20)).convert("RGB"))
+    assert line_normalization._between_neighbours(writing.rows, True, True) != (-np.inf, np.inf), "what it would be at a border"
+    assert line_normalization._between_neighbours(writing.rows, *writing.cut) == (-np.inf, np.inf)
+
+
+@pytest.mark.parametrize("sigma", [5, 10, 15, 20])
+@pytest.mark.parametrize("margin", [10, 20])
+def test_noise_does_not_make_the_writing_smaller(margin, sigma):
+    """Its edges lie in every row, and counted as strokes once halved the scale of the line."""
+    picture = draw(paper=170, ink=90, margin=(margin, margin))
+    noise = np.random.default_rng(0).normal(0, sigma, (picture.height, picture.width))
+    noisy = Image.fromarray((np.asarray(picture) + noise).clip(0, 255).astype(np.uint8))
+    assert width_of_writing(normal(noisy)) == pytest.approx(width_of_writing(normal(picture)), rel=0.05)
+
+
+def width_of_writing(pixels):
+    inked = np.flatnonzero((pixels[..., 0] < 100).sum(0) > 3)  # more than specks
+    return int(inked[-1] - inked[0])
+
+
 def test_ink_is_dark_paper_white_and_the_rest_of_the_width_white(plain):
     assert plain.shape == (HEIGHT, WIDTH, 3)
     assert plain.min() < 30

@@ -85,7 +85,7 @@ class LineSource:
 
     seed: int
     faces: tuple[Face, ...]
-    levels: Mapping[str, float] = field(default_factory=lambda: {"clean": 0.35, "worn": 0.4, "rough": 0.25})
+    levels: Mapping[str, float] = field(default_factory=lambda: {"clean": 0.3, "worn": 0.35, "rough": 0.35})
     max_length: int = 48
     min_length: int = 1
     salt: int = 0

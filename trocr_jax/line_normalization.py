@@ -16,13 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops
 
-from .ink import packing_slope, places_of, quantiles, quantiles_of, steps_along_rows, varied_channel
+from .ink import packing_slope, places_of, quantiles, quantiles_of, steps_along_rows, varied_channel, without_specks
 
 _ROWS = 96  # images are averaged down to fewer than twice as many rows
 _REACH = 3.3  # rows kept on either side of the middle of the writing, in standard deviations of its stroke edges
 _VALLEY = 0.25  # of the edges of the fullest row; what lies between two lines has fewer
 _SLOPES = np.tan(np.radians(np.arange(-4.5, 5.0, 0.5))).astype(np.float32)
 _PARTS = 1000  # of a line, each with a paper of its own: a picture of one row of pixels would have millions
+_NOISE = 8  # grey levels by which half of all neighbours differ; on clean paper it is 0
 _LEAST_CONTRAST = 24  # grey levels; less is noise or JPEG, and is not made louder
 
 
@@ -43,6 +44,7 @@ class Writing:
         rows, columns: of its stroke edges, the rows less the tilt.
         slope: rows that the writing falls a column.
         pivot: the column around which the tilt is undone, amid the writing: far from it, what is levelled leaves the picture.
+        cut: whether the upper and the lower border of the picture cut through writing.
     """
 
     ink: np.ndarray
@@ -51,6 +53,7 @@ class Writing:
     columns: np.ndarray
     slope: float
     pivot: float
+    cut: tuple[bool, bool]
 
     def pixels(self, height: int, width: int) -> np.ndarray:
         """uint8 [height, width, 3], see `normalize_line`."""
@@ -61,7 +64,7 @@ class Writing:
 
     def _line(self, height: int, width: int) -> Image.Image:
         rows, columns = self.rows, self.columns
-        first, last = _between_neighbours(rows)
+        first, last = _between_neighbours(rows, *self.cut)
         if math.isfinite(first) or math.isfinite(last):
             own = (rows >= first) & (rows <= last)
             rows, columns = rows[own], columns[own]
@@ -80,7 +83,8 @@ def find_writing(image: Image.Image) -> Writing:
     rows, columns = _edges(ink)
     slope = packing_slope(rows, columns, _SLOPES) if rows.size else 0.0
     pivot = float(np.median(columns)) if rows.size else 0.0
-    return Writing(ink, factor, rows - np.float32(slope) * (columns - np.float32(pivot)), columns, slope, pivot)
+    cut = bool((rows <= 1).any()), bool((rows >= len(ink) - 2).any())
+    return Writing(ink, factor, rows - np.float32(slope) * (columns - np.float32(pivot)), columns, slope, pivot, cut)
 
 
 def ink_of(channel: Image.Image) -> np.ndarray:
@@ -115,9 +119,15 @@ def _paper(channel: Image.Image) -> np.ndarray:
 
 
 def _edges(ink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of stroke edges: where the ink changes along a row. Rules and shadows hardly do."""
+    """Rows and columns of stroke edges: where the ink changes along a row. Rules and shadows hardly do.
+
+    Noise has some in every row: with them writing would pass for taller than it is, and be scaled down too far.
+    """
     steps = steps_along_rows(ink)
-    rows, columns = places_of(steps > max(64, 4 * quantiles(steps, 0.5)[0]))
+    if (noise := quantiles(steps, 0.5)[0]) >= _NOISE:
+        steps = steps_along_rows(without_specks(ink))
+        noise = quantiles(steps, 0.5)[0]
+    rows, columns = places_of(steps > max(64, 4 * noise))
     return rows.astype(np.float32), (columns + 1).astype(np.float32)
 
 
@@ -138,8 +148,8 @@ def _spread(rows: np.ndarray, mean: float) -> float:
     return float(np.sqrt(np.vdot(off, off) / len(off))) + 0.5
 
 
-def _between_neighbours(rows: np.ndarray) -> tuple[float, float]:
-    """The first and last row less the parts of other lines at the upper and lower border, which a crop often cuts through."""
+def _between_neighbours(rows: np.ndarray, cut_above: bool, cut_below: bool) -> tuple[float, float]:
+    """The first and last row less the parts of other lines at the upper and lower border, where the crop cuts through writing."""
     first_row = float(rows.min())
     counts = np.bincount(np.rint(rows - first_row).astype(np.int64))
     density = np.convolve(counts, np.ones(3) / 3, "same")
@@ -147,9 +157,9 @@ def _between_neighbours(rows: np.ndarray) -> tuple[float, float]:
     runs = list(zip(turns[::2].tolist(), turns[1::2].tolist(), strict=True))
     first, last = max(runs, key=lambda run: float(density[run[0] : run[1]].sum()))
     low, high = -np.inf, np.inf
-    if (start := runs[0])[1] < first and start[0] <= 2:
+    if cut_above and (start := runs[0])[1] < first and start[0] <= 2:
         low = first_row + start[1] + int(density[start[1] : first].argmin())
-    if (end := runs[-1])[0] > last and end[1] >= len(density) - 2:
+    if cut_below and (end := runs[-1])[0] > last and end[1] >= len(density) - 2:
         high = first_row + last + int(density[last : end[0]].argmin())
     return low, high
 
