@@ -9,6 +9,7 @@ import codecs
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -70,8 +71,19 @@ def _run(verb: str, arguments: list[str]) -> int:
         raise
     except RuntimeError as error:  # JAX's: no such device, no memory left; what follows the first line is for its authors
         return complain(str(error).partition("\n")[0], 1)
+    except AssertionError as error:
+        if not _without_platform(error):
+            raise
+        wanted = os.environ["JAX_PLATFORMS"]
+        return complain(f"JAX_PLATFORMS={wanted}: JAX's plugin for it is not installed (pip install 'trocr-jax[cuda]')", 1)
     except KeyboardInterrupt:
         return complain("interrupted", 130)
+
+
+def _without_platform(error: AssertionError) -> bool:
+    """Whether JAX ends so where JAX_PLATFORMS names one that it knows but whose plugin is not installed."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return "JAX_PLATFORMS" in os.environ and frame.f_globals["__name__"] == "jax._src.xla_bridge"
 
 
 def load(module: str, wanted: str, extra: str) -> Any:
