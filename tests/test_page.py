@@ -14,9 +14,10 @@ import tiny
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy import ndimage
 
-from trocr_jax import Reader, cli, ink, page
+from trocr_jax import Reader, cli, images, ink, page
 from trocr_jax.line import Line, Word, line_from_tokens
 from trocr_jax.page_formats import FORMATS, Page, PageFormatError, PageLine, parse_lines, render
+from trocr_jax.prepared import SEVERAL_PAGES
 
 
 @pytest.mark.parametrize("numbers", [range(8), pytest.param(range(8, 50), marks=pytest.mark.slow)], ids=["8 pages", "42 more"])
@@ -249,6 +250,39 @@ def test_the_command_reads_a_page_in_every_format(directory, scan, tmp_path, cap
         assert len(check((tmp_path / "out" / name).read_text())) == 3
     assert cli.main([*flags, "--lines", str(tmp_path / "out" / "scan.page.xml"), "--format", "tsv"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_every_page_of_a_tiff_is_read(directory, scan, tmp_path, capsys):
+    """The second page is empty, the fourth damaged."""
+    tiff, picture = tmp_path / "scan.tif", Image.open(scan)
+    picture.save(tiff, save_all=True, append_images=[Image.new("RGB", picture.size, "white"), picture, picture])
+    tiff.write_bytes(tiff.read_bytes()[:-100_000])
+    flags = ["read", str(tiff), "--page", "--model", str(directory), "--max-tokens", "2"]
+    assert cli.main([*flags, "--format", "tsv"]) == 1
+    captured = capsys.readouterr()
+    assert [row.split("\t")[0] for row in captured.out.splitlines()] == 3 * [f"{tiff}#page=1"] + 3 * [f"{tiff}#page=3"]
+    assert f"{tiff}#page=2: no lines found" in captured.err
+    assert f"{tiff}#page=4: the image is damaged" in captured.err and "1 of 4 pages could not be read" in captured.err
+    for form in ("hocr", "alto"):
+        assert cli.main([*flags, "--format", form]) == 2, "one document, several pages"
+        assert cli.main([*flags, "--format", form, "--output", str(tmp_path / "out")]) == 1
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        f"scan-{number}.{suffix}" for number in (1, 2, 3) for suffix in ("hocr", "alto.xml")
+    }
+    third = (tmp_path / "out" / "scan-3.hocr").read_text()
+    assert "scan.tif&quot;" in third and "ppageno 2" in third and len(check_hocr(third)) == 3
+    alto = (tmp_path / "out" / "scan-3.alto.xml").read_text()
+    assert 'PHYSICAL_IMG_NR="3"' in alto and alto.count("<TextLine") == 3
+
+
+def test_one_page_of_a_tiff_says_that_there_are_more(directory, scan, tmp_path):
+    tiff, picture = tmp_path / "scan.tif", Image.open(scan)
+    picture.save(tiff, save_all=True, append_images=[picture])
+    reader = Reader.from_pretrained(directory)
+    found = page.read_page(reader, tiff, max_new_tokens=2).lines
+    prepared = page.prepare_page(images.load(tiff), reader.processor)[1]
+    assert len(found) == len(prepared) == 3
+    assert all(SEVERAL_PAGES in flags for flags in [*(x.line.flags for x in found), *(x.flags for x in prepared)])
 
 
 def test_lines_that_are_not_on_the_page_cost_their_page_alone(directory, scan, tmp_path, capsys):

@@ -6,17 +6,17 @@ import pytest
 
 from trocr_jax import page_command
 from trocr_jax.cli import UsageError
-from trocr_jax.page_command import Job, check
+from trocr_jax.page_command import Job, Source, check, sources
 from trocr_jax.page_formats import PageFormatError
 
 
 @pytest.mark.parametrize("other", ["b/1.png", "a/1.tif"])
 def test_pages_that_would_overwrite_each_other_are_refused(tmp_path, other):
     first, second, out = tmp_path / "a" / "1.png", tmp_path / other, tmp_path / "out"
-    check(Job("text", None, None, {}), [first, second])
-    check(Job("text", None, str(out), {}), [first, first, tmp_path / "b" / "1.2.png"])
+    check(Job("text", None, None, {}), sources([first, second]))
+    check(Job("text", None, str(out), {}), sources([first, first, tmp_path / "b" / "1.2.png"]))
     with pytest.raises(UsageError) as error:
-        check(Job("alto", None, str(out), {}), [first, second])
+        check(Job("alto", None, str(out), {}), sources([first, second]))
     assert all(str(path) in str(error.value) for path in (first, second, out / "1.alto.xml"))
 
 
@@ -34,13 +34,13 @@ def test_a_page_gets_the_lines_that_are_named_as_it_is(tmp_path, page, expected)
         (tmp_path / name).write_text(json.dumps([[0, 0, right, 10]]) if name.endswith("json") else box)
     if expected is None:
         with pytest.raises(PageFormatError, match="files of lines named"):
-            page_command._given(tmp_path / page, str(tmp_path))
+            page_command._given(Source(tmp_path / page), str(tmp_path))
     else:
-        (outline,) = page_command._given(tmp_path / page, str(tmp_path)) or ()
+        (outline,) = page_command._given(Source(tmp_path / page), str(tmp_path)) or ()
         assert outline[1, 0] == 1 + names.index(expected)
 
 
 def test_the_lines_of_a_page_are_in_the_file_that_is_named_as_it(tmp_path):
     for name in ("scan.1.json", "scan.2.json", "scan.1.old.json"):
         (tmp_path / name).write_text("[[0,0,9,9]]")
-    assert page_command._beside(tmp_path / "scan.1.png", tmp_path) == [tmp_path / "scan.1.json"]
+    assert page_command._beside(Source(tmp_path / "scan.1.png"), tmp_path) == [tmp_path / "scan.1.json"]

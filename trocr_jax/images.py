@@ -109,6 +109,34 @@ def load(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     raise ImageError("bad_source", f"got {type(source).__name__}")
 
 
+def count_pages(path: str | os.PathLike[str]) -> int:
+    """Pages of a TIFF file, a damaged one included; 1 of any other file. Raises ImageError where it is no image."""
+    with _open(path) as stream:
+        image = _opened(stream)
+        if not isinstance(image, TiffImageFile):
+            return 1
+        count = 1
+        while True:
+            try:
+                image.seek(count)
+            except EOFError:
+                return count
+            except Exception:  # whoever asks for this page is told that it is damaged; where the next one lies, nobody knows
+                return count + 1
+            count += 1
+
+
+def load_page(path: str | os.PathLike[str], number: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Page `number`, from 1, of a TIFF file, as `load` gives the first; raises ImageError."""
+    with _open(path) as stream:
+        image = _opened(stream)
+        try:
+            image.seek(number - 1)
+        except Exception as error:
+            raise _failure(error) from None
+        return _decode(image, max_pixels)
+
+
 def _open(path: str | os.PathLike[str]) -> BinaryIO:
     try:
         regular = stat.S_ISREG(os.stat(path).st_mode)  # opening a pipe would wait for its writer
@@ -122,13 +150,18 @@ def _open(path: str | os.PathLike[str]) -> BinaryIO:
     return stream
 
 
-def _read(stream: BinaryIO, max_pixels: int) -> Image.Image:
+def _opened(stream: BinaryIO) -> ImageFile:
+    """Its header read, its pixels not yet."""
     try:
         head = stream.read(32)
         stream.seek(0)
-        image = _decoder(head)(stream)
+        return _decoder(head)(stream)
     except Exception as error:
         raise _failure(error) from None
+
+
+def _read(stream: BinaryIO, max_pixels: int) -> Image.Image:
+    image = _opened(stream)
     picture = _decode(image, max_pixels)
     if isinstance(image, TiffImageFile) and _has_another_page(image):
         picture.info[FIRST_OF_SEVERAL] = True

@@ -1,6 +1,6 @@
 """`trocr-jax read --page`: pages in, their lines out, in one of the page formats; another detector's files of lines on request.
 
-A page that cannot be read is reported and does not stop the others.
+Every page of a TIFF is a page. One that cannot be read is reported and does not stop the others.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from . import files, images, page
 from .cli import UsageError
-from .page_formats import MAX_BYTES, Page, PageFormatError, parse_lines, render
+from .page_formats import DOCUMENTS, MAX_BYTES, Page, PageFormatError, parse_lines, render
 
 SUFFIXES = {"text": ".txt", "tsv": ".tsv", "json": ".json", "hocr": ".hocr", "alto": ".alto.xml", "page": ".page.xml"}
-DOCUMENTS = ("hocr", "alto", "page")
-"""Formats of which two in a row are none."""
 _FORMAT = re.compile(r"(\.(page|alto))?\.(xml|json|hocr|html?)$", re.IGNORECASE)  # what ends the name of a file of lines
 
 
@@ -42,53 +41,91 @@ class Job:
     options: dict[str, Any]
 
 
-def check(job: Job, paths: list[Path]) -> None:
+@dataclass(frozen=True)
+class Source:
+    """Where a page comes from.
+
+    Attributes:
+        path: of its file.
+        number: from 1, in a file that holds several.
+    """
+
+    path: Path
+    number: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) + (f"#page={self.number}" if self.number else "")
+
+    @property
+    def stem(self) -> str:
+        """What files that belong to the page are named after."""
+        return self.path.stem + (f"-{self.number}" if self.number else "")
+
+    def load(self) -> Image.Image:
+        """The page; raises ImageError."""
+        return images.load_page(self.path, self.number or 1)
+
+
+def sources(paths: list[Path]) -> list[Source]:
+    """The pages of image files, in order."""
+    return [source for path in paths for source in _sources(path)]
+
+
+def _sources(path: Path) -> list[Source]:
+    try:
+        count = images.count_pages(path)
+    except images.ImageError:  # told when it is read
+        count = 1
+    return [Source(path, number) for number in range(1, count + 1)] if count > 1 else [Source(path)]
+
+
+def check(job: Job, pages: list[Source]) -> None:
     """Before a model is loaded.
 
     Raises:
         UsageError: the flags do not fit each other or the pages.
     """
-    pages = len(paths)
-    if pages > 1 and job.format in DOCUMENTS and not job.output:
+    several = len(pages) > 1
+    if several and job.format in DOCUMENTS and not job.output:
         raise UsageError(f"--format {job.format} is one document a page: name a folder for several pages with --output")
-    if pages > 1 and job.lines and not Path(job.lines).is_dir():
+    if several and job.lines and not Path(job.lines).is_dir():
         raise UsageError("--lines must be a folder with a file for each page where there are several pages")
     if job.lines and not Path(job.lines).exists():
         raise UsageError(f"--lines {job.lines}: no such file or folder")
     if job.output:
-        _check_names(paths, job)
+        _check_names(pages, job)
 
 
-def _check_names(paths: list[Path], job: Job) -> None:
-    first: dict[Path, Path] = {}
-    for path in paths:
-        other = first.setdefault(target := _target(path, job), path)
-        if other != path:  # the same page twice is written twice
-            raise UsageError(f"{other} and {path} would both be written to {target}: read them one by one, into other folders")
+def _check_names(pages: list[Source], job: Job) -> None:
+    first: dict[Path, Source] = {}
+    for source in pages:
+        other = first.setdefault(target := _target(source, job), source)
+        if other != source:  # the same page twice is written twice
+            raise UsageError(f"{other} and {source} would both be written to {target}: read them one by one, into other folders")
 
 
-def read_pages(paths: list[Path], reader: Any, job: Job) -> int:
+def read_pages(pages: list[Source], reader: Any, job: Job) -> int:
     """Reads and writes; returns how many pages failed."""
     failed = 0
-    for path in paths:
+    for source in pages:
         try:
-            found = _read(path, reader, job)
+            found = _read(source, reader, job)
             if not found.lines:
-                print(f"trocr-jax: {path}: no lines found", file=sys.stderr)
-            _give(path, _text(found, path, job.format), job)
+                print(f"trocr-jax: {source}: no lines found", file=sys.stderr)
+            _give(source, _text(found, source, job.format), job)
         except (images.ImageError, PageFormatError) as error:
             failed += 1
-            print(f"trocr-jax: {path}: {error}", file=sys.stderr)
+            print(f"trocr-jax: {source}: {error}", file=sys.stderr)
             if job.format == "json" and not job.output:
-                print(json.dumps({"path": str(path), "error": str(error)}, ensure_ascii=False), flush=True)
+                print(json.dumps({"path": str(source), "error": str(error)}, ensure_ascii=False), flush=True)
     return failed
 
 
-def _read(path: Path, reader: Any, job: Job) -> Page:
-    return page.read_page(reader, path, _given(path, job.lines), **job.options)
+def _read(source: Source, reader: Any, job: Job) -> Page:
+    return page.read_page(reader, source.load(), _given(source, job.lines), **job.options)
 
 
-def _given(path: Path, lines: str | None) -> list[np.ndarray] | None:
+def _given(page: Source, lines: str | None) -> list[np.ndarray] | None:
     """The outlines of a page's lines from a file.
 
     Raises:
@@ -98,36 +135,37 @@ def _given(path: Path, lines: str | None) -> list[np.ndarray] | None:
         return None
     source = Path(lines)
     if source.is_dir():
-        beside = _beside(path, source)
+        beside = _beside(page, source)
         if len(beside) != 1:
-            raise PageFormatError(f"{source} has {len(beside)} files of lines named {path.stem}; one is needed")
+            raise PageFormatError(f"{source} has {len(beside)} files of lines named {page.stem}; one is needed")
         source = beside[0]
     with open(source, "rb") as file:
         return parse_lines(file.read(MAX_BYTES + 1))
 
 
-def _beside(path: Path, folder: Path) -> list[Path]:
+def _beside(page: Source, folder: Path) -> list[Path]:
     """The files in a folder that are named as a page and a format; without one, those whose names go on otherwise."""
-    inside = [file for file in folder.iterdir() if f"{file.name}.".startswith(f"{path.stem}.") and file.is_file()]
-    exact = [file for file in inside if _FORMAT.sub("", file.name) in (path.stem, path.name)]
+    inside = [file for file in folder.iterdir() if f"{file.name}.".startswith(f"{page.stem}.") and file.is_file()]
+    exact = [file for file in inside if _FORMAT.sub("", file.name) in (page.stem, page.stem + page.path.suffix)]
     return exact or inside
 
 
-def _text(found: Page, path: Path, form: str) -> str:
+def _text(found: Page, source: Source, form: str) -> str:
     if form == "tsv":
-        return "".join(f"{path}\t{line.line.text}\n" for line in found.lines)
-    return render(found, form, str(path) if form == "json" else path.name)  # pyright: ignore[reportArgumentType]
+        return "".join(f"{source}\t{line.line.text}\n" for line in found.lines)
+    name = str(source) if form == "json" else source.path.name
+    return render(found, form, name, source.number or 1)  # pyright: ignore[reportArgumentType]
 
 
-def _give(path: Path, text: str, job: Job) -> None:
+def _give(source: Source, text: str, job: Job) -> None:
     if job.output is None:
         print(text, end="", flush=True)
         return
-    target = _target(path, job)
+    target = _target(source, job)
     target.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomically(target, text.encode())
 
 
-def _target(path: Path, job: Job) -> Path:
+def _target(source: Source, job: Job) -> Path:
     """The file that a page is written to."""
-    return Path(job.output or "", path.stem + SUFFIXES[job.format])
+    return Path(job.output or "", source.stem + SUFFIXES[job.format])

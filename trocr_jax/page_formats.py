@@ -24,6 +24,8 @@ from .line import Line
 
 Format = Literal["text", "json", "hocr", "alto", "page"]
 FORMATS = get_args(Format)
+DOCUMENTS = ("hocr", "alto", "page")
+"""Formats of which two in a row are none."""
 Points = tuple[tuple[int, int], ...]
 ALTO = "http://www.loc.gov/standards/alto/ns-v4#"
 PAGE = "http://schema.primaresearch.org/PAGE/gts/pagecontent/2019-07-15"
@@ -206,11 +208,12 @@ def _tag(element: ElementTree.Element) -> str:
     return str(element.tag).rpartition("}")[2]
 
 
-def render(page: Page, form: Format, name: str, created: datetime | None = None) -> str:
+def render(page: Page, form: Format, name: str, page_number: int = 1, created: datetime | None = None) -> str:
     """A page as text of one of the formats, ending in a newline.
 
     Args:
         name: the image's file name.
+        page_number: in that file, which hOCR and ALTO tell.
         created: for PAGE-XML; by default now.
     """
     if form == "text":
@@ -219,7 +222,7 @@ def render(page: Page, form: Format, name: str, created: datetime | None = None)
         return json.dumps(to_dict(page, name), ensure_ascii=False) + "\n"
     if form == "page":
         return _xml(_page_xml(page, name, created or datetime.now(UTC)), PAGE)
-    return _xml(_alto(page, name), ALTO) if form == "alto" else _xml(_hocr(page, name), XHTML)
+    return _xml(_alto(page, name, page_number), ALTO) if form == "alto" else _xml(_hocr(page, name, page_number), XHTML)
 
 
 def to_dict(page: Page, name: str) -> dict[str, Any]:
@@ -289,14 +292,15 @@ def _joined(points: Points) -> str:
     return " ".join(f"{max(0, x)},{max(0, y)}" for x, y in points)
 
 
-def _alto(page: Page, name: str) -> ElementTree.Element:
+def _alto(page: Page, name: str, page_number: int) -> ElementTree.Element:
     root = ElementTree.Element("alto")
     description = _add(root, "Description")
     _add(description, "MeasurementUnit", "pixel")
     _add(_add(description, "sourceImageInformation"), "fileName", name)
     software = _add(_add(description, "Processing", ID="reading"), "processingSoftware")
     _add(software, "softwareName", "trocr-jax")
-    sheet = _add(_add(root, "Layout"), "Page", ID="page", PHYSICAL_IMG_NR=1, WIDTH=page.width, HEIGHT=page.height)
+    layout = _add(root, "Layout")
+    sheet = _add(layout, "Page", ID="page", PHYSICAL_IMG_NR=page_number, WIDTH=page.width, HEIGHT=page.height)
     space = _add(sheet, "PrintSpace", **_place((0, 0, page.width, page.height)))
     if not page.lines:
         return root
@@ -318,14 +322,14 @@ def _place(box: tuple[int, int, int, int]) -> dict[str, Any]:
     return {"HPOS": left, "VPOS": top, "WIDTH": right - left, "HEIGHT": bottom - top}
 
 
-def _hocr(page: Page, name: str) -> ElementTree.Element:
+def _hocr(page: Page, name: str, page_number: int) -> ElementTree.Element:
     root = ElementTree.Element("html")
     head = _add(root, "head")
     _add(head, "title", name)
     _add(head, "meta", name="ocr-system", content="trocr-jax")
     _add(head, "meta", name="ocr-capabilities", content="ocr_page ocr_carea ocr_line ocrx_word")
     image = name.replace("\\", "/").replace('"', "'")
-    title = f'image "{image}"; bbox 0 0 {page.width} {page.height}; ppageno 0'
+    title = f'image "{image}"; bbox 0 0 {page.width} {page.height}; ppageno {page_number - 1}'
     area = _add(_add(root, "body"), "div", class_="ocr_page", id="page", title=title)
     if page.lines:
         area = _add(area, "div", class_="ocr_carea", id="area", title=_bbox(_around(page)))

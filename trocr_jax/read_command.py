@@ -15,8 +15,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from . import images
 from .cli import UsageError, load
 from .line import Line
+from .page_formats import DOCUMENTS
 from .prepared import SEVERAL_PAGES
 
 PROGRESS_FROM = 20
@@ -31,12 +33,13 @@ class Config:
     """text: a line an image; tsv: path<TAB>text; json: an object a line with confidence, words, tokens, flags. With --page
     json is an object a page, and hocr, alto and page (PAGE-XML) are documents."""
     page: bool = False
-    """The images are pages: find their lines and read them in order, columns one after the other."""
+    """The images are pages, and TIFFs all of theirs: find their lines and read them in order, columns one after the other."""
     lines: str | None = None
     """With --page: take the lines from this file (PAGE-XML, ALTO, hOCR, or JSON with boxes or polygons), or from the file
     named like the page in this folder. Quadrilaterals run clockwise from the top left of the writing."""
     output: str | None = None
-    """With --page: write a file a page into this folder instead of printing, named like the page: no two may share a name."""
+    """With --page: write a file a page into this folder instead of printing, named like the page (scan-2 for
+    the second of scan.tif): no two may share a name."""
     model: str | None = None
     """Hub name (NAME@REVISION pins a commit, tag or branch) or directory. By default the model in the package: no network."""
     beams: Annotated[int | None, tyro.conf.arg(aliases=("-k",))] = None
@@ -54,48 +57,57 @@ class Config:
 
 def run(config: Config) -> int:
     """Reads and prints; 1 where an image failed."""
-    from . import images, page_command
+    options = _checked(config)
+    paths, missing = _found(config.paths)
+    if not paths:
+        return 1
+    failed = (_read_pages if config.page else _read_lines)(paths, config, options)
+    return int(missing or failed)
 
+
+def _checked(config: Config) -> dict[str, Any]:
+    """Options of `Reader.read`, after a look at all flags: a mistake is told before a model is loaded."""
     if not config.paths:
         raise UsageError("name at least one image, folder or glob; 'trocr-jax read --help' tells more")
-    options = {"num_beams": config.beams, "max_new_tokens": config.max_tokens}
+    options = {"num_beams": config.beams, "max_new_tokens": config.max_tokens, "batch_size": config.batch_size}
     options = {name: value for name, value in options.items() if value is not None}
-    if any(value < 1 for value in (*options.values(), config.batch_size or 1)):
+    if any(value < 1 for value in options.values()):
         raise UsageError("--beams, --batch-size and --max-tokens must be at least 1")
-    if not config.page and (config.lines or config.output or config.format in page_command.DOCUMENTS):
+    if not config.page and (config.lines or config.output or config.format in DOCUMENTS):
         raise UsageError("--lines, --output and the formats hocr, alto and page are for --page")
     _check_mesh(config.mesh)
     if config.dtype == "int8" and (config.mesh or (config.beams or 1) > 1):
         raise UsageError("--dtype int8 reads greedily and on the CPU: leave --beams and --mesh out")
-    paths, failed = [], False
-    for argument in config.paths:
+    return options
+
+
+def _check_mesh(text: str | None) -> None:
+    if text is None:
+        return
+    from . import sharding
+
+    try:
+        sharding.parse_mesh(text)
+    except ValueError as error:
+        raise UsageError(f"--mesh: {error}") from None
+
+
+def _found(arguments: tuple[str, ...]) -> tuple[list[Path], bool]:
+    """The files that arguments name, each once, and whether one names none, which is told."""
+    paths, missing = [], False
+    for argument in arguments:
         try:
             paths += images.find_images([argument])
         except images.ImageError as error:
-            failed = True
+            missing = True
             print(f"trocr-jax: {error}", file=sys.stderr)
-    paths = list(dict.fromkeys(paths))
-    if config.page:
-        page_command.check(_page_job(config, options), paths)
-    return max(int(failed), _read(paths, config, options) if paths else 1)
+    return list(dict.fromkeys(paths)), missing
 
 
-def _page_job(config: Config, options: dict[str, Any]) -> Any:
-    """A page_command.Job."""
-    from . import page_command
-
-    return page_command.Job(config.format, config.lines, config.output, {"batch_size": config.batch_size, **options})
-
-
-def _read(paths: list[Path], config: Config, options: dict[str, Any]) -> int:
-    reader = _make_reader(config)
-    if config.page:
-        from . import page_command
-
-        failures = page_command.read_pages(paths, reader, _page_job(config, options))
-        return _told(failures, len(paths), "pages")
+def _read_lines(paths: list[Path], config: Config, options: dict[str, Any]) -> bool:
+    """Whether one failed."""
     failures = 0
-    for path, line in _with_progress(paths, reader.stream(paths, batch_size=config.batch_size, **options)):
+    for path, line in _with_progress(paths, _make_reader(config).stream(paths, **options)):
         print(render(path, line, config.format), flush=True)
         if SEVERAL_PAGES in line.flags:
             print(f"trocr-jax: {path}: has several pages; only the first was read", file=sys.stderr)
@@ -103,6 +115,15 @@ def _read(paths: list[Path], config: Config, options: dict[str, Any]) -> int:
             failures += 1
             print(f"trocr-jax: {path}: {line.error}", file=sys.stderr)
     return _told(failures, len(paths), "images")
+
+
+def _read_pages(paths: list[Path], config: Config, options: dict[str, Any]) -> bool:
+    """Whether one failed."""
+    from . import page_command
+
+    job, pages = page_command.Job(config.format, config.lines, config.output, options), page_command.sources(paths)
+    page_command.check(job, pages)
+    return _told(page_command.read_pages(pages, _make_reader(config), job), len(pages), "pages")
 
 
 def _make_reader(config: Config) -> Any:
@@ -130,22 +151,10 @@ def _int8_backend() -> Any:
         raise ValueError(f"--dtype int8: {error}") from None
 
 
-def _told(failures: int, count: int, what: str) -> int:
+def _told(failures: int, count: int, what: str) -> bool:
     if failures:
         print(f"trocr-jax: {failures} of {count} {what} could not be read", file=sys.stderr)
-    return 1 if failures else 0
-
-
-def _check_mesh(text: str | None) -> None:
-    """Here, so that a mistake is told before a model is loaded."""
-    if text is None:
-        return
-    from . import sharding
-
-    try:
-        sharding.parse_mesh(text)
-    except ValueError as error:
-        raise UsageError(f"--mesh: {error}") from None
+    return failures > 0
 
 
 def render(path: Path, line: Line, form: str) -> str:
