@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from trocr_jax.decoding import GenerateConfig, Generation
-from trocr_jax.line import Line
+from trocr_jax.line import Line, joined
 from trocr_jax.page import Layout
 from trocr_jax.page_formats import Page
 from trocr_jax.prepared import Prepared
@@ -58,26 +58,30 @@ class Window:
 
 @dataclass(frozen=True)
 class Reading:
-    """An image without its pixels, and what was read of each line in it so far."""
+    """An image without its pixels, and what was read so far of each piece of each line in it."""
 
     item: Item
     layout: Layout | None
-    lines: list[Line | None]
+    lines: list[list[Line | None]]
 
     @classmethod
     def of(cls, item: Item, decoded: Decoded) -> Reading:
         """What cannot be read is a line with an error at once."""
-        return cls(item, decoded.layout, [Line(error=line.error) if line.pixels is None else None for line in decoded.lines])
+        return cls(item, decoded.layout, [[_nothing_yet(piece) for piece in line.pieces] for line in decoded.lines])
 
     @property
     def done(self) -> bool:
-        return None not in self.lines
+        return all(None not in pieces for pieces in self.lines)
 
     @property
     def result(self) -> Line | Page:
         """A Page where it was one and could be decoded; for what is done."""
-        lines = [line for line in self.lines if line is not None]
+        lines = [joined([line for line in pieces if line is not None]) for pieces in self.lines]
         return lines[0] if self.layout is None else self.layout.page(lines)
+
+
+def _nothing_yet(piece: Prepared) -> Line | None:
+    return Line(error=piece.error) if piece.pixels is None else None
 
 
 def windows(unit: int, items: Iterator[Item], decoders: Decoders[Decoded], pages: bool) -> Iterator[Window]:
@@ -136,10 +140,10 @@ def _ready(result: Generation) -> float:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A batch on the device: of each row the image, the number of the line in it, and what was seen of the line before."""
+    """A batch on the device: of each row the image, the pieces of its line and the place among them, and what was seen before."""
 
     result: Generation
-    rows: list[tuple[Reading, int, tuple[str, ...]]]
+    rows: list[tuple[Reading, list[Line | None], int, tuple[str, ...]]]
 
 
 class Pipeline:
@@ -195,8 +199,8 @@ class Pipeline:
         readings = list(map(Reading.of, window.items, decoded))
         self._waiting.append((window.unit, readings, window.last))
         self.progress(sum(image.done for image in readings))
-        prepared = [line for image in decoded for line in image.lines]
-        rows = [(image, place) for image in readings for place in range(len(image.lines))]
+        prepared = [piece for image in decoded for line in image.lines for piece in line.pieces]
+        rows = [(image, pieces, place) for image in readings for pieces in image.lines for place in range(len(pieces))]
         for indices in batches(prepared, self.batch_size):
             pixels = [image for i in indices if (image := prepared[i].pixels) is not None]
             full = np.stack(pixels + pixels[-1:] * (self.batch_size - len(pixels)))
@@ -213,8 +217,8 @@ class Pipeline:
         result = batch.result
         columns = jax.device_get((result.tokens, result.logprobs, result.lengths, result.finished))
         for row, *best in zip(batch.rows, *(column[:, 0] for column in columns), strict=False):  # what follows is filling
-            (image, place, flags), (tokens, logprobs, length, finished) = row, best
-            image.lines[place] = self.reader.line(tokens, logprobs, int(length), bool(finished), flags)
+            (_, pieces, place, flags), (tokens, logprobs, length, finished) = row, best
+            pieces[place] = self.reader.line(tokens, logprobs, int(length), bool(finished), flags)
         self.progress(sum(image.done for image in {id(image): image for image, *_ in batch.rows}.values()))
         self._store_complete()
 

@@ -1,22 +1,21 @@
 """From an engine's jobs to what a client sees: text that grows, tokens with their log-probabilities, and the reason of the end.
 
-An answer is the lines of a request's images in their order, one below the other. Images are read at the same time; text comes
-out in order, and never has to be taken back: the bytes of an unfinished character, the beginning of what may become a stop
-string, and a line that looks blank wait until they are decided.
+An answer is the lines of a request's images in their order, one below the other. Images, and pieces of long ones, are read at
+the same time; text comes out in order, and never has to be taken back: the bytes of an unfinished character, the beginning of
+what may become a stop string, and a line that looks blank wait until they are decided.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from trocr_jax.engine import Job
-from trocr_jax.line import Line
-from trocr_jax.reader import NO_TEXT, Reader
+from trocr_jax.line import NO_TEXT, Line, joined
+from trocr_jax.reader import Reader
 from trocr_jax.tokens import Tokenizer
 
 from .errors import internal, timed_out
@@ -43,12 +42,32 @@ class Delta:
     entries: tuple[Entry, ...] = ()
 
 
+NEW_IMAGE = "\n"
+"""What stands in a text before the line of another image."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one job reads: an image of the request, or a piece of one that is too long for the model.
+
+    Attributes:
+        job: the engine's.
+        flags: of the image.
+        before: what stands in the text between it and the part before: NEW_IMAGE, a space where it is a further piece of the
+            same image, nothing at the beginning.
+    """
+
+    job: Job
+    flags: tuple[str, ...]
+    before: str
+
+
 class Answer:
     """One text for the images of a request.
 
     Args:
         reader: of the model.
-        jobs: one an image, in order, each with the flags of its image.
+        parts: what is read, in order.
         budget: most tokens in all.
         stops: strings that end the text; they are not part of it.
         detailed: whether anybody wants the tokens.
@@ -59,22 +78,30 @@ class Answer:
         finish_reason: "stop" or "length" when the answer is complete.
     """
 
-    def __init__(
-        self, reader: Reader, jobs: list[tuple[Job, tuple[str, ...]]], budget: int, stops: tuple[str, ...] = (),
-        detailed: bool = False,
-    ):  # fmt: skip
-        self._reader, self._jobs, self._budget, self._stops, self._detailed = reader, jobs, budget, stops, detailed
+    def __init__(self, reader: Reader, parts: list[Part], budget: int, stops: tuple[str, ...] = (), detailed: bool = False):
+        self._reader, self._parts, self._budget, self._stops, self._detailed = reader, parts, budget, stops, detailed
         self.text, self.tokens = "", 0
         self.finish_reason: str | None = None
-        self._lines: list[Line] = []  # of the jobs that are done, as far as those before them are
+        self._lines: list[Line] = []  # of the parts that are done, as far as those before them are
         self._kept: list[int] = []  # how many tokens each of them may have
         self._shown = (0, 0)  # line and token that come next in a Delta
 
     @property
     def lines(self) -> list[Line]:
-        """The lines that are done and whole in the text."""
-        ends = itertools.accumulate((len(line.text) + 1 for line in self._lines), initial=-1)
-        return [line for line, end in zip(self._lines, itertools.islice(ends, 1, None), strict=True) if end <= len(self.text)]
+        """The lines of the images that are done and whole in the text, or were cut where the budget ended."""
+        images: list[list[Line]] = []
+        for part, line, start in zip(self._parts, self._lines, self._lay_out(partial=False)[1], strict=False):
+            if start + len(line.text) > len(self.text):
+                break
+            if part.before in ("", NEW_IMAGE):
+                images.append([])
+            images[-1].append(line)
+        done = sum(map(len, images))
+        cut = done < len(self._parts) and self._parts[done].before not in ("", NEW_IMAGE)  # within an image
+        found = list(map(joined, images))
+        if cut and self.finish_reason == "length":
+            return [*found[:-1], replace(found[-1], finish_reason="length")]
+        return found[:-1] if cut else found
 
     def grow(self) -> Delta:
         """What is new since the last call.
@@ -84,16 +111,16 @@ class Answer:
         """
         if self.finish_reason is not None:
             return Delta()
-        for job, _ in self._jobs:
+        for job in self._jobs:
             if job.status in ("expired", "cancelled", "failed"):
                 raise timed_out() if job.status == "expired" else internal()
         complete = self._take_lines()
-        text = "\n".join([line.text for line in self._lines] + ([] if complete else [self._partial()]))
+        text = self._lay_out(partial=not complete)[0]
         end = min((at for at in map(text.find, self._stops) if at >= 0), default=None)
         if end is not None:
             self._finish("stop")
         elif complete:
-            whole = len(self._lines) == len(self._jobs) and all(line.finish_reason == "stop" for line in self._lines)
+            whole = len(self._lines) == len(self._parts) and all(line.finish_reason == "stop" for line in self._lines)
             self._finish("stop" if whole else "length")
         else:
             end = len(text) - self._undecided(text)
@@ -102,13 +129,29 @@ class Answer:
 
     def close(self) -> None:
         """Drops what is still to be read."""
-        for job, _ in self._jobs:
+        for job in self._jobs:
             job.cancel()
+
+    @property
+    def _jobs(self) -> list[Job]:
+        return [part.job for part in self._parts]
+
+    def _lay_out(self, *, partial: bool) -> tuple[str, list[int]]:
+        """The text of all parts that are done, if asked for with the unfinished one behind, and where each begins in it."""
+        text, starts, texts = "", [], [line.text for line in self._lines]
+        if partial and len(texts) < len(self._parts):
+            texts.append(self._partial())
+        for part, own in zip(self._parts, texts, strict=False):
+            text += part.before if own or part.before == NEW_IMAGE else ""
+            starts.append(len(text))
+            text += own
+        return text, starts
 
     def _take_lines(self) -> bool:
         """Jobs that are done, in order, become lines; whether that is all that the answer will have."""
-        while len(self._lines) < len(self._jobs):
-            job, flags = self._jobs[len(self._lines)]
+        while len(self._lines) < len(self._parts):
+            part = self._parts[len(self._lines)]
+            job = part.job
             over, produced, room = job.over, len(job.tokens), self._budget - sum(self._kept)
             if room == 0:  # spent to the last token by the lines before: of this one nothing is read
                 return True
@@ -117,16 +160,16 @@ class Answer:
             kept = min(produced, room)
             finished = over and job.status == "stop" and kept == produced
             tokens, logprobs = np.array(job.tokens[:kept], np.int64), np.array(job.logprobs[:kept])
-            self._lines.append(self._reader.line(tokens, logprobs, kept, finished, flags))
+            self._lines.append(self._reader.line(tokens, logprobs, kept, finished, part.flags))
             self._kept.append(kept)
             if not finished and kept == room:
                 return True
         return True
 
     def _partial(self) -> str:
-        """The text so far of the image whose turn it is."""
-        job, flags = self._jobs[len(self._lines)]
-        return "" if NO_TEXT in flags else self._reader.tokenizer.decode(list(job.tokens)).rstrip(UNFINISHED)
+        """The text so far of the part whose turn it is."""
+        part = self._parts[len(self._lines)]
+        return "" if NO_TEXT in part.flags else self._reader.tokenizer.decode(list(part.job.tokens)).rstrip(UNFINISHED)
 
     def _undecided(self, text: str) -> int:
         """How many characters at the end may be the beginning of a stop string."""
@@ -136,20 +179,19 @@ class Answer:
     def _finish(self, reason: str) -> None:
         self.finish_reason = reason
         unfinished = self._jobs[len(self._lines) : len(self._lines) + 1]
-        self.tokens = sum(self._kept) + (sum(len(job.tokens) for job, _ in unfinished) if reason == "stop" else 0)
+        self.tokens = sum(self._kept) + (sum(len(job.tokens) for job in unfinished) if reason == "stop" else 0)
         self.close()
 
     def _entries(self) -> Iterator[Entry]:
         """Tokens not shown yet whose characters all lie within the text."""
-        tokenizer, (begin, first) = self._reader.tokenizer, self._shown
-        offset = sum(len(line.text) + 1 for line in self._lines[:begin])
-        for index in range(begin, len(self._jobs)):
-            job, flags = self._jobs[index]
+        tokenizer, (begin, first), starts = self._reader.tokenizer, self._shown, self._lay_out(partial=True)[1]
+        for index in range(begin, len(starts)):
+            job, flags = self._parts[index].job, self._parts[index].flags
             line = self._lines[index] if index < len(self._lines) else None
             ids = list(job.tokens) if line is None else job.tokens[: self._kept[index]]
             hidden = NO_TEXT in (flags if line is None else line.flags)
             for position, (_, end) in enumerate([] if hidden else tokenizer.spans(ids)):
-                if offset + end > len(self.text):
+                if starts[index] + end > len(self.text):
                     return
                 if position >= first:
                     self._shown = index, position + 1
@@ -157,7 +199,7 @@ class Answer:
                         yield entry(tokenizer, job, position)
             if line is None:
                 return
-            offset, first = offset + len(line.text) + 1, 0
+            first = 0
             self._shown = index + 1, 0
 
 

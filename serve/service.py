@@ -19,7 +19,9 @@ from trocr_jax.cores import usable_cores
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.engine import Engine, EngineThread, Job
 from trocr_jax.images import MAX_PIXELS, ImageError
-from trocr_jax.reader import Prepared, Reader
+from trocr_jax.line_normalization import MOST_PIECES
+from trocr_jax.prepared import Prepared
+from trocr_jax.reader import Reader
 
 from .errors import ApiError, bad_request, overloaded, timed_out
 from .fetch import Fetcher
@@ -29,7 +31,7 @@ from .keys import Keys, RateLimit
 from .limits import Limits
 from .logs import log
 from .metrics import Metrics
-from .reading import Answer, Reading, Signal
+from .reading import NEW_IMAGE, Answer, Part, Reading, Signal
 from .sources import Source
 
 State = Literal["starting", "ready", "draining", "failed"]
@@ -124,7 +126,7 @@ class Service:
         self.models = {
             name: Served(name, reader, Engine(
                 reader.model, reader.processor.mean, reader.processor.std, reader.defaults,
-                slots=slots, batch=batch, beams=beams, max_waiting=limits.queue, wake=wake,
+                slots=slots, batch=batch, beams=beams, max_waiting=limits.queue * MOST_PIECES, wake=wake,
             ))
             for name, reader in readers.items()
         }  # fmt: skip
@@ -221,21 +223,21 @@ class Service:
         """
         signal = Signal()
 
-        def job(index: int, sample: int) -> Job:
-            pixels = prepared[index].pixels
-            assert pixels is not None
-            return Job(
-                pixels, options.config, (index * HASH + options.seed) % 2**32, sample, options.alternatives, visit.deadline,
-                signal.set, options.stream,
+        def part(index: int, sample: int, place: int, piece: Prepared) -> Part:
+            assert piece.pixels is not None
+            job = Job(
+                piece.pixels, options.config, (index * HASH + options.seed) % 2**32, sample, options.alternatives,
+                visit.deadline, signal.set, options.stream,
             )  # fmt: skip
+            return Part(job, piece.flags, " " if place else NEW_IMAGE if together and index else "")
+
+        def parts(index: int, sample: int) -> list[Part]:
+            return [part(index, sample, place, piece) for place, piece in enumerate(prepared[index].pieces)]
 
         indices, samples = range(len(prepared)), range(options.choices)
-        rows = [[(i, job(i, s)) for i in indices] for s in samples] if together else [[(i, job(i, 0))] for i in indices]
-        answers = [
-            Answer(served.reader, [(j, prepared[i].flags) for i, j in row], options.budget, options.stops, options.detailed)
-            for row in rows
-        ]
-        reading, jobs = Reading(answers, signal, visit.deadline), [j for row in rows for _, j in row]
+        rows = [[x for i in indices for x in parts(i, s)] for s in samples] if together else [parts(i, 0) for i in indices]
+        answers = [Answer(served.reader, row, options.budget, options.stops, options.detailed) for row in rows]
+        reading, jobs = Reading(answers, signal, visit.deadline), [part.job for row in rows for part in row]
         visit.closers.append(lambda: self._close(visit, served, reading, jobs))
         served.engine.submit(jobs)
         return reading

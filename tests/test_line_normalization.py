@@ -168,3 +168,32 @@ def test_the_processor_says_so_in_its_json_and_reads_it_back():
     picture = draw().convert("RGB")
     assert again == processor
     assert (again(picture) == normalize_line(picture, HEIGHT, WIDTH)).all()
+
+
+LONG = "All of this long text must still be there, cut between words, when it has been taken apart for the model's image, end."
+
+
+@pytest.mark.parametrize("text", [LONG, LONG[:60], LONG.replace(" ", "")])
+@pytest.mark.parametrize("sigma", [0, 12])
+def test_a_long_line_comes_in_pieces_that_hold_all_of_it(text, sigma):
+    picture = np.asarray(draw(text, paper=200, ink=60), np.float32)
+    noisy = picture + np.random.default_rng(0).normal(0, sigma, picture.shape)
+    writing = line_normalization.find_writing(Image.fromarray(noisy.clip(0, 255).astype(np.uint8)))
+    pieces = writing.pieces(HEIGHT, WIDTH)
+    whole = 255 - writing.pixels(HEIGHT, 10 * WIDTH).astype(int)
+    assert len(pieces) >= 2 and all(piece.shape == (HEIGHT, WIDTH, 3) for piece in pieces)
+    assert sum((255 - piece.astype(int)).sum() for piece in pieces) == whole.sum(), "no ink is lost, none is there twice"
+
+
+def test_a_line_is_cut_between_words():
+    writing = line_normalization.find_writing(draw(LONG))
+    line = np.asarray(writing._line(HEIGHT, 10 * WIDTH))
+    cuts = line_normalization._cuts(line, WIDTH)
+    assert len(cuts) >= 3 and not line[:, [column + side for column in cuts for side in (-2, 0, 2)]].any()
+
+
+def test_a_short_line_is_one_piece_and_an_endless_one_has_a_limit():
+    (piece,) = line_normalization.find_writing(draw("Hamburg")).pieces(HEIGHT, WIDTH)
+    assert (piece == normal(draw("Hamburg"))).all()
+    endless = Image.fromarray(np.tile(np.asarray(draw("ab")), (1, 300)))
+    assert len(line_normalization.find_writing(endless).pieces(HEIGHT, WIDTH)) == line_normalization.MOST_PIECES

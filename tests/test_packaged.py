@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image, ImageDraw, ImageFont
 from reference import close, nchw
 
 from trocr_jax import files
@@ -46,3 +47,22 @@ def test_transformers_computes_the_same(reader):
     close(reader.model.encode(pixels), states, 1e-4)
     ours = np.asarray(reader.generate(np.stack(pictures), reader.defaults).tokens[:4, 0])[:, : tokens.shape[1]]
     np.testing.assert_array_equal(ours, tokens)
+
+
+def test_lines_that_are_longer_than_its_image(reader):
+    """As on any printed page; squeezed into the image none of these was read."""
+    texts = [
+        "the quick brown fox jumps over a lazy dog while many small boxes of fine paper were sent by post",
+        "Nobody knew why, but 27 people signed for 1,350 parcels (or more) on Friday, 14 March 2025.",
+    ]
+    pictures = []
+    for text in texts:
+        picture = Image.new("L", (1900, 60), 255)
+        ImageDraw.Draw(picture).text((20, 8), text, fill=0, font=ImageFont.load_default(36))
+        pictures.append(picture)
+    lines = reader.read([pictures[0], ROOT / "examples" / "sum.png", pictures[1]])
+    assert [line.text for line in lines] == [texts[0], "$1,249.99", texts[1]]
+    assert [word.text for word in lines[0].words] == texts[0].split() and lines[0].flags == ()
+    assert reader.read(pictures[1]) == lines[2]
+    beams = reader.read(pictures[0], num_beams=2, num_return_sequences=2)
+    assert beams.text == texts[0] and len(beams.alternatives) == 1

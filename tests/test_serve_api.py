@@ -6,7 +6,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from serving import MODEL, PICTURES, chat, data_url, lines, message, reader, serving, wait_until
 
 from trocr_jax.engine import Job
@@ -94,13 +94,43 @@ def test_a_completion_is_openais(http):
 
 def test_several_images_in_order(client):
     pictures = [PICTURES[i] for i in (4, 0, LONGEST, 1)]
-    wanted = "\n".join(lines()[PICTURES.index(picture)].text for picture in pictures)
+    read = [lines()[PICTURES.index(picture)] for picture in pictures]
+    wanted = "\n".join(line.text for line in read)
     assert client.chat.completions.create(model=MODEL, messages=message(*pictures)).choices[0].message.content == wanted
     stream = client.chat.completions.create(model=MODEL, messages=message(*pictures), stream=True, logprobs=True)
     chunks = list(stream)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == wanted
     tokens = [token.token for chunk in chunks if chunk.choices[0].logprobs for token in chunk.choices[0].logprobs.content]
-    assert "".join(tokens) == wanted.replace("\n", "")
+    assert "".join(tokens) == "".join(token.text for line in read for token in line.tokens), "without what stands between lines"
+
+
+def long_line(path):
+    """Three times as long as the model's image."""
+    picture = Image.new("L", (1500, 50), 255)
+    text = "the quick brown fox jumps over a lazy dog while many small boxes of paper"
+    ImageDraw.Draw(picture).text((10, 5), text, fill=0, font=ImageFont.load_default(36))
+    picture.save(path)
+    return path
+
+
+def test_a_long_line_is_read_in_pieces_and_shown_as_one(http, tmp_path):
+    """Beside another image, cut by a budget, streamed."""
+    picture = long_line(tmp_path / "long.png")
+    line = reader().read(picture)
+    assert len(reader().prepare(picture).pieces) >= 3 and line.text.count(" ") == 14
+    for sources in ([picture], [PICTURES[0], picture], [picture, PICTURES[0]]):
+        read = [reader().read(source) for source in sources]
+        body = http.post("/v1/chat/completions", json=chat(*sources)).json()
+        assert body["choices"][0]["message"]["content"] == "\n".join(one.text for one in read)
+        assert [one["text"] for one in body["trocr"]["lines"]] == [one.text for one in read]
+        assert body["usage"]["completion_tokens"] == sum(len(one.tokens) for one in read)
+    budget = len(line.tokens) - 5
+    body = http.post("/v1/chat/completions", json=chat(picture, PICTURES[0], max_tokens=budget)).json()
+    choice, (cut,) = body["choices"][0], body["trocr"]["lines"]
+    assert choice["finish_reason"] == cut["finish_reason"] == "length"
+    assert line.text.startswith(choice["message"]["content"]) and cut["text"] == choice["message"]["content"]
+    result = http.post("/v1/ocr", files={"image": picture.read_bytes()}).json()["results"][0]
+    assert result["text"] == line.text and [word["text"] for word in result["words"]] == line.text.split()
 
 
 def test_only_the_last_turn_is_read(client):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from typing import Any, Literal
+
+NO_TEXT = "no_text"
+"""The flag of an image without ink."""
 
 _TAIL = 200  # characters that can repeat themselves: the search takes the cube of the length of what it looks at
 REPETITION = re.compile(r"(.{2,}?)\1{3,}$|(\S)\2{11,}$|(\b\w+\b)(?:\W+\3\b){3,}$")
@@ -38,7 +44,7 @@ class Line:
     Attributes:
         text: what was read; empty where there was an error or no ink.
         confidence: the model's probability of exactly this text and its end, the product over all tokens, 0 to 1.
-        tokens: as generated, the end token included.
+        tokens: as generated, the end token included; of a line that was read in pieces, with an end token each.
         words: with their confidences.
         finish_reason: "stop", or "length" when the token budget cut the line.
         flags: "no_text" (a blank image), "repetition", "several_lines" (TrOCR reads one line), "several_pages" (of a TIFF
@@ -84,3 +90,32 @@ def _word(match: re.Match[str], spans: list[tuple[int, int]], logprobs: list[flo
 
 def _probability(logprobs: list[float]) -> float:
     return min(1.0, math.exp(math.fsum(logprobs)))
+
+
+def joined(pieces: Sequence[Line]) -> Line:
+    """The Line of a picture that was read in pieces: a space between their texts, all their tokens, and of the alternatives the
+    most probable combinations, as many as the piece with the most has."""
+    return reduce(_with_alternatives, pieces)
+
+
+def _with_alternatives(line: Line, rest: Line) -> Line:
+    best, *others = itertools.starmap(_followed, itertools.product((line, *line.alternatives), (rest, *rest.alternatives)))
+    count = max(len(line.alternatives), len(rest.alternatives))
+    return replace(best, alternatives=tuple(sorted(others, key=lambda other: -other.confidence)[:count]))
+
+
+def _followed(line: Line, rest: Line) -> Line:
+    """Both without their alternatives. One that is blank adds nothing; only all of a picture can be."""
+    flags = tuple(f for f in dict.fromkeys(line.flags + rest.flags) if f != NO_TEXT or f in line.flags and f in rest.flags)
+    if not (line.tokens and rest.tokens):
+        return replace(line if line.tokens else rest, flags=flags, alternatives=())
+    between = " " if line.text and rest.text else ""
+    start = len(line.text) + len(between)
+    return Line(
+        text=line.text + between + rest.text,
+        confidence=line.confidence * rest.confidence,
+        tokens=line.tokens + rest.tokens,
+        words=line.words + tuple(replace(word, start=start + word.start, end=start + word.end) for word in rest.words),
+        finish_reason="stop" if line.finish_reason == rest.finish_reason == "stop" else "length",
+        flags=flags,
+    )

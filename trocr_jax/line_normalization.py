@@ -4,12 +4,16 @@ A small model should not spend its capacity on what arithmetic undoes: colour an
 how loosely somebody cut the line out. Recognisers have normalised lines ever since there are any; the public TrOCR
 checkpoints do not (they stretch the image), so this is only for checkpoints whose preprocessor says `"fit": "line"`.
 
+A line that is too long for the model's image can be had in pieces, cut between words: letters that are squeezed further than
+in training are not read at all.
+
 Height and place of the writing come from mean and spread of the rows of all vertical stroke edges. Both change smoothly: one
 more descender moves them a little, where a bounding box would jump. Arrays are [height, width].
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -22,6 +26,11 @@ _ROWS = 96  # images are averaged down to fewer than twice as many rows
 _REACH = 3.3  # rows kept on either side of the middle of the writing, in standard deviations of its stroke edges
 _VALLEY = 0.25  # of the edges of the fullest row; what lies between two lines has fewer
 _SLOPES = np.tan(np.radians(np.arange(-4.5, 5.0, 0.5))).astype(np.float32)
+_ROOMY = 3 / 4  # of the model's image: what is longer is read in pieces
+_PIECE = 5 / 8  # of the model's image, on the average of a line's pieces
+_SLACK = 0.3  # of a piece, by which either of its ends may move to a gap: then it fills the image
+_GAP = 7  # columns; in lines of 32 rows spaces are hardly narrower
+MOST_PIECES = 8  # of a line; what is longer is squeezed into so many
 _PARTS = 1000  # of a line, each with a paper of its own: a picture of one row of pixels would have millions
 _NOISE = 8  # grey levels by which half of all neighbours differ; on clean paper it is 0
 _LEAST_CONTRAST = 24  # grey levels; less is noise or JPEG, and is not made louder
@@ -57,12 +66,20 @@ class Writing:
 
     def pixels(self, height: int, width: int) -> np.ndarray:
         """uint8 [height, width, 3], see `normalize_line`."""
-        page = Image.new("L", (width, height), 255)
-        if self.rows.size:
-            page.paste(ImageChops.invert(self._line(height, width)))
-        return np.asarray(Image.merge("RGB", (page, page, page)))
+        return _on_paper(self._line(height, width), width)
+
+    def pieces(self, height: int, width: int) -> list[np.ndarray]:
+        """The line in order, uint8 [height, width, 3] each: whole, as `pixels`, where it fills at most 3/4 of the width at its
+        natural scale, else cut where there is least ink: between words, unless one of them is longer than half of the width.
+        """
+        line = self._line(height, round(MOST_PIECES * _PIECE * width))
+        columns = itertools.pairwise([0, *_cuts(np.asarray(line), width), line.width])
+        return [_on_paper(line.crop((first, 0, last, height)), width) for first, last in columns]
 
     def _line(self, height: int, width: int) -> Image.Image:
+        """Its ink as an L image of the height, at most so wide; a single column where there is none."""
+        if not self.rows.size:
+            return Image.new("L", (1, height))
         rows, columns = self.rows, self.columns
         first, last = _between_neighbours(rows, *self.cut)
         if math.isfinite(first) or math.isfinite(last):
@@ -74,6 +91,25 @@ class Writing:
         return _cut(
             _level(self.ink, self.slope, self.pivot), (first, last), (left, right), middle, _REACH * spread, (height, width)
         )
+
+
+def _on_paper(line: Image.Image, width: int) -> np.ndarray:
+    """Ink as an L image -> uint8 [height, width, 3]: at the left, with paper behind."""
+    page = Image.new("L", (width, line.height), 255)
+    page.paste(ImageChops.invert(line))
+    return np.asarray(Image.merge("RGB", (page, page, page)))
+
+
+def _cuts(line: np.ndarray, width: int) -> list[int]:
+    """The columns at which to cut ink [height, n] for images of `width`: of those near equal shares the least inked."""
+    length = line.shape[1]
+    if length <= _ROOMY * width:
+        return []
+    count = math.ceil(length / (_PIECE * width))
+    ink = np.convolve(line.sum(0, dtype=np.float32), np.ones(_GAP), "same")
+    share, slack = length / count, _SLACK * length / count
+    starts = [int(share * number - slack) for number in range(1, count)]
+    return [start + int(ink[start : start + int(2 * slack)].argmin()) for start in starts]
 
 
 def find_writing(image: Image.Image) -> Writing:

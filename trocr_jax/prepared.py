@@ -9,16 +9,16 @@ import numpy as np
 from PIL import Image
 
 from . import images, ink
+from .line import NO_TEXT
 from .line_normalization import Writing, find_writing
 
-NO_TEXT = "no_text"
 SEVERAL_LINES = "several_lines"
 SEVERAL_PAGES = "several_pages"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image ready for the device, or why it is not.
+    """An image ready for the device, or why it is not; of a line that is too long for one image, the first piece.
 
     Attributes:
         pixels: uint8 [height,width,3].
@@ -26,12 +26,19 @@ class Prepared:
         error: why there are no pixels.
         aspect: width over height of the writing, where the preparation finds it, else of the picture: by which the length of
             the text can be guessed.
+        rest: the other pieces of the line, in order.
     """
 
     pixels: np.ndarray | None
     flags: tuple[str, ...] = ()
     error: str | None = None
     aspect: float = 0.0
+    rest: tuple[Prepared, ...] = ()
+
+    @property
+    def pieces(self) -> tuple[Prepared, ...]:
+        """All images that the device reads for this one; `line.joined` puts their lines together."""
+        return self, *self.rest
 
 
 def prepare(source: Any, processor: images.ImageProcessor, max_pixels: int = images.MAX_PIXELS) -> Prepared:
@@ -43,7 +50,11 @@ def prepare(source: Any, processor: images.ImageProcessor, max_pixels: int = ima
         return Prepared(None, error=str(error))
     except Exception as error:  # a mistake of ours: it costs this image, not the million around it
         return Prepared(None, error=f"the image could not be prepared ({type(error).__name__}: {error})")
-    return replace(prepared, flags=(*prepared.flags, SEVERAL_PAGES)) if images.FIRST_OF_SEVERAL in image.info else prepared
+    return _with_flag(prepared, SEVERAL_PAGES) if images.FIRST_OF_SEVERAL in image.info else prepared
+
+
+def _with_flag(prepared: Prepared, flag: str) -> Prepared:
+    return replace(prepared, flags=(*prepared.flags, flag), rest=tuple(_with_flag(piece, flag) for piece in prepared.rest))
 
 
 def _prepare_picture(image: Image.Image, processor: images.ImageProcessor) -> Prepared:
@@ -56,9 +67,12 @@ def _prepare_line(image: Image.Image, processor: images.ImageProcessor) -> Prepa
     channel = ink.varied_channel(image)
     writing = find_writing(channel)
     blank = ink.is_blank(channel)
-    pixels = writing.pixels(processor.height, processor.width)
     flags = _flags(blank, not blank and _several_lines(channel, writing))
-    return Prepared(pixels, flags, aspect=used_width(pixels) / processor.height)
+    first, *rest = (
+        Prepared(pixels, flags, aspect=used_width(pixels) / processor.height)
+        for pixels in writing.pieces(processor.height, processor.width)
+    )
+    return replace(first, rest=tuple(rest))
 
 
 def _several_lines(channel: Image.Image, writing: Writing) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +28,10 @@ from .cores import usable_cores
 from .decoding import GenerateConfig, Generation, read_pixels
 from .generation_files import read_settings
 from .lanes import Lanes
-from .line import Line, line_from_tokens
+from .line import NO_TEXT, Line, joined, line_from_tokens
 from .model import TrOCR
 from .packed import Packed, pack
-from .prepared import NO_TEXT, Prepared, prepare
+from .prepared import Prepared, prepare
 from .tokens import Tokenizer
 
 T = TypeVar("T")
@@ -50,7 +50,19 @@ AHEAD = 2
 Wait = Callable[[], Generation | None]
 """Gives the result of a batch when it is there; None where no image of the batch could be read."""
 
-_Image = tuple[int, Prepared]  # an image and its index among the sources
+
+class _Piece(NamedTuple):
+    """What the device reads at a time: an image, or a piece of one.
+
+    Attributes:
+        place: among all pieces of all sources.
+        source: the index of the image.
+        item: the piece.
+    """
+
+    place: int
+    source: int
+    item: Prepared
 
 
 class Reader:
@@ -137,15 +149,14 @@ class Reader:
         size = self.batch_size if batch_size is None else batch_size
         if min(size, together) < 1:
             raise ValueError(f"batch_size and together must be at least 1, not {size} and {together}")
-        return _by_index(self._read(sources, config, seed, size, size * together))
+        counts: deque[int] = deque()  # of the pieces of every image that is being read
+        pieces = _in_pieces(self.prepare_all(sources, size + size * together), counts)
+        return _whole(_by_place(self._read(_batches(pieces, size, size * together), config, seed)), counts)
 
-    def _read(
-        self, sources: Iterable[Any], config: GenerateConfig, seed: int, size: int, together: int
-    ) -> Iterator[tuple[int, Line]]:
-        """(index, Line) of every image in the order of the batches, which come sorted by aspect out of `together` images."""
-        pending: deque[tuple[list[_Image], Wait]] = deque()
-        prepared = enumerate(self.prepare_all(sources, size + together))
-        for batch in _batches(prepared, size, together):
+    def _read(self, batches: Iterable[list[_Piece]], config: GenerateConfig, seed: int) -> Iterator[tuple[int, Line]]:
+        """(place, Line) of every piece, in the order of the batches."""
+        pending: deque[tuple[list[_Piece], Wait]] = deque()
+        for batch in batches:
             pending.append((batch, self._submit(batch, config, seed)))
             if len(pending) > self.ahead:
                 yield from self._lines(*pending.popleft())
@@ -210,24 +221,24 @@ class Reader:
         result = self.generate(pixels, config, seeds)
         return lambda: result
 
-    def _submit(self, batch: list[_Image], config: GenerateConfig, seed: int) -> Wait:
-        readable = [(index, item.pixels) for index, item in batch if item.pixels is not None]
+    def _submit(self, batch: list[_Piece], config: GenerateConfig, seed: int) -> Wait:
+        readable = [(source, item.pixels) for _, source, item in batch if item.pixels is not None]
         if not readable:
             return lambda: None
-        index = np.array([index for index, _ in readable], np.uint64)
+        index = np.array([source for source, _ in readable], np.uint64)
         seeds = (index * 2654435761 + seed % 2**32) % 2**32  # Knuth's multiplicative hash
         return self.start(np.stack([pixels for _, pixels in readable]), config, seeds)
 
-    def _lines(self, batch: list[_Image], wait: Wait) -> Iterator[tuple[int, Line]]:
+    def _lines(self, batch: list[_Piece], wait: Wait) -> Iterator[tuple[int, Line]]:
         result = wait()
         rows = iter(()) if result is None else zip(*_host(result), strict=True)
-        for index, item in batch:
+        for place, _, item in batch:
             if item.pixels is None:
-                yield index, Line(error=item.error)
+                yield place, Line(error=item.error)
                 continue
             sequences = zip(*next(rows), strict=True)
             best, *others = (self.line(tokens, p, length, end, item.flags) for tokens, p, length, end in sequences)
-            yield index, replace(best, alternatives=tuple(others)) if others else best
+            yield place, replace(best, alternatives=tuple(others)) if others else best
 
 
 def _host(result: Generation) -> tuple[np.ndarray, ...]:
@@ -249,18 +260,32 @@ def in_order(futures: Iterable[Future[T]], ahead: int) -> Iterator[T]:
             future.cancel()
 
 
-def _batches(images: Iterator[_Image], size: int, together: int) -> Iterator[list[_Image]]:
-    """`together` images at a time by length, the long ones first: what is left when lanes run out of work is short."""
-    while group := sorted(itertools.islice(images, together), key=lambda image: -image[1].aspect):
+def _in_pieces(images: Iterable[Prepared], counts: deque[int]) -> Iterator[_Piece]:
+    """All pieces of all images; how many each has goes into `counts`."""
+    place = itertools.count()
+    for source, image in enumerate(images):
+        counts.append(len(image.pieces))
+        yield from (_Piece(next(place), source, piece) for piece in image.pieces)
+
+
+def _whole(lines: Iterator[Line], counts: deque[int]) -> Iterator[Line]:
+    """The lines of pieces as those of images."""
+    for line in lines:
+        yield joined([line, *itertools.islice(lines, counts.popleft() - 1)])
+
+
+def _batches(pieces: Iterator[_Piece], size: int, together: int) -> Iterator[list[_Piece]]:
+    """`together` pieces at a time by length, the long ones first: what is left when lanes run out of work is short."""
+    while group := sorted(itertools.islice(pieces, together), key=lambda piece: -piece.item.aspect):
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def _by_index(lines: Iterable[tuple[int, Line]]) -> Iterator[Line]:
+def _by_place(lines: Iterable[tuple[int, Line]]) -> Iterator[Line]:
     """The lines 0, 1, 2, ..., each as soon as those before it have come."""
     done: dict[int, Line] = {}
     first = 0
-    for index, line in lines:
-        done[index] = line
+    for place, line in lines:
+        done[place] = line
         while first in done:
             yield done.pop(first)
             first += 1

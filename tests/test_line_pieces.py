@@ -1,0 +1,45 @@
+"""Lines that were read in pieces: put together they are one line, whatever the pieces had."""
+
+from dataclasses import replace
+
+import pytest
+
+from trocr_jax.line import Line, Token, Word, joined
+
+ONE = Line("two words", 0.5, (Token(7, "two words", -0.7), Token(2, "", 0.0)), (Word("two", 0, 3, 0.9), Word("words", 4, 9, 0.6)))
+TWO = Line("end", 0.25, (Token(9, "end", -1.4),), (Word("end", 0, 3, 0.25),))
+BLANK = Line(flags=("no_text",))
+
+
+def test_a_whole_line_is_itself():
+    assert joined([ONE]) is ONE
+
+
+def test_text_words_and_tokens_follow_each_other():
+    line = joined([ONE, TWO, ONE])
+    assert line.text == "two words end two words" and line.confidence == pytest.approx(0.5 * 0.25 * 0.5)
+    assert line.tokens == ONE.tokens + TWO.tokens + ONE.tokens and line.finish_reason == "stop"
+    assert all(line.text[word.start : word.end] == word.text for word in line.words) and len(line.words) == 5
+
+
+@pytest.mark.parametrize("pieces", [[BLANK, ONE, TWO], [ONE, BLANK, TWO], [ONE, TWO, BLANK]])
+def test_a_blank_piece_adds_nothing(pieces):
+    assert joined(pieces) == joined([ONE, TWO])
+    assert joined([BLANK, BLANK]) == BLANK
+
+
+def test_what_is_true_of_a_piece_is_true_of_the_line():
+    cut = replace(TWO, finish_reason="length", flags=("repetition", "several_pages"))
+    line = joined([replace(ONE, flags=("several_pages",)), cut])
+    assert line.finish_reason == "length" and line.flags == ("several_pages", "repetition")
+
+
+def test_alternatives_are_the_most_probable_combinations():
+    def with_others(line, *confidences):
+        others = (replace(line, text=f"{line.text}{c}", confidence=c) for c in confidences)
+        return replace(line, alternatives=tuple(others))
+
+    line = joined([with_others(ONE, 0.4, 0.1), with_others(TWO, 0.2, 0.15)])
+    assert line.text == "two words end"
+    assert [x.text for x in line.alternatives] == ["two words end0.2", "two words0.4 end"]
+    assert all(x.alternatives == () for x in line.alternatives)
