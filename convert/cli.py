@@ -133,7 +133,7 @@ def _complete(config: Config, found: dict[str, bytes], model: Any) -> dict[str, 
         found = {name: content for name, content in found.items() if name not in files.TOKENIZER_FILES}
         found |= {name: content for name, content in given.items() if name in files.TOKENIZER_FILES}
     if not found.keys() & set(files.PREPROCESSOR_FILES):
-        found |= preprocessor(model, resample=BICUBIC if Path(config.src).is_file() or config.decoder else None)
+        found |= preprocessor(model, resample=BICUBIC if files.expand(config.src).is_file() or config.decoder else None)
         print("no preprocessor_config.json: wrote the one of the public checkpoints of this kind", file=sys.stderr)
     if pretrained.lacking(found):
         example = "small" if model.decoder.vocab_size == 64044 else "base"

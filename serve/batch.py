@@ -1,7 +1,7 @@
 """Reads millions of images of lines or pages: a folder, a glob, a list, tar shards, parquet files or an LMDB, here or at a URL.
 
-OUTPUT becomes a folder of parts (JSON lines or parquet) with id, text, confidence, words, flags and error of every line,
-or with --page id, size, lines and error of every page.
+OUTPUT becomes a folder of parts (JSON lines or parquet) with id, text, confidence, finish_reason, words, flags and error of
+every line, or with --page id, size, lines and error of every page.
 Run the same command again to go on after any interruption, and on as many machines as share OUTPUT to go faster: the
 result is the same.
 """

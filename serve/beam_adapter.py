@@ -17,7 +17,8 @@ from . import batch_output as output
 
 class LineModelHandler(ModelHandler[Any, PredictionResult, Reader]):
     """An example is an image: a path, a file's bytes, a PIL image or an array. The inference is a dict of text, confidence,
-    words, flags and error, as `trocr-jax batch` writes it; keys are the caller's business, with Beam's KeyedModelHandler.
+    finish_reason, words, flags and error, as `trocr-jax batch` writes it; keys are the caller's business, with Beam's
+    KeyedModelHandler.
 
     Args:
         model, dtype: as for `Reader.from_pretrained`.

@@ -1,6 +1,6 @@
 """What happens to a request before and around its route, in this order, each step cheaper than the next:
 
-    name it; refuse malformed framing and foreign hosts; check the key; check the key's rate; is there room? then read the body,
+    name it; refuse malformed framing and foreign hosts; check the key; is there room? check the key's rate; then read the body,
     within bytes and time; run the route; watch for the client's leaving meanwhile; put everything right; write it down.
 
 So a refused request costs neither memory nor decoding, and a client that vanishes frees what it had.

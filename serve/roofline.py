@@ -1,8 +1,8 @@
 """What a device could do at best: its ceilings as measured, the arithmetic and traffic of reading a batch, and both in one plot.
 
 Letters: B lines, T new tokens, S image tokens, E their width, L layers, D width, N heads, F MLP width, V vocabulary.
-The counts are of our own way to compute (cross-attention on the image tokens, see `decoder`), and the least that must move: the
-weights once an encoded batch and once a decoding step, the image tokens twice a layer, the cache once.
+The counts are of our own way to compute (cross-attention on the image tokens, see `decoder_layer`), and the least that must
+move: the weights once an encoded batch and once a decoding step, the image tokens twice a layer, the cache once.
 """
 
 from __future__ import annotations

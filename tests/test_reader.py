@@ -84,7 +84,7 @@ def test_a_mistake_of_ours_costs_one_image_and_not_the_run(reader, drawn, monkey
     monkeypatch.setattr(ink, "look", lambda image: look(image) if image.width < 999 else 1 / 0)
     lines = reader.read([drawn[0], Image.new("RGB", (1000, 20)), drawn[1]], max_new_tokens=4)
     assert [bool(line.error) for line in lines] == [False, True, False]
-    assert lines[1].error == "the image could not be prepared (ZeroDivisionError: division by zero)"
+    assert lines[1].error == "the image could not be prepared (ZeroDivisionError)"
 
 
 def test_what_gives_no_array_is_an_error_of_its_own_image(reader, drawn):

@@ -122,11 +122,11 @@ def test_a_long_line_is_read_in_pieces_and_shown_as_one(http, tmp_path):
         read = [reader().read(source) for source in sources]
         body = http.post("/v1/chat/completions", json=chat(*sources)).json()
         assert body["choices"][0]["message"]["content"] == "\n".join(one.text for one in read)
-        assert [one["text"] for one in body["trocr"]["lines"]] == [one.text for one in read]
+        assert [one["text"] for one in body["choices"][0]["trocr"]["lines"]] == [one.text for one in read]
         assert body["usage"]["completion_tokens"] == sum(len(one.tokens) for one in read)
     budget = len(line.tokens) - 5
     body = http.post("/v1/chat/completions", json=chat(picture, PICTURES[0], max_tokens=budget)).json()
-    choice, (cut,) = body["choices"][0], body["trocr"]["lines"]
+    choice, (cut,) = body["choices"][0], body["choices"][0]["trocr"]["lines"]
     assert choice["finish_reason"] == cut["finish_reason"] == "length"
     assert line.text.startswith(choice["message"]["content"]) and cut["text"] == choice["message"]["content"]
     result = http.post("/v1/ocr", files={"image": picture.read_bytes()}).json()["results"][0]

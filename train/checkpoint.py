@@ -37,7 +37,7 @@ class Checkpoints:
     Args:
         folder: made if absent.
         keep: newest checkpoints that stay, beside the one with the lowest score.
-        say: (kind, fields) of what happens; see `loop.Log`.
+        say: (kind, fields) of what happens; see `log.Log`.
     """
 
     def __init__(self, folder: Path, keep: int = 2, say: Callable[..., None] = lambda *_, **__: None):

@@ -23,10 +23,10 @@ class SyntheticConfig:
 
     Attributes:
         fonts: folder of fonts to draw with.
-        held_out_fonts: folder of fonts that only evaluation draws with; empty evaluates with `fonts`.
+        held_out_fonts: folder of fonts that only evaluation draws with; where there is none, it says so and takes `fonts`.
         seed: of the lines; the order in which they are used is the run's seed.
         min_length, max_length: characters of a text.
-        max_squeeze: a line that is so many times wider than the model's image, scaled to its height, is drawn anew.
+        max_squeeze: a line that is wider than so many times the shape of the model's image is drawn anew.
         start: lines on disk before the first step.
         fresh: new lines for every line that is used, until there are `lines`.
         lines: how many at most; 12 KB each at 32 x 128 pixels.
@@ -277,8 +277,9 @@ PRESETS: dict[str, Config] = {
         synthetic=SyntheticConfig(max_length=40, max_squeeze=1.0, fresh=0.6),
     ),
 }  # fmt: skip
-"""Whole runs by name; every field can be overridden. The first four have the numbers of the original recipes (unilm's README):
-`stage1`, `iam`, `sroie` and `str`; batch sizes are those of eight GPUs together, steps enough for the patience to decide."""
+"""Whole runs by name; every field can be overridden. `iam`, `sroie` and `str` have the numbers of the original recipes (unilm's
+README), batch sizes those of eight GPUs together, steps enough for the patience to decide. How stage 1 was trained is not
+published: `stage1` trains it on."""
 
 
 LEAST = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,10 @@ def held_out(config: Config, processor: ImageProcessor) -> dict[str, Lines]:
 
 
 def drawn_lines(config: SyntheticConfig, processor: ImageProcessor, count: int) -> dict[str, Lines]:
-    """`count` lines of every level, with fonts and texts that training does not see; too wide ones are left out."""
+    """`count` lines of every level, with texts that training does not see, and such fonts where there are; not too wide ones."""
     folder = Path(config.held_out_fonts).expanduser()
+    if not folder.is_dir():
+        print(f"no folder {folder}: evaluation draws with the fonts of training", file=sys.stderr)
     faces = fonts.find_faces(folder if folder.is_dir() else config.fonts)
     widest = config.max_squeeze * processor.width / processor.height
     groups = {}

@@ -19,14 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from trocr_jax import line_normalization
+from trocr_jax import ink, line_normalization
 from trocr_jax.images import ImageProcessor
 
 from . import fonts, synthesis
 from .config import SyntheticConfig, to_plain
 
 SHARD = 2048
-CODE = ("fonts.py", "synthesis.py", "texts.py", "words.py")  # what decides how a line looks
+CODE = tuple(Path(__file__).with_name(name) for name in ("fonts.py", "synthesis.py", "texts.py", "words.py")) + (
+    Path(ink.__file__), Path(line_normalization.__file__),
+)  # fmt: skip
+"""What decides how a line looks."""
 ATTEMPTS = 16  # to draw a line that is not too wide, before one is taken as it is
 
 
@@ -138,7 +141,6 @@ def _digest(config: SyntheticConfig, processor: ImageProcessor) -> str:
     decisive = {name: plain[name] for name in ("seed", "min_length", "max_length", "max_squeeze")}
     folder = Path(config.fonts).expanduser()
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
-    code = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in CODE]
-    code.append(Path(line_normalization.__file__).read_text(encoding="utf-8"))
+    code = [path.read_text(encoding="utf-8") for path in CODE]
     content = json.dumps([decisive, processor.to_hf(), SHARD, ATTEMPTS, names, code])
     return hashlib.sha256(content.encode()).hexdigest()[:16]

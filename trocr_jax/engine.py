@@ -55,7 +55,8 @@ class Job:
         sample: which of a seed's samples, or of a beam search's sequences, best first.
         alternatives: how many likeliest tokens to note at each step, at most slots.MAX_ALTERNATIVES.
         deadline: on `time.monotonic`; after it the job is dropped wherever it is.
-        notify: called by the engine's thread when the job is over, and after every step if `stream`. Must not block.
+        notify: called by the engine's thread when the job is over, and if `stream` after every turn that gave it tokens. Must not
+            block.
         tokens: without the start token, the end token included.
         logprobs: of the tokens.
         best: for each token the `alternatives` likeliest ones as (token, log-probability).

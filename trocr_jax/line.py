@@ -67,6 +67,11 @@ class Line:
         return asdict(self)
 
 
+def one_line(text: str) -> str:
+    """A text without what breaks lines or columns: a result is one row, whatever the model wrote."""
+    return re.sub(r"[\t\r\n\v\f\x1c-\x1e\x85\u2028\u2029]", " ", text)
+
+
 def line_from_tokens(
     text: str, ids: list[int], logprobs: list[float], spans: list[tuple[int, int]], finished: bool, flags: tuple[str, ...] = ()
 ) -> Line:

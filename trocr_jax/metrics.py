@@ -2,8 +2,8 @@
 
 Rates are percentages over a whole corpus, the edits of all lines over the length of all references, as the published TrOCR
 numbers are; the mean of the lines' rates is another number. No text is normalised unless a function says so. What TrOCR's own
-scorers compute (microsoft/unilm, trocr/scoring.py) stands here under the same names: cer2 became `byte_error_rate`, because
-its library measured bytes.
+scorers compute (microsoft/unilm, trocr/scoring.py) stands here too: its cer2 is `byte_error_rate`, because its library
+measured bytes, its wpa `word_accuracy`; our `cer` counts characters.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from PIL import Image
 
 from . import files, images, page
 from .cli import UsageError
+from .line import one_line
 from .page_formats import DOCUMENTS, MAX_BYTES, Page, PageFormatError, parse_lines, render
 
 SUFFIXES = {"text": ".txt", "tsv": ".tsv", "json": ".json", "hocr": ".hocr", "alto": ".alto.xml", "page": ".page.xml"}
@@ -152,7 +153,7 @@ def _beside(page: Source, folder: Path) -> list[Path]:
 
 def _text(found: Page, source: Source, form: str) -> str:
     if form == "tsv":
-        return "".join(f"{source}\t{line.line.text}\n" for line in found.lines)
+        return "".join(f"{source}\t{one_line(line.line.text)}\n" for line in found.lines)
     name = str(source) if form == "json" else source.path.name
     return render(found, form, name, source.number or 1)  # pyright: ignore[reportArgumentType]
 

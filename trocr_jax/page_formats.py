@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from .line import Line
+from .line import Line, one_line
 
 Format = Literal["text", "json", "hocr", "alto", "page"]
 FORMATS = get_args(Format)
@@ -217,7 +217,7 @@ def render(page: Page, form: Format, name: str, page_number: int = 1, created: d
         created: for PAGE-XML; by default now.
     """
     if form == "text":
-        return "".join(f"{line.line.text}\n" for line in page.lines)
+        return "".join(f"{one_line(line.line.text)}\n" for line in page.lines)
     if form == "json":
         return json.dumps(to_dict(page, name), ensure_ascii=False) + "\n"
     if form == "page":

@@ -48,8 +48,8 @@ def prepare(source: Any, processor: images.ImageProcessor, max_pixels: int = ima
         prepared = _prepare_line(image, processor) if processor.fit == "line" else _prepare_picture(image, processor)
     except images.ImageError as error:
         return Prepared(None, error=str(error))
-    except Exception as error:  # a mistake of ours: it costs this image, not the million around it
-        return Prepared(None, error=f"the image could not be prepared ({type(error).__name__}: {error})")
+    except Exception as error:  # ours: it costs this image, not the million around it, and its text is not for clients
+        return Prepared(None, error=f"the image could not be prepared ({type(error).__name__})")
     return _with_flag(prepared, SEVERAL_PAGES) if images.FIRST_OF_SEVERAL in image.info else prepared
 
 

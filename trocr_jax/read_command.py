@@ -6,7 +6,6 @@ An image that cannot be read is reported and does not stop the others; the exit 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import tyro
 
 from . import images
 from .cli import UsageError, load
-from .line import Line
+from .line import Line, one_line
 from .page_formats import DOCUMENTS
 from .prepared import SEVERAL_PAGES
 
@@ -161,7 +160,7 @@ def render(path: Path, line: Line, form: str) -> str:
     """One line of output."""
     if form == "json":
         return json.dumps({"path": str(path), **line.to_dict()}, ensure_ascii=False)
-    text = re.sub(r"[\t\r\n\v\f\x1c-\x1e\x85\u2028\u2029]", " ", line.text)  # a result is one line, whatever the model wrote
+    text = one_line(line.text)
     return f"{path}\t{text}" if form == "tsv" else text
 
 
