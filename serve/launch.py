@@ -89,6 +89,8 @@ def _server(config: Config, service: Service, app: Guard) -> Server:
 
 def _listen(host: str, port: int) -> socket.socket:
     """A bound socket: a port in use is known before minutes of loading."""
+    if not 0 <= port < 1 << 16:  # getaddrinfo would take the rest of a division
+        raise UsageError(f"cannot listen on {host}:{port}: ports are 0 to 65535")
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind, proto)

@@ -196,11 +196,17 @@ class Answer:
                 if position >= first:
                     self._shown = index, position + 1
                     if ids[position] not in tokenizer.special_ids:
-                        yield entry(tokenizer, job, position)
+                        shown = entry(tokenizer, job, position)
+                        yield shown if position else _after(self._parts[index].before, shown)
             if line is None:
                 return
             first = 0
             self._shown = index + 1, 0
+
+
+def _after(before: str, first: Entry) -> Entry:
+    """A part's first token with what stands before the part, so that all tokens add up to the text."""
+    return replace(first, text=before + first.text, data=before.encode() + first.data)
 
 
 def entry(tokenizer: Tokenizer, job: Job, position: int) -> Entry:

@@ -196,4 +196,16 @@ def test_a_short_line_is_one_piece_and_an_endless_one_has_a_limit():
     (piece,) = line_normalization.find_writing(draw("Hamburg")).pieces(HEIGHT, WIDTH)
     assert (piece == normal(draw("Hamburg"))).all()
     endless = Image.fromarray(np.tile(np.asarray(draw("ab")), (1, 300)))
-    assert len(line_normalization.find_writing(endless).pieces(HEIGHT, WIDTH)) == line_normalization.MOST_PIECES
+    assert len(line_normalization.find_writing(endless).pieces(HEIGHT, WIDTH)) == line_normalization._LONGEST
+
+
+@pytest.mark.parametrize("gap", [100, 600, 2000])
+def test_a_wide_gap_is_no_end_of_the_line(gap):
+    """Its pieces begin with ink, and none is empty."""
+    left, right = draw("Chapter One"), draw("17")
+    line = Image.new("L", (left.width + gap + right.width, left.height), 255)
+    line.paste(left)
+    line.paste(right, (left.width + gap, left.height - right.height))
+    pieces = line_normalization.find_writing(line).pieces(HEIGHT, WIDTH)
+    assert 2 <= len(pieces) <= line_normalization.MOST_PIECES
+    assert all((piece[:, :20] < 128).any() for piece in pieces)

@@ -45,7 +45,7 @@ def generate(
         raise ValueError("sampling needs seeds, one an image")
     config.check_positions(model.config.decoder.max_positions)
     layers = layers or model.decoder.step_layers()
-    mask = jnp.ones(memory.shape[0], bool) if mask is None else mask
+    mask = jnp.ones(memory.shape[0], bool) if mask is None else jnp.asarray(mask, bool)
     with precision(model.dtype):
         if config.num_beams > 1:
             return beam_search(model, layers, memory, config, mask)

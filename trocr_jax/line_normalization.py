@@ -30,7 +30,10 @@ _ROOMY = 3 / 4  # of the model's image: what is longer is read in pieces
 _PIECE = 5 / 8  # of the model's image, on the average of a line's pieces
 _SLACK = 0.3  # of a piece, by which either of its ends may move to a gap: then it fills the image
 _GAP = 7  # columns; in lines of 32 rows spaces are hardly narrower
-MOST_PIECES = 8  # of a line; what is longer is squeezed into so many
+_WIDE = 1.5  # heights of a line: paper that is wider parts what is read apart, as in a table of contents
+_INKED = 64  # of 255: a column with less is paper
+_LONGEST = 8  # pieces of that length; what is longer is squeezed into them
+MOST_PIECES = 2 * _LONGEST  # of a line, as there may be as many wide gaps
 _PARTS = 1000  # of a line, each with a paper of its own: a picture of one row of pixels would have millions
 _NOISE = 8  # grey levels by which half of all neighbours differ; on clean paper it is 0
 _LEAST_CONTRAST = 24  # grey levels; less is noise or JPEG, and is not made louder
@@ -69,12 +72,12 @@ class Writing:
         return _on_paper(self._line(height, width), width)
 
     def pieces(self, height: int, width: int) -> list[np.ndarray]:
-        """The line in order, uint8 [height, width, 3] each: whole, as `pixels`, where it fills at most 3/4 of the width at its
-        natural scale, else cut where there is least ink: between words, unless one of them is longer than half of the width.
+        """The line in order, uint8 [height, width, 3] each: whole, as `pixels`, where it has no wide gap and fills at most 3/4 of
+        the width at its natural scale, else cut at such gaps and where there is least ink: between words, unless one of them is
+        longer than half of the width.
         """
-        line = self._line(height, round(MOST_PIECES * _PIECE * width))
-        columns = itertools.pairwise([0, *_cuts(np.asarray(line), width), line.width])
-        return [_on_paper(line.crop((first, 0, last, height)), width) for first, last in columns]
+        line = self._line(height, round(_LONGEST * _PIECE * width))
+        return [_on_paper(line.crop((first, 0, last, height)), width) for first, last in _parts(np.asarray(line), width)]
 
     def _line(self, height: int, width: int) -> Image.Image:
         """Its ink as an L image of the height, at most so wide; a single column where there is none."""
@@ -98,6 +101,26 @@ def _on_paper(line: Image.Image, width: int) -> np.ndarray:
     page = Image.new("L", (width, line.height), 255)
     page.paste(ImageChops.invert(line))
     return np.asarray(Image.merge("RGB", (page, page, page)))
+
+
+def _parts(line: np.ndarray, width: int) -> list[tuple[int, int]]:
+    """The first column and the one behind the last of every piece of a line [height, n] for images of `width`."""
+    inked = np.flatnonzero(line.max(0) >= _INKED)
+    if not inked.size:
+        return [(0, line.shape[1])]
+    gaps = np.flatnonzero(np.diff(inked) > _WIDE * len(line))
+    middles = ((inked[gaps] + inked[gaps + 1]) // 2).tolist()[: _LONGEST - 1]
+    sections = itertools.pairwise([0, *middles, line.shape[1]])
+    ends = [first + end for first, last in sections for end in (0, *_cuts(line[:, first:last], width))]
+    if len(ends) == 1:
+        return [(0, line.shape[1])]
+    parts = itertools.pairwise([*ends, line.shape[1]])
+    return [_trimmed(own, part) for part in parts if (own := inked[(inked >= part[0]) & (inked < part[1])]).size]
+
+
+def _trimmed(inked: np.ndarray, part: tuple[int, int]) -> tuple[int, int]:
+    """A piece without the paper at its ends, which a model takes for the end of the line."""
+    return max(int(inked[0]) - _GAP, part[0]), min(int(inked[-1]) + 1 + _GAP, part[1])
 
 
 def _cuts(line: np.ndarray, width: int) -> list[int]:
