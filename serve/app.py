@@ -123,10 +123,8 @@ async def _answer(request: Request, error: Exception) -> Response:
 def _known(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, RequestValidationError):
+    if isinstance(error, RequestValidationError | ValidationError):
         return from_validation(error.errors())
-    if isinstance(error, ValidationError):
-        return ocr.validation_error(error)
     if isinstance(error, HTTPException) and error.status_code < 500:
         codes = {404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type"}
         messages = {404: "no such path here", 405: "not with this method"}

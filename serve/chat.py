@@ -1,44 +1,24 @@
-"""POST /v1/chat/completions.
-
-The images of the last turn (the user messages after the last answer) are read, in order, and their lines joined with newlines.
-Texts of any message are accepted and have no influence: TrOCR reads, it does not listen. Fields that would have one and cannot
-be obeyed are refused by name.
-"""
+"""POST /v1/chat/completions: a `conversation` answered in the words of OpenAI's chat API."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from annotated_types import MaxLen, MinLen
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
+from .conversation import JSON_ONLY, Conversation, ImagePart, TextFormat, last_images, respond
 from .errors import ApiError, bad_request
 from .ids import fresh_id
-from .reading import Answer, Entry, Reading
-from .service import Options, Served, Service, options_for
+from .limits import Limits
+from .reading import Entry, Reading
+from .service import Options, Served
 from .sources import Source
-from .wire import (
-    ERRORS,
-    Count,
-    Empty,
-    Name,
-    Nothing,
-    Seed,
-    Strict,
-    Temperature,
-    TopLogprobs,
-    TopP,
-    TrocrOptions,
-    Zero,
-    line_object,
-    logprob_objects,
-    now,
-    reply,
-    sse,
-)  # fmt: skip
+from .wire import ERRORS, Count, Empty, Nothing, Seed, Strict, Zero, logprob_objects, now, sse, trocr_object
 
 router = APIRouter()
 
@@ -53,14 +33,17 @@ class ImageUrl(Strict):
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class ImagePart(Strict):
+class ImageUrlPart(ImagePart):
     type: Literal["image_url"]
     image_url: ImageUrl
+
+    def source(self, place: str) -> Source:
+        return Source(self.image_url.url, f"{place}.image_url.url")
 
 
 class UserMessage(Strict):
     role: Literal["user"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: str | list[Annotated[TextPart | ImageUrlPart, Field(discriminator="type")]]
     name: str | None = None
 
 
@@ -76,89 +59,49 @@ class StreamOptions(Strict):
     include_obfuscation: bool | None = None
 
 
-class TextFormat(Strict):
-    type: Literal["text"]
-
-
 Stop = Annotated[str, MinLen(1), MaxLen(64)]
 
 
-class ChatRequest(Strict):
-    model: Name
+class ChatRequest(Conversation):
     messages: Annotated[list[Annotated[UserMessage | OtherMessage, Field(discriminator="role")]], MinLen(1), MaxLen(1000)]
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
-    top_logprobs: TopLogprobs | None = None
     n: Count | None = None
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     stop: Stop | Annotated[list[Stop], MaxLen(4)] | None = None
     seed: Seed | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    trocr: TrocrOptions | None = None
-    # fields without influence on what is read
-    user: str | None = None
-    safety_identifier: str | None = None
-    metadata: dict[str, str] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    prompt_cache_key: str | None = None
-    parallel_tool_calls: bool | None = None
+    # whatever stands in these, the same text is read
     reasoning_effort: str | None = None
     verbosity: str | None = None
-    # fields that only their neutral values are accepted of
-    store: Literal[False] | None = None
+    # these would ask for what is not done here: only the values that ask for nothing are taken
     frequency_penalty: Zero | None = None
     presence_penalty: Zero | None = None
     logit_bias: Nothing | None = None
     modalities: Annotated[list[Literal["text"]], MinLen(1), MaxLen(1)] | None = None
     response_format: TextFormat | None = None
-    tools: Empty | None = None
-    tool_choice: Literal["none", "auto"] | None = None
     functions: Empty | None = None
     function_call: Literal["none", "auto"] | None = None
 
     def sources(self) -> list[Source]:
-        """The images of the last turn. Raises ApiError 400 where there are none."""
-        answered = max((i for i, message in enumerate(self.messages) if message.role == "assistant"), default=-1)
-        found = [
-            Source(part.image_url.url, f"messages[{i}].content[{j}].image_url.url")
-            for i, message in enumerate(self.messages)
-            if isinstance(message, UserMessage) and i > answered and not isinstance(message.content, str)
-            for j, part in enumerate(message.content)
-            if isinstance(part, ImagePart)
-        ]
-        if not found:
-            raise bad_request("the last user message has no image: send image_url parts", "messages", "image_required")
-        return found
+        return last_images(self.messages, "messages", "image_url")
 
-    def options(self, served: Served, service: Service) -> Options:
-        """Raises ApiError 400 for fields that contradict each other or the server."""
+    def options(self, served: Served, limits: Limits) -> Options:
         if self.top_logprobs is not None and not self.logprobs:
             raise bad_request("top_logprobs needs logprobs: true", "top_logprobs")
         if self.stream_options is not None and not self.stream:
             raise bad_request("stream_options needs stream: true", "stream_options")
         budgets = [budget for budget in (self.max_tokens, self.max_completion_tokens) if budget is not None]
-        return options_for(
-            served, service.limits, temperature=self.temperature, top_p=self.top_p, seed=self.seed, n=self.n,
-            max_tokens=min(budgets, default=None), num_beams=self.trocr.num_beams if self.trocr else None,
-            top_logprobs=self.top_logprobs or 0, stops=[self.stop] if isinstance(self.stop, str) else self.stop or (),
-            detailed=bool(self.logprobs), stream=bool(self.stream),
+        return self._options(
+            served, limits, seed=self.seed, n=self.n, max_tokens=min(budgets, default=None),
+            stops=[self.stop] if isinstance(self.stop, str) else self.stop or (), detailed=bool(self.logprobs),
         )  # fmt: skip
 
 
-@router.post("/v1/chat/completions", responses=ERRORS)
+@router.post("/v1/chat/completions", responses=ERRORS, dependencies=JSON_ONLY)
 async def create(body: ChatRequest, request: Request) -> Response:
     """Reads the images of the last turn."""
-    service: Service = request.app.state.service
-    served = service.model(body.model)
-    sources, options = body.sources(), body.options(served, service)
-    reading = await service.read(request.state.visit, served, sources, options)
-    chat = _Chat(body, served, len(sources))
-    if body.stream:
-        return StreamingResponse(chat.stream(reading), media_type="text/event-stream", headers={"cache-control": "no-store"})
-    return reply(chat.completion(reading, await reading.complete()))
+    return await respond(request, body, partial(_Chat, body))
 
 
 class _Chat:
@@ -168,7 +111,7 @@ class _Chat:
         self.body, self.prompt_tokens = body, images * served.image_tokens
         self.head = {"id": fresh_id("chatcmpl-"), "created": now(), "model": served.name, "system_fingerprint": "trocr-jax"}
 
-    def completion(self, reading: Reading, entries: list[tuple[Entry, ...]]) -> dict[str, Any]:
+    def whole(self, reading: Reading, entries: list[tuple[Entry, ...]]) -> dict[str, Any]:
         choices = [
             {
                 "index": index,
@@ -217,11 +160,6 @@ class _Chat:
     @property
     def wants_usage(self) -> bool:
         return bool(self.body.stream_options and self.body.stream_options.include_usage)
-
-
-def trocr_object(answer: Answer) -> dict[str, Any]:
-    """What OpenAI's objects have no place for: every line by itself, with its words and their confidence."""
-    return {"lines": [line_object(line) for line in answer.lines]}
 
 
 def _delta(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _SAFE_LENGTH = 80
+_IN_JSON = {"be None": "be null", "be False": "be false"}
 
 
 class ApiError(Exception):
@@ -66,12 +68,16 @@ def internal() -> ApiError:
     return ApiError(500, "an internal error; the server's log has it under the request id", "internal_error")
 
 
-def from_validation(errors: Sequence[Any]) -> ApiError:
-    """One of pydantic's errors, the deepest: of a union's branches, that is the one that was meant.
+def unsupported_media_type(message: str) -> ApiError:
+    """415: the body's Content-Type is none that the route takes."""
+    return ApiError(415, message, "unsupported_media_type")
 
-    Its text is kept only where it repeats nothing of the request.
+
+def from_validation(errors: Sequence[Any]) -> ApiError:
+    """One of pydantic's errors, the deepest: of a union's branches, that is the one that was meant. Of two as deep, the one that
+    took the value's type.
     """
-    error = max(errors, key=lambda error: len(error["loc"]))
+    error = max(errors, key=lambda error: (len(error["loc"]), not error["type"].endswith("_type")))
     param, kind = path([part for part in error["loc"] if part != "body"]), error["type"]
     if kind == "extra_forbidden":
         return bad_request(f"{param} is not supported", param, "unsupported_parameter")
@@ -81,8 +87,15 @@ def from_validation(errors: Sequence[Any]) -> ApiError:
         return bad_request("the body is not valid JSON", None, "invalid_json")
     if kind.startswith("union_tag"):
         return bad_request(f"{param} has a type that is not supported here", param, "unsupported_type")
-    text = error["msg"].removeprefix("Input should ") if kind not in ("value_error", "assertion_error") else "be different"
-    return bad_request(f"{param} should {text}" if param else "the body should be a JSON object", param)
+    return bad_request(f"{param} should {_wish(error)}" if param else "the body should be a JSON object", param)
+
+
+def _wish(error: Any) -> str:
+    """What a value should be, in pydantic's words where they repeat nothing of the request."""
+    if error["type"] in ("value_error", "assertion_error"):
+        return "be different"
+    text = re.sub(r"^\w+ should ", "", error["msg"]).partition(" after validation")[0]
+    return _IN_JSON.get(text, "be empty" if text.startswith("have at most 0 ") else text)
 
 
 def path(parts: Sequence[str | int]) -> str | None:

@@ -11,18 +11,17 @@ from typing import Annotated, Any
 from annotated_types import MaxLen, MinLen
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from trocr_jax.reader import Prepared
 
-from .errors import ApiError, bad_request, from_validation
+from .errors import ApiError, bad_request, unsupported_media_type
 from .ids import fresh_id
 from .reading import Answer
 from .service import Options, Served, Service, Visit, options_for
 from .sources import Source
-from .wire import ERRORS, Beams, Count, Name, Strict, line_object, now, reply
+from .wire import ERRORS, Beams, Count, Name, Strict, line_object, media_type, now, reply
 
 router = APIRouter()
 _FORM_FIELD_BYTES = 4096
@@ -89,13 +88,13 @@ def _result(index: int, outcome: Answer | ApiError) -> dict[str, Any]:
 
 async def _parse(request: Request, most: int) -> tuple[OcrOptions, list[Source]]:
     """Options and images of either kind of body. Raises ApiError 400 or 415."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = media_type(request)
     if kind == "application/json":
         body = OcrRequest.model_validate(_json(await request.body()))
         return body, [Source(url, f"images[{i}]") for i, url in enumerate(body.images)]
     if kind == "multipart/form-data":
         return await _form(request, most)
-    raise ApiError(415, "send application/json or multipart/form-data", "unsupported_media_type")
+    raise unsupported_media_type("send JSON with the header Content-Type: application/json, or a form of files (curl -F)")
 
 
 def _json(body: bytes) -> Any:
@@ -126,8 +125,3 @@ async def _form(request: Request, most: int) -> tuple[OcrOptions, list[Source]]:
     if not sources:
         raise bad_request("the form has no file", "images", "image_required")
     return OcrOptions.model_validate(fields), sources
-
-
-def validation_error(error: ValidationError) -> ApiError:
-    """For bodies that the route checks itself."""
-    return from_validation(error.errors(include_url=False, include_context=False, include_input=False))

@@ -1,39 +1,27 @@
-"""POST /v1/responses, without a memory: nothing is stored, and nothing stored can be referred to.
+"""POST /v1/responses: a `conversation` answered in the words of OpenAI's responses API.
 
-Images and texts are treated as in `chat`.
+There is no memory: nothing is stored, and nothing stored can be referred to.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from annotated_types import MaxLen, MinLen
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from .chat import TextFormat, trocr_object
+from .conversation import JSON_ONLY, Conversation, ImagePart, TextFormat, last_images, respond
 from .errors import ApiError, bad_request
 from .ids import fresh_id
+from .limits import Limits
 from .reading import Delta, Entry, Reading
-from .service import Options, Served, Service, options_for
+from .service import Options, Served
 from .sources import Source
-from .wire import (
-    ERRORS,
-    Count,
-    Empty,
-    Name,
-    Strict,
-    Temperature,
-    TopLogprobs,
-    TopP,
-    TrocrOptions,
-    logprob_objects,
-    now,
-    reply,
-    sse,
-)  # fmt: skip
+from .wire import ERRORS, Count, Strict, logprob_objects, now, sse, trocr_object
 
 router = APIRouter()
 
@@ -43,10 +31,13 @@ class InputText(Strict):
     text: str
 
 
-class InputImage(Strict):
+class InputImage(ImagePart):
     type: Literal["input_image"]
     image_url: str
     detail: Literal["auto", "low", "high", "original"] | None = None
+
+    def source(self, place: str) -> Source:
+        return Source(self.image_url, f"{place}.image_url")
 
 
 class InputMessage(Strict):
@@ -74,75 +65,36 @@ class StreamOptions(Strict):
     include_obfuscation: bool | None = None
 
 
-class ResponsesRequest(Strict):
-    model: Name
+class ResponsesRequest(Conversation):
     input: str | Annotated[list[Annotated[InputMessage | OtherItem, Field(discriminator="role")]], MinLen(1), MaxLen(1000)]
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
     include: Annotated[list[Literal["message.output_text.logprobs"]], MaxLen(1)] | None = None
-    top_logprobs: TopLogprobs | None = None
     max_output_tokens: Count | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    trocr: TrocrOptions | None = None
-    # fields without influence on what is read
+    # whatever stands in these, the same text is read
     instructions: str | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    metadata: dict[str, str] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    parallel_tool_calls: bool | None = None
     reasoning: dict[str, Any] | None = None
     max_tool_calls: int | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    # fields that only their neutral values are accepted of
-    store: Literal[False] | None = None
+    # these would ask for what is not done here: only the values that ask for nothing are taken
     background: Literal[False] | None = None
     previous_response_id: None = None
     conversation: None = None
     prompt: None = None
     text: TextConfig | None = None
-    tools: Empty | None = None
-    tool_choice: Literal["none", "auto"] | None = None
 
     def sources(self) -> list[Source]:
-        """The images of the last turn. Raises ApiError 400 where there are none."""
-        items = [] if isinstance(self.input, str) else self.input
-        answered = max((i for i, item in enumerate(items) if item.role == "assistant"), default=-1)
-        found = [
-            Source(part.image_url, f"input[{i}].content[{j}].image_url")
-            for i, item in enumerate(items)
-            if isinstance(item, InputMessage) and i > answered and not isinstance(item.content, str)
-            for j, part in enumerate(item.content)
-            if isinstance(part, InputImage)
-        ]
-        if not found:
-            raise bad_request("the last user message has no image: send input_image parts", "input", "image_required")
-        return found
+        return last_images([] if isinstance(self.input, str) else self.input, "input", "input_image")
 
-    def options(self, served: Served, service: Service) -> Options:
-        """Raises ApiError 400 for fields that contradict each other or the server."""
+    def options(self, served: Served, limits: Limits) -> Options:
         if self.top_logprobs and not self.include:
             raise bad_request("top_logprobs needs include: ['message.output_text.logprobs']", "top_logprobs")
-        return options_for(
-            served, service.limits, temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_output_tokens,
-            num_beams=self.trocr.num_beams if self.trocr else None, top_logprobs=self.top_logprobs or 0,
-            detailed=bool(self.include), stream=bool(self.stream),
-        )  # fmt: skip
+        return self._options(served, limits, max_tokens=self.max_output_tokens, detailed=bool(self.include))
 
 
-@router.post("/v1/responses", responses=ERRORS)
+@router.post("/v1/responses", responses=ERRORS, dependencies=JSON_ONLY)
 async def create(body: ResponsesRequest, request: Request) -> Response:
     """Reads the images of the last turn."""
-    service: Service = request.app.state.service
-    served = service.model(body.model)
-    sources, options = body.sources(), body.options(served, service)
-    reading = await service.read(request.state.visit, served, sources, options)
-    response = _Response(body, served, len(sources))
-    if body.stream:
-        return StreamingResponse(response.stream(reading), media_type="text/event-stream", headers={"cache-control": "no-store"})
-    return reply(response.done(reading, (await reading.complete())[0]))
+    return await respond(request, body, partial(_Response, body))
 
 
 class _Response:
@@ -164,11 +116,11 @@ class _Response:
             "text": {"format": {"type": "text"}}, "tool_choice": "none", "tools": [], "truncation": "disabled", **more,
         }  # fmt: skip
 
-    def done(self, reading: Reading, entries: tuple[Entry, ...]) -> dict[str, Any]:
+    def whole(self, reading: Reading, entries: list[tuple[Entry, ...]]) -> dict[str, Any]:
         answer = reading.answers[0]
         cut = answer.finish_reason == "length"
         status, incomplete = ("incomplete", {"reason": "max_output_tokens"}) if cut else ("completed", None)
-        item = self.item(status, [self.part(answer.text, entries)])
+        item = self.item(status, [self.part(answer.text, entries[0])])
         more = {"completed_at": now(), "trocr": trocr_object(answer)}
         return self.object(status, [item], usage=self.usage(reading), incomplete_details=incomplete, **more)
 
@@ -205,7 +157,7 @@ class _Response:
             failure = {"code": "server_error", "message": error.message}
             yield self.event("response.failed", response=self.object("failed", [], error=failure))
             return
-        final = self.done(reading, entries)
+        final = self.whole(reading, [entries])
         item = final["output"][0]
         text, logprobs = reading.answers[0].text, self.logprobs(Delta("", entries))
         yield self.event("response.output_text.done", **place, text=text, logprobs=logprobs)

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict
 
 from trocr_jax.line import Line
 
-from .reading import Entry
+from .reading import Answer, Entry
 
 Temperature = Annotated[float, Ge(0), Le(2)]
 TopP = Annotated[float, Gt(0), Le(1)]
@@ -57,6 +58,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {
 """For the routes' documentation."""
 
 
+def media_type(request: Request) -> str:
+    """What kind of body a request says it has, in small letters and without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def reply(content: dict[str, Any]) -> Response:
     return Response(dumps(content), media_type="application/json")
 
@@ -85,6 +91,11 @@ def line_object(line: Line) -> dict[str, Any]:
     }
 
 
+def trocr_object(answer: Answer) -> dict[str, Any]:
+    """What OpenAI's objects have no place for: every line by itself, with its words and their confidence."""
+    return {"lines": [line_object(line) for line in answer.lines]}
+
+
 def logprob_objects(entries: tuple[Entry, ...]) -> list[dict[str, Any]]:
     """Tokens as OpenAI shows them."""
 
@@ -92,6 +103,3 @@ def logprob_objects(entries: tuple[Entry, ...]) -> list[dict[str, Any]]:
         return {"token": entry.text, "logprob": entry.logprob, "bytes": list(entry.data)}
 
     return [{**one(entry), "top_logprobs": [one(other) for other in entry.best]} for entry in entries]
-
-
-FinishReason = Literal["stop", "length"]

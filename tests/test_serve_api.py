@@ -345,6 +345,33 @@ def test_bad_requests_to_ocr(http, options, status, code):
 # --- refusals ---
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/ocr"])
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "text/plain; charset=utf-8"])
+def test_json_that_does_not_say_so_is_told_which_header_to_send(http, path, kind):
+    """As `curl -d` sends it, and fetch in a browser."""
+    answer = http.post(path, content=json.dumps(chat()), headers={"content-type": kind} if kind else {})
+    error = answer.json()["error"]
+    assert answer.status_code == 415 and error["code"] == "unsupported_media_type"
+    assert error["type"] == "invalid_request_error" and "header Content-Type: application/json" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "message"),
+    [
+        ("chat/completions", {"stop": list("abcde")}, "stop should have at most 4 items"),
+        ("chat/completions", {"stop": ["a" * 65]}, "stop[0] should have at most 64 characters"),
+        ("chat/completions", {"tools": [{}]}, "tools should be empty"),
+        ("chat/completions", {"messages": []}, "messages should have at least 1 item"),
+        ("responses", {"store": True}, "store should be false"),
+        ("responses", {"conversation": "conv_1"}, "conversation should be null"),
+        ("responses", {"input": []}, "input should have at least 1 item"),
+    ],
+)
+def test_refusals_say_what_is_allowed(http, path, fields, message):
+    body = {**(chat() if path == "chat/completions" else {"model": MODEL, "input": responses_input(PICTURES[0])}), **fields}
+    assert http.post(f"/v1/{path}", json=body).json()["error"]["message"] == message
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
