@@ -17,25 +17,21 @@ import numpy as np
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.layers import Array, Dtype
 from trocr_jax.model import TrOCR
+from trocr_jax.weights import name_of
 
 Arrays = dict[str, Any]
 STACK = re.compile(r"((?:encoder|decoder)\.layers)\.")
 LORA_A, LORA_B = ".lora_a", ".lora_b"
 
 
-def path_name(path: tuple[Any, ...]) -> str:
-    """The dotted path of a leaf."""
-    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
-
-
 def named(tree: Any) -> Arrays:
     """A tree as {path: leaf}; names survive changes of the classes that hold the arrays."""
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def unnamed(like: Any, arrays: Mapping[str, Any]) -> Any:
     """The inverse of `named`, in the shape of another tree."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[path_name(path)], like)
+    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[name_of(path)], like)
 
 
 def build(config: TrOCRConfig, arrays: Mapping[str, Array], dtype: Dtype = jnp.float32) -> TrOCR:

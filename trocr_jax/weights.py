@@ -200,7 +200,7 @@ def dtype_of(tensors: Tensors) -> np.dtype:
 
 
 def name_of(path: tuple[Any, ...]) -> str:
-    """Our name of a parameter, "encoder.norm.scale", from its path in the model's tree."""
+    """Our name of a parameter, "encoder.norm.scale", from its path in the model's tree or one around it."""
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
