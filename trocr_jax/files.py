@@ -20,9 +20,13 @@ from typing import Any
 
 PACKAGED = Path(__file__).parent / "tiny-print"
 MANIFEST, ORBAX = "manifest.json", "orbax"
+BYTE_LEVEL = ("vocab.json", "merges.txt")
+SENTENCEPIECE = ("sentencepiece.bpe.model",)
+TOKENIZER_JSON = ("tokenizer.json",)
+TOKENIZERS = (BYTE_LEVEL, SENTENCEPIECE, TOKENIZER_JSON)
+"""The files that make a tokenizer: one of these kinds is enough, see `tokens`."""
 TOKENIZER_FILES = (
-    "vocab.json", "merges.txt", "sentencepiece.bpe.model", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json",
+    *BYTE_LEVEL, *SENTENCEPIECE, *TOKENIZER_JSON, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
 PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 """What makes a directory complete beside config and weights."""

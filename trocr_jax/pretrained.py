@@ -91,8 +91,7 @@ def companions(directory: Path | str) -> dict[str, bytes]:
 
 def lacking(companions: Mapping[str, bytes]) -> str:
     """What is missing for a complete model directory, in words; empty if nothing is."""
-    tokenizers = ({"vocab.json", "merges.txt"}, {"sentencepiece.bpe.model"}, {"tokenizer.json"})
-    if not any(names <= companions.keys() for names in tokenizers):
+    if not any(companions.keys() >= set(names) for names in files.TOKENIZERS):
         return "no tokenizer (vocab.json with merges.txt, or sentencepiece.bpe.model)"
     return "" if companions.keys() & set(files.PREPROCESSOR_FILES) else "no preprocessor_config.json"
 

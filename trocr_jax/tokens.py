@@ -25,14 +25,14 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
+from .files import BYTE_LEVEL, SENTENCEPIECE, TOKENIZER_FILES, TOKENIZER_JSON
+
 Span = tuple[int, int]
 
 _LAYOUTS = {  # files that make a tokenizer -> the classes that read them so
-    ("vocab.json", "merges.txt"): ("RobertaTokenizer", "RobertaTokenizerFast"),
-    ("sentencepiece.bpe.model",): ("XLMRobertaTokenizer", "XLMRobertaTokenizerFast"),
+    BYTE_LEVEL: ("RobertaTokenizer", "RobertaTokenizerFast"),
+    SENTENCEPIECE: ("XLMRobertaTokenizer", "XLMRobertaTokenizerFast"),
 }
-_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_FILES = ("vocab.json", "merges.txt", "sentencepiece.bpe.model", "tokenizer.json", *_CONFIGS)
 _MAX_BYTES = 64 * 2**20
 _NO_ID = 2**32  # the library's ids are unsigned 32-bit numbers
 _SPECIALS = {
@@ -79,7 +79,7 @@ class Tokenizer:
     @classmethod
     def from_directory(cls, path: str | os.PathLike[str]) -> Tokenizer:
         """From a model directory in the hub's layout. Raises TokenizerError."""
-        return cls({name: _read(Path(path, name)) for name in _FILES if Path(path, name).is_file()})
+        return cls({name: _read(Path(path, name)) for name in TOKENIZER_FILES if Path(path, name).is_file()})
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes the hub's files, which transformers' own tokenizer classes load; makes the directory."""
@@ -226,8 +226,8 @@ def _layout(files: Mapping[str, bytes], tokenizer_class: str | None) -> tuple[st
     for layout, classes in _LAYOUTS.items():
         if all(name in files for name in layout) and tokenizer_class in (None, *classes):
             return layout
-    if "tokenizer.json" in files:
-        return ("tokenizer.json",)
+    if TOKENIZER_JSON[0] in files:
+        return TOKENIZER_JSON
     wanted = "vocab.json + merges.txt, sentencepiece.bpe.model or tokenizer.json"
     if any(name in files for layout in _LAYOUTS for name in layout) and tokenizer_class:
         raise TokenizerError(f"tokenizer_class {tokenizer_class!r} is not supported with these files; needs {wanted}")
@@ -235,12 +235,12 @@ def _layout(files: Mapping[str, bytes], tokenizer_class: str | None) -> tuple[st
 
 
 def _backend(files: Mapping[str, bytes], layout: tuple[str, ...], config: dict[str, Any]) -> tokenizers.Tokenizer:
-    if layout == ("tokenizer.json",):
+    if layout == TOKENIZER_JSON:
         backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
         backend.no_padding()
         backend.no_truncation()
         return backend
-    if layout == ("vocab.json", "merges.txt"):
+    if layout == BYTE_LEVEL:
         return _byte_level(files, bool(config.get("add_prefix_space", False)))
     return _unigram(files["sentencepiece.bpe.model"], bool(config.get("add_prefix_space", True)))
 
