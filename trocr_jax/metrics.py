@@ -2,7 +2,7 @@
 
 Rates are percentages over a whole corpus, the edits of all lines over the length of all references, as the published TrOCR
 numbers are; the mean of the lines' rates is another number. No text is normalised unless a function says so. What TrOCR's own
-scorers compute (microsoft/unilm, trocr/scoring.py) stands here too: its cer2 is `byte_error_rate`, because its library
+scorers compute (microsoft/unilm, trocr/scoring.py) stands here too: its cer2 is `byte_cer`, because its library
 measured bytes, its wpa `word_accuracy`; our `cer` counts characters.
 """
 
@@ -126,16 +126,6 @@ def f1(parts: Rows) -> float:
 def character_error_rate(predictions: Sequence[str], references: Sequence[str]) -> float:
     """CER in percent."""
     return percent(rows(character_edits, predictions, references))
-
-
-def byte_error_rate(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """CER over bytes in percent, to four digits: `cer` (once `cer2`) of the published tables."""
-    return round(percent(rows(byte_edits, predictions, references)), 4)
-
-
-def word_error_rate(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """WER in percent."""
-    return percent(rows(word_edits, predictions, references))
 
 
 SCORES: dict[str, tuple[Callable[[str, str], tuple[float, ...]], Callable[[Rows], float]]] = {
