@@ -30,7 +30,7 @@ class Limits:
     choices: int = 8
     """Most `n`."""
     queue: int = 256
-    """Images in the house, from admission to their answer; above: 503 with Retry-After, before the body is read."""
+    """Images that wait or are being read, each times its `n`; when so many are there: 503 with Retry-After, the body unread."""
     rate: float = 0.0
     """Images a minute and key; above: 429 with Retry-After. 0 is no limit."""
     burst: int = 60

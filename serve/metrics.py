@@ -35,7 +35,7 @@ class Metrics:
         self.tokens = make(Counter, "tokens", "Tokens in answers", ["model"])
         self.first_token_seconds = make(Histogram, "first_token_seconds", "From header to first token", buckets=_SECONDS)
         self.queue_seconds = make(Histogram, "queue_seconds", "An image's wait for a slot", ["model"], buckets=_SECONDS)
-        self.images = make(Gauge, "images", "Images in the house")
+        self.images = make(Gauge, "images", "Images that wait or are being read")
         self.ready = make(Gauge, "ready", "1 when ready for requests")
         self.compilations = make(Counter, "compilations", "Programs compiled")
         jax.monitoring.register_event_duration_secs_listener(self._on_event)

@@ -284,14 +284,13 @@ class Service:
         reading.close()
         visit.notes["tokens"] = reading.tokens
         self.metrics.tokens.labels(served.name).inc(reading.tokens)
-        started = [job.started for job in jobs if job.started]
         for job in jobs:
             if job.started:
                 self.metrics.queue_seconds.labels(served.name).observe(job.started - job.submitted)
             if job.status in ("stop", "length"):
                 self.metrics.lines.labels(served.name, job.status).inc()
-        if started:
-            self.metrics.first_token_seconds.observe(min(started) - visit.started)
+        if first := [job.first_token for job in jobs if job.first_token]:
+            self.metrics.first_token_seconds.observe(min(first) - visit.started)
 
 
 def options_for(

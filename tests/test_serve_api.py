@@ -1,6 +1,7 @@
 """The API as OpenAI's own client sees it, and the native route: the Reader's text by every way in, and refusals by name."""
 
 import json
+import time
 
 import openai
 import pytest
@@ -452,6 +453,21 @@ def test_metrics_tell_what_happened(server, http):
     before = server.count("images_decoded_total")
     http.post("/v1/ocr", json={"images": [data_url(picture.read_bytes()) for picture in PICTURES[:3]]})
     assert server.count("images_decoded_total") == before + 3
+    wait_until(lambda: server.count("requests_total", route="/v1/ocr", status="200") > 0, 10)  # counted once the answer has left
     text = http.get("/metrics").text
     for name in ("requests_total", "request_seconds_bucket", "slots_busy", "slot_steps_total", "compilations_total"):
         assert f"trocr_{name}" in text
+
+
+@pytest.mark.parametrize("fields", [{}, {"trocr": {"num_beams": 2}}], ids=["greedy", "beams"])
+def test_the_time_to_the_first_token_holds_the_decoding_of_it(server, http, monkeypatch, fields):
+    """A device that is slow to give tokens, to an image that did not wait for a slot."""
+    name = "_take_found" if fields else "_take_steps"
+    take = getattr(server.engine, name)
+    monkeypatch.setattr(server.engine, name, lambda *found: (time.sleep(0.3), take(*found))[1])
+    measured = ("first_token_seconds_sum", {}), ("queue_seconds_sum", {"model": MODEL})
+    before = [server.count(name, **labels) for name, labels in measured]
+    http.post("/v1/chat/completions", json=chat(**fields))
+    wait_until(server.idle, 10)
+    first, queued = (server.count(name, **labels) - start for (name, labels), start in zip(measured, before, strict=True))
+    assert queued < 0.3 <= first

@@ -61,7 +61,7 @@ class Job:
         logprobs: of the tokens.
         best: for each token the `alternatives` likeliest ones as (token, log-probability).
         status: where it is; "stop" and "length" are its good ends.
-        submitted, started: on `time.monotonic`, when it was queued and when it got a slot.
+        submitted, started, first_token: on `time.monotonic`, when it was queued, got a slot, and had its first token.
     """
 
     pixels: np.ndarray
@@ -78,6 +78,7 @@ class Job:
     status: Status = "waiting"
     submitted: float = 0.0
     started: float = 0.0
+    first_token: float = 0.0
     cancelled: bool = False
 
     def cancel(self) -> None:
@@ -360,6 +361,7 @@ class Engine:
         if job.alternatives:
             best = (array[step, slot, : job.alternatives].tolist() for array in (progress.best, progress.best_logprobs))
             job.best.append(list(zip(*best, strict=True)))
+        job.first_token = job.first_token or time.monotonic()
         job.logprobs.append(logprob)
         job.tokens.append(token)
         self.counts.live_steps += 1
@@ -369,6 +371,7 @@ class Engine:
         for row, job in enumerate(jobs):
             length = int(found.lengths[row, job.sample])
             kept = min(length, job.config.max_new_tokens)
+            job.first_token = time.monotonic()
             job.logprobs += found.logprobs[row, job.sample, :kept].tolist()
             job.tokens += found.tokens[row, job.sample, :kept].tolist()
             self._end(job, "stop" if found.finished[row, job.sample] and kept == length else "length")
