@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from typing import get_args
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,7 +17,8 @@ from scipy import ndimage
 
 from trocr_jax import Reader, cli, images, ink, page
 from trocr_jax.line import Line, Word, line_from_tokens
-from trocr_jax.page_formats import FORMATS, Page, PageFormatError, PageLine, parse_lines, render
+from trocr_jax.page_formats import Format, Page, PageLine, render
+from trocr_jax.page_outlines import PageFormatError, parse_lines
 from trocr_jax.prepared import SEVERAL_PAGES
 
 
@@ -243,7 +245,7 @@ def test_the_command_reads_a_page_in_every_format(directory, scan, tmp_path, cap
     assert len(texts) == 3
     assert cli.main(flags) == 0
     assert capsys.readouterr().out == "".join(f"{text}\n" for text in texts)
-    for form in (*FORMATS, "tsv"):
+    for form in (*get_args(Format), "tsv"):
         assert cli.main([*flags, "--format", form, "--output", str(tmp_path / "out")]) == 0
     assert len(list((tmp_path / "out").iterdir())) == 6
     for name, check in (("scan.page.xml", check_page), ("scan.alto.xml", check_alto), ("scan.hocr", check_hocr)):

@@ -7,7 +7,7 @@ import pytest
 from trocr_jax import page_command
 from trocr_jax.cli import UsageError
 from trocr_jax.page_command import Job, Source, check, sources
-from trocr_jax.page_formats import PageFormatError
+from trocr_jax.page_outlines import PageFormatError
 
 
 @pytest.mark.parametrize("other", ["b/1.png", "a/1.tif"])

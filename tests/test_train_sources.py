@@ -152,6 +152,17 @@ def test_every_format_gives_the_same_lines(kind, tmp_path):
         np.testing.assert_array_equal(np.asarray(images.load(record.image)), np.asarray(tiny.draw(TEXTS[index])))
 
 
+def test_a_line_of_alto_may_have_a_polygon_alone_and_one_without_a_place_is_left_out(tmp_path):
+    folder = alto(tmp_path / "data")
+    (a, b, c, d), *_ = boxes()
+    shape = f'<TextLine><Shape><Polygon POINTS="{a}.0,{b}.0 {c}.0,{b}.0 {c}.0,{d}.0 {a}.0,{d}.0"/></Shape>'
+    lines = f'{shape}<String CONTENT="{TEXTS[0]}"/></TextLine><TextLine><String CONTENT="nowhere"/></TextLine>'
+    (folder / "p1.xml").write_text(f"<alto><fileName>p1.png</fileName>{lines}</alto>")
+    source = open_source(folder)
+    assert len(source) == 1 and source[0].text == TEXTS[0]
+    np.testing.assert_array_equal(np.asarray(images.load(source[0].image)), np.asarray(tiny.draw(TEXTS[0])))
+
+
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "link.png", "a\0.png", "loop.png"])
 def test_names_that_lead_out_of_the_folder_are_refused(name, tmp_path):
     folder = tmp_path / "data"

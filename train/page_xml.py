@@ -2,80 +2,67 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
-from .records import Crops, SourceError, bounds, inside, read_text
+import numpy as np
+
+from trocr_jax.page_outlines import PageFormatError, outline, tag, text_lines, xml_root
+
+from .records import Crops, SourceError, inside, read_text
 
 Box = tuple[int, int, int, int]
 
 
 def lines(files: list[Path]) -> Crops:
-    """The lines of all files that have a text; images are looked for beside the XML.
+    """The lines of all files that have a place and a text; images are looked for beside the XML.
 
     Raises:
         SourceError: a file is neither PAGE nor ALTO, or its image is missing.
     """
-    return Crops([(image, box, text) for file in files for image, box, text in _page(file)])
+    return Crops([row for file in files for row in _page(file)])
 
 
 def _page(file: Path) -> list[tuple[Path, Box, str]]:
-    root = parse(file)
-    kinds = {_tag(element) for element in root.iter()}
+    try:
+        root = xml_root(read_text(file))
+    except PageFormatError as error:
+        raise SourceError(f"{file}: {error}") from None
     named = _image_name(root)
     image = inside(file.parent.resolve(), Path(named.replace("\\", "/")).name) if named else file
     if not image.is_file() or image == file:
         raise SourceError(f"{file}: its page image {named!a} is not beside it")
-    read = _alto_line if "String" in kinds else _page_line
-    found = [read(element) for element in root.iter() if _tag(element) == "TextLine"]
-    return [(image, box, text) for box, text in (line for line in found if line) if text.strip()]
-
-
-def parse(file: Path) -> ElementTree.Element:
-    """The root element; a document type, with which entities blow up, is refused.
-
-    Raises:
-        SourceError: not well-formed XML.
-    """
-    content = read_text(file)
-    if "<!DOCTYPE" in content or "<!ENTITY" in content:
-        raise SourceError(f"{file}: declares a document type, which PAGE and ALTO do not have")
-    try:
-        return ElementTree.fromstring(content.encode())
-    except ElementTree.ParseError:
-        raise SourceError(f"{file}: not well-formed XML") from None
+    text_of: Callable[[ElementTree.Element], str] = _alto_text if any(tag(e) == "String" for e in root.iter()) else _page_text
+    found = [(image, _box(line), text_of(line)) for line in text_lines(root)]
+    return [(image, box, text) for image, box, text in found if box and text.strip()]
 
 
 def _image_name(root: ElementTree.Element) -> str:
     for element in root.iter():
-        if _tag(element) == "Page" and element.get("imageFilename"):
+        if tag(element) == "Page" and element.get("imageFilename"):
             return str(element.get("imageFilename"))
-        if _tag(element) == "fileName" and element.text:
+        if tag(element) == "fileName" and element.text:
             return element.text.strip()
     return ""
 
 
-def _page_line(line: ElementTree.Element) -> tuple[Box, str] | None:
-    """PAGE: a polygon "x,y x,y ..." and the line's own TextEquiv (words inside it have theirs)."""
-    coords = next((child for child in line if _tag(child) == "Coords"), None)
-    texts = [child for equiv in line if _tag(equiv) == "TextEquiv" for child in equiv if _tag(child) == "Unicode"]
-    points = re.findall(r"(-?\d+)(?:\.\d+)?,(-?\d+)(?:\.\d+)?", coords.get("points", "") if coords is not None else "")
-    if not points or not texts:
-        return None
-    return bounds((int(x), int(y)) for x, y in points), texts[0].text or ""
-
-
-def _alto_line(line: ElementTree.Element) -> tuple[Box, str] | None:
-    """ALTO: left, top, width and height in attributes, words as String elements with spaces between."""
+def _box(line: ElementTree.Element) -> Box | None:
+    """Around the line's outline, in whole pixels; None where the file does not tell it."""
     try:
-        left, top, width, height = (int(float(line.get(name, ""))) for name in ("HPOS", "VPOS", "WIDTH", "HEIGHT"))
-    except ValueError:
+        points = np.reshape(outline(line), (-1, 2)).astype(int)
+    except PageFormatError:
         return None
-    words = [child.get("CONTENT", "") for child in line if _tag(child) == "String"]
-    return (left, top, left + width, top + height), " ".join(words)
+    (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    return left, top, right, bottom
 
 
-def _tag(element: ElementTree.Element) -> str:
-    """The element's name without its namespace, which differs between versions of the formats."""
-    return str(element.tag).rpartition("}")[2]
+def _page_text(line: ElementTree.Element) -> str:
+    """PAGE: the line's own TextEquiv (words inside it have theirs)."""
+    texts = [child.text for equiv in line if tag(equiv) == "TextEquiv" for child in equiv if tag(child) == "Unicode"]
+    return (texts[0] or "") if texts else ""
+
+
+def _alto_text(line: ElementTree.Element) -> str:
+    """ALTO: words as String elements, with spaces between."""
+    return " ".join(child.get("CONTENT", "") for child in line if tag(child) == "String")

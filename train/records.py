@@ -90,12 +90,6 @@ def inside(root: Path, name: str) -> Path:
     return path
 
 
-def bounds(points: Iterable[tuple[int, int]]) -> tuple[int, int, int, int]:
-    """The box around points: left, top, right, bottom."""
-    across, down = zip(*points, strict=True)
-    return min(across), min(down), max(across), max(down)
-
-
 def column(names: Iterable[str], wanted: tuple[str, ...], path: Path) -> str:
     """The first of the wanted names that a table has.
 

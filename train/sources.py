@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from . import containers, page_xml
-from .records import TEXT_COLUMNS, Crops, Record, Source, SourceError, bounds, column, inside, natural, read_text
+from .records import TEXT_COLUMNS, Crops, Record, Source, SourceError, column, inside, natural, read_text
 
 FILE_COLUMNS = ("file_name", "file", "filename", "path", "image", "image_path")
 PHOTOS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
@@ -107,7 +107,8 @@ def sroie(photos: list[Path]) -> Crops:
                 continue
             if len(corners) < 8 or not all(re.fullmatch(r"\s*-?\d{1,9}\s*", corner) for corner in corners):
                 raise SourceError(f"{photo.with_suffix('.txt')}, line {number}: expected eight coordinates and a text")
-            rows.append((photo, bounds(zip(map(int, corners[::2]), map(int, corners[1::2]), strict=True)), text))
+            across, down = [int(x) for x in corners[::2]], [int(y) for y in corners[1::2]]
+            rows.append((photo, (min(across), min(down), max(across), max(down)), text))
     return Crops([row for row in rows if row[1][0] < row[1][2] and row[1][1] < row[1][3]])
 
 

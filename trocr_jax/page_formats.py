@@ -1,10 +1,7 @@
-"""Pages of lines as other programs write and read them: JSON, hOCR, ALTO 4, PAGE-XML 2019, plain text. No jax here.
+"""A page that was read, as other programs want it: JSON, hOCR, ALTO 4, PAGE-XML 2019, plain text. No jax here.
 
-`parse_lines` takes the places of lines from any of them; `render` writes a page that was read, with confidences. The boxes of
-words are approximate: TrOCR says nothing of places, so a line is shared out by the number of its characters.
-
-Files come from anywhere: XML with a document type (whose entities can grow without end or read files) is refused, and hOCR,
-which is HTML, goes through a parser that knows no entities but those of characters.
+Confidences go with the texts. The boxes of words are approximate: TrOCR says nothing of places, so a line is shared out by the
+number of its characters.
 """
 
 from __future__ import annotations
@@ -14,30 +11,25 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from html.parser import HTMLParser
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
 
 from .line import Line, one_line
+from .page_outlines import MAX_BYTES as MAX_BYTES
+from .page_outlines import PageFormatError as PageFormatError
+from .page_outlines import clockwise as clockwise
+from .page_outlines import parse_lines as parse_lines
 
 Format = Literal["text", "json", "hocr", "alto", "page"]
-FORMATS = get_args(Format)
 DOCUMENTS = ("hocr", "alto", "page")
 """Formats of which two in a row are none."""
 Points = tuple[tuple[int, int], ...]
 ALTO = "http://www.loc.gov/standards/alto/ns-v4#"
 PAGE = "http://schema.primaresearch.org/PAGE/gts/pagecontent/2019-07-15"
 XHTML = "http://www.w3.org/1999/xhtml"
-MAX_LINES = 10_000
-MAX_BYTES = 50_000_000
 _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0 has no place for them
-_NUMBER = r"-?\d{1,7}(?:\.\d+)?"
-
-
-class PageFormatError(ValueError):
-    """A file that does not tell where lines of the page are; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -66,146 +58,6 @@ def bounds(points: Points) -> tuple[int, int, int, int]:
     """left, top, right, bottom around points; none is negative."""
     xs, ys = zip(*points, strict=True)
     return max(0, min(xs)), max(0, min(ys)), max(0, max(xs)), max(0, max(ys))
-
-
-def parse_lines(content: bytes) -> list[np.ndarray]:
-    """The outlines of lines, [n,2] float32 each, in the order of the file: PAGE-XML, ALTO, hOCR, or JSON.
-
-    JSON is a list of boxes [left, top, right, bottom] or of polygons [[x, y], ...], or an object with such a list as "lines",
-    whose items may also be objects with "polygon" or "box", as `render` writes them.
-
-    The points of a quadrilateral are top left, top right, bottom right, bottom left, as the writing runs: a line from top to
-    bottom begins at the right. Counter-clockwise ones are turned round, still from their first point, as no line is a mirror
-    image.
-
-    Raises:
-        PageFormatError: none of these, damaged, dangerous, or without a line.
-    """
-    if len(content) > MAX_BYTES:
-        raise PageFormatError(f"the file of lines is larger than {MAX_BYTES} bytes")
-    try:
-        text = content.decode("utf-8-sig").strip()
-    except UnicodeDecodeError:
-        raise PageFormatError("a file of lines must be UTF-8") from None
-    found = list(_parser(text)(text))
-    if not found:
-        raise PageFormatError("the file has no lines")
-    if len(found) > MAX_LINES:
-        raise PageFormatError(f"the file has more than {MAX_LINES} lines")
-    return [_checked(points) for points in found]
-
-
-def _parser(text: str) -> Any:
-    if text[:1] in ("[", "{"):
-        return _from_json
-    if re.search(r"<html|ocr_page|ocr_line", text[:100_000], re.IGNORECASE) and "<PcGts" not in text and "<alto" not in text:
-        return _from_hocr
-    if text.startswith("<"):
-        return _from_xml
-    raise PageFormatError("a file of lines must be PAGE-XML, ALTO, hOCR or JSON")
-
-
-def _checked(points: Any) -> np.ndarray:
-    """A box or polygon as [n,2]; a box becomes a quadrilateral."""
-    try:
-        array = np.asarray(points, np.float32)
-    except (TypeError, ValueError):
-        raise PageFormatError("a line must be a box or a polygon of numbers") from None
-    if array.shape == (4,):
-        (left, right), (top, bottom) = np.sort(array[[0, 2]]), np.sort(array[[1, 3]])
-        array = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)
-    if array.ndim != 2 or array.shape[1] != 2 or not 3 <= len(array) <= 10_000 or not np.isfinite(array).all():
-        raise PageFormatError("a line must be [left, top, right, bottom] or a polygon [[x, y], ...] of at least three points")
-    if (np.ptp(array, axis=0) < 1).any() or np.abs(array).max() > 1e6:
-        raise PageFormatError("a line has no area, or lies far outside of any page")
-    return clockwise(array)
-
-
-def clockwise(points: np.ndarray) -> np.ndarray:
-    """A quadrilateral [4,2] whose points go round clockwise on the page, from the same first one; other polygons as they are."""
-    x, y = (points - points[0]).astype(float).T
-    area = (x * np.roll(y, -1) - y * np.roll(x, -1)).sum()
-    return points[[0, 3, 2, 1]] if len(points) == 4 and area < 0 else points
-
-
-def _from_json(text: str) -> Iterator[Any]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        raise PageFormatError("the file of lines is not valid JSON") from None
-    items = content.get("lines") if isinstance(content, dict) else content
-    if not isinstance(items, list):
-        raise PageFormatError('a JSON file of lines must be a list, or an object with a list as "lines"')
-    for item in items:
-        yield item.get("polygon", item.get("box")) if isinstance(item, dict) else item
-
-
-def _from_xml(text: str) -> Iterator[Any]:
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise PageFormatError("the XML declares a document type, which PAGE and ALTO do not have")
-    try:
-        root = ElementTree.fromstring(text.encode())
-    except (ElementTree.ParseError, ValueError):
-        raise PageFormatError("not well-formed XML") from None
-    for line in (element for element in root.iter() if _tag(element) == "TextLine"):
-        yield _page_outline(line) or _alto_outline(line)
-
-
-def _page_outline(line: ElementTree.Element) -> Any:
-    coords = next((child for child in line if _tag(child) == "Coords"), None)
-    return None if coords is None else _pairs(coords.get("points", ""))
-
-
-def _alto_outline(line: ElementTree.Element) -> Any:
-    """Its polygon, where the line's own shape has one, else its box."""
-    shape = next((child for child in line if _tag(child) == "Shape"), None)
-    polygon = None if shape is None else next((child for child in shape if _tag(child) == "Polygon"), None)
-    if polygon is not None and (points := _pairs(polygon.get("POINTS", ""))):
-        return points
-    try:
-        left, top, width, height = (float(line.get(name, "")) for name in ("HPOS", "VPOS", "WIDTH", "HEIGHT"))
-    except ValueError:
-        raise PageFormatError("a TextLine has neither a polygon nor HPOS, VPOS, WIDTH and HEIGHT") from None
-    return [left, top, left + width, top + height]
-
-
-def _pairs(text: str) -> list[tuple[float, float]]:
-    """ "1,2 3,4" or "1 2 3 4" -> points."""
-    numbers = [float(x) for x in re.findall(_NUMBER, text)]
-    return list(zip(numbers[::2], numbers[1::2], strict=False))
-
-
-class _Hocr(HTMLParser):
-    """Collects the outlines of lines."""
-
-    CLASSES = frozenset(("ocr_line", "ocr_header", "ocr_caption", "ocr_textfloat", "ocrx_line"))
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[Any] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        if not self.CLASSES & set((values.get("class") or "").split()):
-            return
-        title = values.get("title") or ""
-        polygon = re.search(rf"\bpoly((?:\s+{_NUMBER})+)", title)
-        box = re.search(rf"\bbbox\s+({_NUMBER})\s+({_NUMBER})\s+({_NUMBER})\s+({_NUMBER})", title)
-        if not polygon and not box:
-            raise PageFormatError("a line of the hOCR file has no bbox")
-        self.found.append(_pairs(polygon[1]) if polygon else [float(x) for x in box.groups()] if box else None)
-
-
-def _from_hocr(text: str) -> Iterator[Any]:
-    parser = _Hocr()
-    parser.feed(text)
-    parser.close()
-    yield from parser.found
-
-
-def _tag(element: ElementTree.Element) -> str:
-    """Without the namespace, which differs between versions of the formats."""
-    return str(element.tag).rpartition("}")[2]
 
 
 def render(page: Page, form: Format, name: str, page_number: int = 1, created: datetime | None = None) -> str:
