@@ -10,16 +10,16 @@ import lzma
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import IO, Any
 
 from trocr_jax.cli import UsageError
+from trocr_jax.containers import IMAGE_COLUMNS, ContainerError, LineDatabase, image_bytes
 from trocr_jax.images import EXTENSIONS, MAX_PIXELS
 
 from .batch_places import PlaceError, opened
 from .batch_units import Columns, Item, Unit
 
-IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "png", "jpg", "jpeg")
 ID_COLUMNS = ("id", "key", "__key__")
 ROWS = 64  # of a parquet file in memory at a time
 MAX_BYTES = 8 * MAX_PIXELS
@@ -108,9 +108,9 @@ def read_parquet(unit: Unit, columns: Columns) -> Iterator[Item]:
                     yield _row_item(here if name is None else str(name), row[image])
 
 
-def _row_item(name: str, image: Any) -> Item:
-    image = image.get("bytes") if isinstance(image, dict) else image
-    return Item(name, image) if isinstance(image, bytes) else Item(name, None, "the row holds no image bytes")
+def _row_item(name: str, cell: Any) -> Item:
+    image = image_bytes(cell)
+    return Item(name, image, None if image is not None else "the row holds no image bytes")
 
 
 def _parquet(file: Any, place: str) -> Any:
@@ -154,37 +154,30 @@ def lmdb_units(place: str, unit_lines: int) -> list[Unit]:
     Raises:
         PlaceError: not a database of lines.
     """
-    with _lmdb(place) as transaction:
-        count = transaction.get(b"num-samples")
-    if count is None or not count.isdigit():
-        raise PlaceError(place, "has no num-samples: not an LMDB of lines")
-    starts = range(1, int(count) + 1, unit_lines)
-    ends = [min(start + unit_lines, int(count) + 1) for start in starts]
+    with _lmdb(place) as database:
+        count = database.count
+    starts = range(1, count + 1, unit_lines)
+    ends = [min(start + unit_lines, count + 1) for start in starts]
     return [Unit("lmdb", place, start, end, end - start) for start, end in zip(starts, ends, strict=True)]
 
 
 def read_lmdb(unit: Unit, columns: Columns) -> Iterator[Item]:
     """image-000000001 and so on."""
-    with _lmdb(unit.place) as transaction:
+    with _lmdb(unit.place) as database:
         for number in range(unit.start, unit.end):
-            key = f"image-{number:09d}"
-            image = transaction.get(key.encode())
-            yield Item(key, image, None if image is not None else "the database lacks it")
+            image = database.image(number)
+            yield Item(f"image-{number:09d}", image, None if image is not None else "the database lacks it")
 
 
 @contextmanager
-def _lmdb(place: str) -> Iterator[Any]:
-    """A transaction that reads."""
+def _lmdb(place: str) -> Iterator[LineDatabase]:
     try:
-        import lmdb
+        with closing(LineDatabase(place)) as database:
+            yield database
     except ModuleNotFoundError:
         raise UsageError(f"{place}: needs the Python package 'lmdb': pip install 'trocr-jax[batch]'") from None
-    try:
-        with lmdb.open(place, readonly=True, lock=False, readahead=False, meminit=False) as environment:
-            with environment.begin() as transaction:
-                yield transaction
-    except lmdb.Error:
-        raise PlaceError(place, "not an LMDB, or damaged") from None
+    except ContainerError as error:
+        raise PlaceError(place, str(error)) from None
 
 
 READERS: dict[str, Callable[..., Iterator[Any]]] = {"tar": read_tar, "parquet": read_parquet, "lmdb": read_lmdb}

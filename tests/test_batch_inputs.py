@@ -148,6 +148,13 @@ def test_a_damaged_parquet_file_among_others_is_named(tmp_path):
     assert [(item.id, item.error) for item in found[1]] == [("b.parquet", "not a parquet file, or damaged")]
 
 
+def test_a_database_that_was_cut_off_is_refused_before_its_mapped_file_ends_the_process(tmp_path):
+    file = batching.lmdb(tmp_path / "lmdb", IMAGES) / "data.mdb"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(PlaceError, match="cut off"):
+        plan_and_read(file.parent, tmp_path)
+
+
 def test_parquet_rows_without_images_are_named(tmp_path):
     import pyarrow
     import pyarrow.parquet

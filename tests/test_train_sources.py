@@ -214,7 +214,7 @@ def test_damaged_lmdb_and_missing_rows(tmp_path):
     folder = tmp_path / "bad"
     folder.mkdir()
     (folder / "data.mdb").write_bytes(b"no database" * 1000)
-    with pytest.raises(SourceError, match="not an LMDB data set"):
+    with pytest.raises(SourceError, match="not an LMDB of lines"):
         open_source(folder)
     source = open_source(lmdb_folder(tmp_path / "good"))
     source.count = 4

@@ -10,51 +10,42 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from trocr_jax.containers import IMAGE_COLUMNS, ContainerError, LineDatabase, image_bytes
+
 from .records import TEXT_COLUMNS, Record, SourceError, column
 
-IMAGE_COLUMNS = ("image", "img", "bytes")
 _READING = threading.Lock()  # a pyarrow file is not for several threads, and one of them is enough to fill the cache
 
 
 class Lmdb:
-    """`num-samples`, and from 1 on `image-000000001` (a file's bytes) and `label-000000001` (UTF-8)."""
+    """A `LineDatabase` as a source."""
 
     def __init__(self, path: Path):
-        self.path = path.resolve()
-        count = self._get("num-samples")
-        if count is None or not count.isdigit():
-            raise SourceError(f"{path}: has no num-samples; not a data set of lines")
-        self.count = int(count)
+        self.path = str(path.resolve())
+        self.count = self._database.count
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Record:
-        number = f"{index + 1:09d}"
-        image, label = self._get(f"image-{number}"), self._get(f"label-{number}")
+        image, label = self._database.image(index + 1), self._database.label(index + 1)
+        name = f"image-{index + 1:09d}"
         if label is None:
-            raise SourceError(f"image-{number} has no label")
-        return Record(image or b"", label.decode("utf-8"), f"image-{number}")
+            raise SourceError(f"{name} has no label")
+        return Record(image or b"", label.decode("utf-8"), name)
 
-    def _get(self, key: str) -> bytes | None:
-        with _environment(str(self.path), os.getpid()).begin() as transaction:
-            return transaction.get(key.encode())
+    @property
+    def _database(self) -> LineDatabase:
+        return _opened(self.path, os.getpid())
 
 
 @cache
-def _environment(path: str, process: int) -> Any:
-    """One a path and process: LMDB refuses to open a file twice in a process, and must not cross a fork."""
-    import lmdb
-
+def _opened(path: str, process: int) -> LineDatabase:
+    """One a path and process."""
     try:
-        environment = lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
-    except lmdb.Error:
-        raise SourceError(f"{path}: not an LMDB data set, or damaged") from None
-    pages = environment.info()["last_pgno"] + 1
-    if os.path.getsize(environment.path() + "/data.mdb") < pages * environment.stat()["psize"]:
-        environment.close()  # to read behind the end of a mapped file would kill the process
-        raise SourceError(f"{path}: data.mdb was cut off; copy it again")
-    return environment
+        return LineDatabase(path)
+    except ContainerError as error:
+        raise SourceError(f"{path}: {error}") from None
 
 
 class Parquet:
@@ -77,9 +68,7 @@ class Parquet:
         with _READING:
             images, texts = _row_group(path, group, self.image, self.text)
         row = index - self.starts[place]
-        image = images[row].as_py()
-        image = image.get("bytes") if isinstance(image, dict) else image
-        image = image if isinstance(image, bytes) else b""  # its text still counts
+        image = image_bytes(images[row].as_py()) or b""  # its text still counts
         return Record(image, texts[row].as_py() or "", f"{Path(path).name} row {index}")
 
 
