@@ -15,10 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
-from trocr_jax import layers
+from trocr_jax import ahead_of_time, layers
 from trocr_jax.config import PRESETS
 from trocr_jax.model import TrOCR
 
@@ -77,7 +76,7 @@ def described_mesh() -> Mesh:
         devices = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=H100).devices
     except (RuntimeError, NotImplementedError) as error:
         raise SystemExit(f"jax cannot compile for CUDA here: pip install 'trocr-jax[cuda]' ({error})") from None
-    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+    return ahead_of_time.data_mesh(devices)
 
 
 def measure(mesh: Mesh, name: str, config: Config) -> list[dict[str, Any]]:
@@ -95,8 +94,7 @@ def measure(mesh: Mesh, name: str, config: Config) -> list[dict[str, Any]]:
 
 def described(name: str, label: str, program: Any) -> dict[str, Any]:
     """Memory and loops of one program."""
-    memory = program.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    held = ahead_of_time.bytes_held(program)
     print(f"{name:<36} {label:<8} {held / 2**30:6.2f} GiB", file=sys.stderr)
     loops = [loop(source, round_) for source, round_ in kernels.loops(kernels.parse(program.as_text())) if len(round_) > 3]
     return {"model": name, "program": label, "bytes": held, "loops": loops}

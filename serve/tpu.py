@@ -6,7 +6,6 @@ libtpu compiles for a described topology on any machine. What it prints are comp
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from dataclasses import dataclass
@@ -15,19 +14,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from trocr_jax import decoding, sharding, slots
+from trocr_jax import ahead_of_time, decoding, sharding, slots
 from trocr_jax.chips import chip_of, estimate
 from trocr_jax.config import PRESETS
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.model import TrOCR
 
-from .tpu_cost import Workload, reading_cost
-
-HALF = (0.5, 0.5, 0.5)
-COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(")
+from .tpu_cost import HALF, Workload, reading_cost
 
 
 @dataclass(frozen=True)
@@ -54,21 +49,12 @@ class Config:
 
 def run(config: Config) -> int:
     """Prints a row a program, then a JSON line."""
-    mesh = topology_mesh(config.topology)
+    mesh = ahead_of_time.tpu_mesh(config.topology)
     programs = [row for name in config.models for row in measure(mesh, name, config)]
     print(
         json.dumps({"topology": config.topology, "chips": mesh.size, "batch_per_chip": config.batch_size, "programs": programs})
     )
     return 0
-
-
-def topology_mesh(name: str) -> Mesh:
-    """The chips of a topology as a mesh over "data"."""
-    from jax.experimental import topologies
-
-    options = {"chips_per_host_bounds": (1, 1, 1)} if name.endswith(":1x1") else {}
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
-    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def measure(mesh: Mesh, name: str, config: Config) -> list[dict[str, Any]]:
@@ -91,9 +77,8 @@ def compiled(name: str, label: str, compile_it: partial[Any]) -> dict[str, Any]:
     """Compiles one program and tells its memory and its collectives."""
     began = time.perf_counter()
     program = compile_it()
-    memory = program.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    collectives, seconds = len(COLLECTIVE.findall(program.as_text())), round(time.perf_counter() - began, 1)
+    held, collectives = ahead_of_time.bytes_held(program), ahead_of_time.collectives(program).total()
+    seconds = round(time.perf_counter() - began, 1)
     print(f"{name:<36} {label:<8} {held / 2**30:6.2f} GiB a chip  {collectives} collectives  {seconds:6.1f} s", file=sys.stderr)
     return {"model": name, "program": label, "bytes_per_chip": held, "collectives": collectives, "compile_s": seconds}
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 
+from trocr_jax.ahead_of_time import cost, unstacked
 from trocr_jax.chips import Chip, Cost
 from trocr_jax.decoder_layer import KVCache, StepLayer
 from trocr_jax.model import TrOCR, normalize
@@ -34,18 +35,11 @@ class Workload:
 def reading_cost(mesh: Mesh, model: TrOCR, work: Workload, chip: Chip, engine: bool) -> Cost:
     """A batch on one chip. In the engine every row has a position of its own, which makes its writes scatters."""
     parts = parts_of(model, work, engine)
-    place = SingleDeviceSharding(mesh.devices.flat[0])
-    costs = {name: cost(part, shapes, place, chip, name == "decoder layer") for name, (part, shapes) in parts.items()}
+    donate = {"decoder layer": (1,)}  # its carry
+    costs = {name: cost(part, shapes, mesh, chip, donate.get(name, ())) for name, (part, shapes) in parts.items()}
     encoder, decoder = model.config.encoder.num_layers, model.config.decoder.num_layers
     step = costs["decoder layer"] * decoder + costs["head"]
     return costs["embed"] + costs["encoder layer"] * encoder + step * work.tokens
-
-
-def cost(part: Callable[..., Any], shapes: tuple[Any, ...], place: Any, chip: Chip, carries: bool) -> Cost:
-    """Of one part, compiled alone for one chip; `carries`: its second argument comes back changed, as a loop's carry does."""
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
-    analysis: Any = jax.jit(part, donate_argnums=1 if carries else ()).lower(*placed).compile().cost_analysis()
-    return Cost.of(analysis, chip)
 
 
 def parts_of(model: TrOCR, work: Workload, engine: bool) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
@@ -57,7 +51,7 @@ def parts_of(model: TrOCR, work: Workload, engine: bool) -> dict[str, tuple[Call
     tokens, memory = shape((B, c.encoder.num_tokens, E), dtype), shape((B, c.encoder.num_tokens, c.memory_size), dtype)
     x, position = shape((B, D), dtype), shape((B,) if engine else (), jnp.int32)
     keys: Any = shape((1, B, c.decoder.num_heads, P, D // c.decoder.num_heads), dtype)
-    layer = jax.eval_shape(StepLayer.of, one(model.decoder.layers))
+    layer = jax.eval_shape(StepLayer.of, unstacked(model.decoder.layers))
 
     def embed(model: TrOCR, images: jax.Array) -> jax.Array:
         return model.encoder.embed(normalize(images, HALF, HALF).astype(dtype))
@@ -72,12 +66,7 @@ def parts_of(model: TrOCR, work: Workload, engine: bool) -> dict[str, tuple[Call
 
     return {
         "embed": (embed, (model, images)),
-        "encoder layer": (lambda layer, x: layer(x), (one(model.encoder.layers), tokens)),
+        "encoder layer": (lambda layer, x: layer(x), (unstacked(model.encoder.layers), tokens)),
         "decoder layer": (decode, (layer, (x, KVCache(keys, keys)), memory, position)),
         "head": (head, (model, x)),
     }
-
-
-def one(layers: Any) -> Any:
-    """The shapes of one of stacked layers."""
-    return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), layers)

@@ -21,6 +21,7 @@ ORDER = [
     "engine reader".split(),
     "reader read_command doctor cli".split(),
     "decoding sharding reader".split(),
+    "sharding ahead_of_time".split(),
     "page_formats page page_command read_command".split(),
 ]
 NO_JAX = LEAVES | {"fairseq", "page", "page_formats", "page_command"}

@@ -7,20 +7,18 @@ libtpu compiles for a described topology on any machine. What it prints are comp
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from trocr_jax.chips import Chip, Cost, chip_of, estimate
+from trocr_jax import ahead_of_time
+from trocr_jax.chips import Cost, chip_of, estimate
 from trocr_jax.config import PRESETS
 from trocr_jax.decoder_layer import DecoderLayer
 from trocr_jax.encoder import EncoderLayer
@@ -31,8 +29,6 @@ from .config import OptimizerConfig
 from .optimizer import make_optimizer
 from .parameters import named
 from .step import StepConfig, make_step, new_state
-
-COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 
 
 @dataclass(frozen=True)
@@ -60,28 +56,17 @@ class Config:
 
 def run(config: Config) -> int:
     """Prints a row a model, then a JSON line."""
-    mesh = topology_mesh(config.topology)
+    mesh = ahead_of_time.tpu_mesh(config.topology)
     rows = [measure(mesh, name, config) for name in config.models]
     print(json.dumps({"topology": config.topology, "chips": mesh.size, "batch_per_chip": config.batch_size, "programs": rows}))
     return 0
-
-
-def topology_mesh(name: str) -> Mesh:
-    """The chips of a topology along one axis."""
-    from jax.experimental import topologies
-
-    options = {"chips_per_host_bounds": (1, 1, 1)} if name.endswith(":1x1") else {}
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
-    return Mesh(np.array(devices), (meshes.AXIS,), axis_types=(AxisType.Auto,))
 
 
 def measure(mesh: Mesh, name: str, config: Config) -> dict[str, Any]:
     """Compiles one step in bfloat16 with float32 masters and tells what the compiler says of it."""
     began = time.perf_counter()
     program = compile_step(mesh, name, config)
-    memory = program.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    collectives = Counter(COLLECTIVE.findall(program.as_text()))
+    held, collectives = ahead_of_time.bytes_held(program), ahead_of_time.collectives(program)
     seconds = round(time.perf_counter() - began, 1)
     row = {"model": name, "bytes_per_chip": held, "collectives": dict(collectives), "compile_s": seconds}
     cost = step_cost(mesh, name, program, config)
@@ -96,33 +81,32 @@ def step_cost(mesh: Mesh, name: str, program: Any, config: Config) -> Cost:
 
     The time in which chips talk is not in it.
     """
-    chip, model = chip_of(config.topology), PRESETS[name]
-    place = SingleDeviceSharding(mesh.devices.flat[0])
-    abstract = TrOCR.abstract(model, jnp.bfloat16)
-    hidden = (config.batch_size, model.encoder.num_tokens, model.encoder.hidden_size)
-    memory = (config.batch_size, model.encoder.num_tokens, model.memory_size)
-    target = (config.batch_size, config.tokens, model.decoder.hidden_size)
-    encoder = layer_cost(EncoderLayer.__call__, abstract.encoder.layers, (hidden,), config, chip, place)
-    decoder = layer_cost(DecoderLayer.__call__, abstract.decoder.layers, (target, memory), config, chip, place)
+    chip, model, rows = chip_of(config.topology), PRESETS[name], config.batch_size
+    abstract, key = TrOCR.abstract(model, jnp.bfloat16), jax.eval_shape(lambda: jax.random.key(0))
+    hidden, memory, target = (
+        jax.ShapeDtypeStruct((rows, places, width), jnp.bfloat16)
+        for places, width in (
+            (model.encoder.num_tokens, model.encoder.hidden_size),
+            (model.encoder.num_tokens, model.memory_size),
+            (config.tokens, model.decoder.hidden_size),
+        )
+    )
+
+    def layer_cost(kind: type, stacked: Any, *inputs: Any) -> Cost:
+        both_ways = partial(forward_and_backward, kind.__call__, remat=config.remat)
+        return ahead_of_time.cost(both_ways, (ahead_of_time.unstacked(stacked), key, *inputs), mesh, chip)
+
+    encoder = layer_cost(EncoderLayer, abstract.encoder.layers, hidden)
+    decoder = layer_cost(DecoderLayer, abstract.decoder.layers, target, memory)
     whole = Cost.of(program.cost_analysis(), chip)
     return whole + encoder * (model.encoder.num_layers - 1) + decoder * (model.decoder.num_layers - 1)
 
 
-def layer_cost(
-    apply: Any, layers: Any, inputs: tuple[tuple[int, ...], ...], config: Config, chip: Chip, place: SingleDeviceSharding
-) -> Cost:
-    """Forward and backward of one of stacked layers, compiled alone."""
-
-    def both(layer: Any, key: Any, *inputs: Any) -> Any:
-        function = partial(apply, key=key)
-        output, pull = jax.vjp(jax.checkpoint(function) if config.remat else function, layer, *inputs)
-        return pull(output)
-
-    layer = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype, sharding=place), layers)
-    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place) for shape in inputs]
-    key = jax.ShapeDtypeStruct((), jax.eval_shape(lambda: jax.random.key(0)).dtype, sharding=place)
-    analysis: Any = jax.jit(both).lower(layer, key, *arrays).compile().cost_analysis()
-    return Cost.of(analysis, chip)
+def forward_and_backward(apply: Any, layer: Any, key: Any, *inputs: Any, remat: bool) -> Any:
+    """Gradients of one layer and its inputs; what comes back to it has the shape of its output, and here is that."""
+    function = partial(apply, key=key)
+    output, pull = jax.vjp(jax.checkpoint(function) if remat else function, layer, *inputs)
+    return pull(output)
 
 
 def compile_step(mesh: Mesh, name: str, config: Config) -> Any:

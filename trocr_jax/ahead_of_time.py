@@ -1,0 +1,63 @@
+"""Programs compiled for chips that are not there, described to the compiler: their mesh, memory, messages and cost.
+
+libtpu and XLA's plugin for CUDA do that on any machine. What comes out are the compiler's figures, not measurements.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, SingleDeviceSharding
+
+from .chips import Chip, Cost
+from .sharding import DATA
+
+_COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
+
+
+def tpu_mesh(topology: str) -> Mesh:
+    """The chips of a topology, as libtpu names it ("v5e:2x2"), along "data"."""
+    from jax.experimental import topologies
+
+    options = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
+    return data_mesh(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
+
+
+def data_mesh(devices: Sequence[Any]) -> Mesh:
+    """Described devices along "data"."""
+    return Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,))
+
+
+def bytes_held(program: Any) -> int:
+    """Memory that a compiled program takes of each chip; an output in a donated argument's place is counted once."""
+    memory = program.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return held - memory.alias_size_in_bytes
+
+
+def collectives(program: Any) -> Counter[str]:
+    """How often each kind of message between chips stands in a compiled program."""
+    return Counter(_COLLECTIVE.findall(program.as_text()))
+
+
+def cost(function: Callable[..., Any], shapes: tuple[Any, ...], mesh: Mesh, chip: Chip, donate: tuple[int, ...] = ()) -> Cost:
+    """A function's, compiled alone for one chip of the mesh.
+
+    Args:
+        shapes: of its arguments, trees of `jax.ShapeDtypeStruct`.
+        donate: arguments that come back changed, as a loop's carry does.
+    """
+    place = SingleDeviceSharding(mesh.devices.flat[0])
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+    analysis: Any = jax.jit(function, donate_argnums=donate).lower(*placed).compile().cost_analysis()
+    return Cost.of(analysis, chip)
+
+
+def unstacked(layers: Any) -> Any:
+    """The shapes of one of stacked layers."""
+    return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), layers)
