@@ -26,7 +26,7 @@ ORDER = [
 ]
 NO_JAX = LEAVES | {"fairseq", "page", "page_formats", "page_command"}
 APPS = ("convert", "train", "serve")
-TORCH_ALLOWED = {"convert/verify.py", "serve/peers.py"}
+REFERENCE_ALLOWED = {"convert/verify.py", "serve/peers.py"}
 
 
 def imports(path) -> set[str]:
@@ -88,8 +88,8 @@ def test_no_files_import_each_other_in_a_circle(folder):
     assert not arrows, f"in or above a circle: {sorted(arrows)}"
 
 
-def test_torch_is_imported_only_where_it_is_the_reference():
+def test_torch_and_transformers_are_imported_only_where_they_are_the_reference():
     for folder in ("trocr_jax", *APPS):
         for path in modules(folder):
-            if f"{folder}/{path.name}" not in TORCH_ALLOWED:
-                assert not {n for n in imports(path) if n.split(".")[0] == "torch"}, path
+            if f"{folder}/{path.name}" not in REFERENCE_ALLOWED:
+                assert not {n for n in imports(path) if n.split(".")[0] in ("torch", "transformers")}, path
