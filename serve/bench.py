@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from trocr_jax import sharding
+from trocr_jax import cli, sharding
+from trocr_jax.cli import UsageError
 from trocr_jax.config import PRESETS
 from trocr_jax.decoding import GenerateConfig, generate, precision
 from trocr_jax.model import TrOCR
@@ -33,6 +34,7 @@ from . import peers, roofline
 
 Read = peers.Read
 DTYPES = ("float32", "bfloat16")
+OF_LINES = ("lines", "model", "rounds")  # the flags that say something about `--lines`
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Config:
     plot: Path | None = None
     """Where to put a roofline as PNG."""
     lines: Path | None = None
-    """A folder of line images to read with float32 and the faster modes, and with Tesseract, instead of random pixels."""
+    """A folder of line images to read with float32 and the faster modes, and with Tesseract, instead of random pixels. Of the
+    other flags it takes --model and --rounds."""
     seed: int = 0
     """Of images and random weights."""
 
@@ -102,26 +105,39 @@ def run(config: Config) -> int:
             results.append({"batch_size": batch, "tokens": tokens, "results": rows(config, batch, timings), "roofline": stages})
             work = roofline.Work(stages["flops"], stages["bytes"])
             points.append((f"{batch} lines, {tokens} tokens", work, timings[0].median * config.devices))
-    if config.plot:
-        roofline.plot(config.plot, limits, points)
     del model, candidates
     cold = cold_start(config) if config.cold_start else {}
-    print(json.dumps(setting(config) | {"ceilings": asdict(limits), "measured": results, **memory(), **cold}))
+    print(json.dumps(setting(config) | {"ceilings": asdict(limits), "measured": results, **memory(), **cold}), flush=True)
+    if config.plot:
+        roofline.plot(config.plot, limits, points)
     return 0
 
 
 def check(config: Config) -> None:
-    """Raises ValueError, naming the option, for what cannot be measured."""
+    """Raises UsageError, naming the option, for what cannot be measured."""
+    if not (config.batch_size and config.tokens):
+        raise UsageError("--batch-size and --tokens need at least one number each")
     if min(*config.batch_size, *config.tokens, config.rounds, config.devices) < 1:
-        raise ValueError("--batch-size, --tokens, --rounds and --devices must be at least 1")
+        raise UsageError("--batch-size, --tokens, --rounds and --devices must be at least 1")
     if not config.dtype or not set(config.dtype) <= set(DTYPES):
-        raise ValueError(f"--dtype must be one or both of {', '.join(DTYPES)}")
+        raise UsageError(f"--dtype must be one or both of {', '.join(DTYPES)}")
     if config.devices > (have := jax.local_device_count()):
-        raise ValueError(f"--devices is {config.devices}, but there are {have}")
+        raise UsageError(f"--devices is {config.devices}, but there are {have}")
     if config.random and config.model not in PRESETS:
-        raise ValueError(f"--random needs --model to be one of: {', '.join(PRESETS)}")
-    if config.lines is not None and config.random:
-        raise ValueError("--lines needs a model that can read, not --random")
+        raise UsageError(f"--random needs --model to be one of: {', '.join(PRESETS)}")
+    if config.lines is not None:
+        _check_lines(config)
+    if config.plot is not None:
+        cli.check_writable(config.plot, "--plot")
+        cli.load("matplotlib", "--plot", "train")
+
+
+def _check_lines(config: Config) -> None:
+    """`--lines` reads every image to its own end, in every mode there is."""
+    given = [field for field in fields(Config) if field.name not in OF_LINES and getattr(config, field.name) != field.default]
+    flags = [("--no-" if field.default is True else "--") + field.name.replace("_", "-") for field in given]
+    if flags:
+        raise UsageError(f"--lines takes --model and --rounds alone: leave out {', '.join(flags)}")
 
 
 def load(config: Config) -> TrOCR:
@@ -308,7 +324,17 @@ def first_batch(config: Config) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-if __name__ == "__main__":  # for machines without tyro: the fields of Config as one JSON object
-    given = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
-    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    raise SystemExit(run(Config(**fields)))
+def from_json(arguments: list[str]) -> Config:
+    """The fields of a Config as one JSON object, for machines without tyro. Raises UsageError."""
+    try:
+        given = json.loads(*arguments) if arguments else {}
+        known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        known |= {name: Path(known[name]) for name in ("plot", "lines") if known.get(name)}
+        return Config(**known)
+    except (TypeError, ValueError, AttributeError):
+        names = ", ".join(field.name for field in fields(Config))
+        raise UsageError(f"{__package__}.bench takes one JSON object of: {names}; 'trocr-jax bench' has flags") from None
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.guarded(lambda: run(from_json(sys.argv[1:]))))

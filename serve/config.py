@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import tyro
+
 from .limits import Limits
 
 
@@ -20,7 +22,7 @@ class Config:
     """0 takes a free one."""
     api_key_file: str | None = None
     """A key a line; # starts a remark."""
-    no_key: bool = False
+    no_key: tyro.conf.FlagCreatePairsOff[bool] = False
     """Serve without keys although other machines can reach the address."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """By default float32 on CPU, bfloat16 on TPU and GPU."""

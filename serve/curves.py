@@ -11,12 +11,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trocr_jax.cli import UsageError, check_writable, load, program
 from trocr_jax.config import PRESETS, TrOCRConfig
 from trocr_jax.decoding import GenerateConfig, generate
 from trocr_jax.model import TrOCR
@@ -34,14 +35,17 @@ class Config:
     models: tuple[str, ...] = tuple(f"microsoft/trocr-{size}-handwritten" for size in ("small", "base", "large"))
     """For the curve over model size."""
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Images a batch, for the curve over them."""
     tokens: tuple[int, ...] = (4, 8, 16, 32, 64)
+    """New tokens a line, for the curve over them."""
     widths: tuple[int, ...] = (96, 192, 384, 768)
-    """Of the image, in pixels."""
+    """Of the image, in pixels, for the curve over them."""
     batch: int = 4
-    """Where it does not vary."""
+    """Images a batch, where it does not vary."""
     length: int = 20
-    """New tokens, where they do not vary."""
-    dtype: str = "float32"
+    """New tokens a line, where they do not vary."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and arithmetic."""
     rounds: int = 2
     """Of which the faster counts."""
 
@@ -59,6 +63,11 @@ class Point:
 
 def run(config: Config) -> int:
     """Measures, writes and prints a row a point."""
+    if unknown := {config.model, *config.models} - PRESETS.keys():
+        raise UsageError(f"no model {', '.join(sorted(unknown))}; there are {', '.join(PRESETS)}")
+    for ending in (".json", ".png"):
+        check_writable(config.out.with_suffix(ending), "--out")
+    load("matplotlib", "the picture", "train")
     limits = roofline.ceilings(jnp.dtype(config.dtype))
     found = []
     for point in points(config):
@@ -146,6 +155,4 @@ def _panel(axes: Any, name: str, rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    raise SystemExit(run(tyro.cli(Config)))
+    raise SystemExit(program("trocr_jax.serve.curves"))

@@ -19,6 +19,7 @@ from typing import Annotated
 import tyro
 
 from trocr_jax import files
+from trocr_jax.cli import program
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.cores import usable_cores
 from trocr_jax.images import ImageProcessor, find_images
@@ -91,4 +92,4 @@ def best(work: Callable[[], object], count: int, rounds: int) -> float:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(tyro.cli(Config, description=__doc__)))
+    raise SystemExit(program("trocr_jax.serve.decode_rate"))

@@ -29,6 +29,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from trocr_jax import cli
 from trocr_jax.engine import Engine, Job
 from trocr_jax.images import find_images
 from trocr_jax.reader import Reader
@@ -54,7 +55,7 @@ class Config:
     """Loads of the second table, as shares of what the server can do at most."""
     seconds: float = 15.0
     """Time for each of them."""
-    plot: str | None = None
+    plot: Path | None = None
     """A PNG to draw the second table to (needs matplotlib)."""
     seed: int = 0
     """Of lengths and moments."""
@@ -81,8 +82,11 @@ class Level:
     refused: int
 
 
-def main(config: Config) -> int:
+def run(config: Config) -> int:
     """Measures and prints; the exit code."""
+    if config.plot:
+        cli.check_writable(config.plot, "--plot")
+        cli.load("matplotlib", "--plot", "train")
     reader = Reader.from_pretrained()
     paths = find_images(config.images)
     ways = batching(reader, [reader.prepare(path).pixels for path in paths], config)
@@ -96,10 +100,10 @@ def main(config: Config) -> int:
     print(f"{'share':>6} {'offered/s':>10} {'served/s':>9} {'p50 ms':>8} {'p99 ms':>8} {'refused':>8}")
     for n in levels:
         print(f"{n.share:6.0%} {n.offered:10.1f} {n.served:9.1f} {1000 * n.p50:8.0f} {1000 * n.p99:8.0f} {n.refused:8}")
+    rows = {"batching": list(map(asdict, ways)), "offline": offline, "most": most, "levels": list(map(asdict, levels))}
+    print(json.dumps({"device": jax.devices()[0].device_kind, "slots": config.slots, **rows}), flush=True)
     if config.plot:
         draw(levels, config.plot)
-    rows = {"batching": list(map(asdict, ways)), "offline": offline, "most": most, "levels": list(map(asdict, levels))}
-    print(json.dumps({"device": jax.devices()[0].device_kind, "slots": config.slots, **rows}))
     return 0
 
 
@@ -236,7 +240,7 @@ async def _offer(client: Client, bodies: Sequence[bytes], share: float, rate: fl
     return Level(share, len(moments) / float(moments[-1]), len(served) / seconds, float(p50), float(p99), refused)
 
 
-def draw(levels: Sequence[Level], path: str) -> None:
+def draw(levels: Sequence[Level], path: Path) -> None:
     """Waiting times over load."""
     import matplotlib
 
@@ -250,10 +254,8 @@ def draw(levels: Sequence[Level], path: str) -> None:
     axes.set(xlabel="images offered a second", ylabel="milliseconds to the whole answer", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")
 
 
 if __name__ == "__main__":
-    import tyro
-
-    raise SystemExit(main(tyro.cli(Config, prog="python -m trocr_jax.serve.load", description=__doc__)))
+    raise SystemExit(cli.program("trocr_jax.serve.load"))

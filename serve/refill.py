@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trocr_jax.cli import program
 from trocr_jax.slots import STEPS
 
 
@@ -24,8 +25,11 @@ class Config:
     spread: float = 3.5
     """Standard deviation of the lengths, drawn from a gamma distribution."""
     lines: int = 2_915
+    """How many."""
     batch_sizes: tuple[int, ...] = (8, 32, 128, 256)
+    """Lines that are decoded at the same time; each is counted."""
     seed: int = 0
+    """Of the lengths."""
 
 
 def run(config: Config) -> int:
@@ -73,6 +77,4 @@ def refilled(lengths: Sequence[int], batch: int) -> int:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    raise SystemExit(run(tyro.cli(Config)))
+    raise SystemExit(program("trocr_jax.serve.refill"))

@@ -105,4 +105,4 @@ def plot(path: Path, ceilings: Ceilings, points: Sequence[tuple[str, Work, float
     for (name, work, seconds), intensity in zip(points, intensities, strict=True):
         axes.scatter([intensity], [work.flops / seconds / 1e9], label=name, s=24)
     axes.legend(fontsize=7)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")

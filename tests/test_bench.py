@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import tiny
 from conftest import ROOT
 
 from trocr_jax import images
+from trocr_jax.cli import UsageError
 from trocr_jax.config import PRESETS
 from trocr_jax.model import TrOCR
 from trocr_jax.serve import bench, bench_lines, curves, refill, roofline
@@ -90,12 +92,39 @@ def test_cold_start_is_a_process_of_its_own(folder):
         ({"dtype": ("float16",)}, "float32, bfloat16"),
         ({"devices": 999}, "--devices is 999"),
         ({"random": True, "model": "nobody/none"}, "--random needs --model"),
-        ({"random": True, "model": "microsoft/trocr-base-handwritten", "lines": ROOT}, "can read"),
+        ({"tokens": ()}, "at least one number"),
+        ({"random": True, "model": "microsoft/trocr-base-handwritten", "lines": ROOT}, "leave out --random$"),
+        ({"lines": ROOT, "tokens": (3,), "peers": False, "cold_start": True}, "leave out --tokens, --no-peers, --cold-start$"),
+        ({"plot": Path("/nowhere/x.png")}, "--plot /nowhere/x.png: there is no folder /nowhere"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UsageError, match=message):
         bench.run(replace(bench.Config(), **changes))
+
+
+def test_lines_take_the_model_and_the_rounds(monkeypatch, capsys):
+    monkeypatch.setattr(bench_lines, "run", lambda *given: {"given": given[1:]})
+    assert bench.run(bench.Config("some/model", rounds=2, lines=ROOT)) == 0
+    assert last_json(capsys.readouterr().out)["given"] == ["some/model", 2]
+
+
+def test_the_json_line_comes_before_the_plot_which_may_fail(folder, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(roofline, "plot", full)
+    with pytest.raises(OSError, match="no space left"):
+        bench.run(bench.Config(folder, batch_size=(1,), tokens=(2,), rounds=1, peers=False, plot=tmp_path / "roofline.png"))
+    assert last_json(capsys.readouterr().out)["measured"]
+
+
+def test_without_tyro_flags_are_one_json_object():
+    found = bench.from_json(['{"dtype": ["bfloat16"], "plot": "x.png", "rounds": 2}'])
+    assert found == bench.Config(dtype=("bfloat16",), plot=Path("x.png"), rounds=2)
+    for wrong in (["--help"], ['{"round": 2}'], ["[1]"], ["{}", "{}"]):
+        with pytest.raises(UsageError, match="takes one JSON object of: model, random, batch_size"):
+            bench.from_json(wrong)
 
 
 def test_the_counts_of_the_base_model_are_known():

@@ -158,6 +158,49 @@ def test_mistakes_get_one_line_and_a_code(capsys, model, folder, tmp_path):
         assert word in "\n".join(err), arguments
 
 
+def test_wrong_flags_of_measurements_are_wrong_use(capsys, folder, tmp_path):
+    for word, arguments in (
+        ("--limit", ["eval", "--limit", -1]),
+        ("--report", ["eval", "--report", tmp_path / "nowhere" / "x.html"]),
+        ("--rounds", ["bench", "--rounds", 0]),
+        ("leave out --tokens", ["bench", "--lines", folder, "--tokens", 3]),
+        ("--plot", ["bench", "--plot", tmp_path]),
+    ):
+        code, out, err = call(capsys, *arguments)
+        assert (code, out) == (2, []) and len(err) == 1 and word in err[0], arguments
+
+
+@pytest.mark.parametrize("name", ["refill", "curves", "decode_rate", "load"])
+def test_programs_beside_the_commands_tell_what_they_are_for(capsys, monkeypatch, name):
+    module = f"trocr_jax.serve.{name}"
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        cli.program(module)
+    out = capsys.readouterr().out
+    about = cli.load(module, name).__doc__.partition(":")[0].splitlines()[0]
+    assert stop.value.code == 0 and out.startswith(f"usage: python -m {module} ") and about in out
+
+
+def test_mistakes_with_them_are_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["decode_rate", "absent"])
+    assert cli.program("trocr_jax.serve.decode_rate") == 1
+    assert capsys.readouterr().err.splitlines() == ["trocr-jax: no such file (absent)"]
+
+
+def test_no_flag_is_a_double_negation(capsys):
+    for verb in cli.VERBS:
+        _, out, _ = call(capsys, verb, "--help")
+        assert "--no-no-" not in "\n".join(out), verb
+
+
+def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.delitem(sys.modules, "trocr_jax.serve.decode_rate", raising=False)
+    for extra, package in ((None, "trocr-jax"), ("train", "trocr-jax[train]")):
+        with pytest.raises(ValueError, match=re.escape(f"bench needs the Python package 'PIL': pip install '{package}'")):
+            cli.load("PIL", "bench", extra)
+
+
 def test_no_network_is_said_in_one_line(capsys, folder, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code, _, err = call(capsys, "read", folder, "--model", "microsoft/trocr-base-printed")

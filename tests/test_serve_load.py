@@ -25,7 +25,7 @@ def test_load_over_http(tmp_path):
         served = running.count("lines_total", model=MODEL, finish_reason="stop") - before
         assert offline > 0 and served / 10 < most, "most of the answers, in about a second, came while it was saturated"
         assert level.share == 0.5 and level.refused == 0 and 0 < level.p50 <= level.p99
-    load.draw([level, level], str(tmp_path / "load.png"))
+    load.draw([level, level], tmp_path / "load.png")
     assert (tmp_path / "load.png").stat().st_size > 1000
 
 

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from trocr_jax import Reader, metrics
+from trocr_jax.cli import UsageError
 from trocr_jax.images import ImageProcessor
 from trocr_jax.line import Line
 from trocr_jax.train import evaluate
@@ -115,12 +116,38 @@ def test_data_sets_of_the_same_name_have_rows_of_their_own(tmp_path):
 
 def test_wrong_calls_are_refused(places):
     model, data = places
-    with pytest.raises(ValueError, match="no score bleu; there are cer, wer"):
-        run(Config((str(data),), str(model), scores=("bleu",)))
     with pytest.raises(SourceError, match="no such file"):
         run(Config(("nowhere",), str(model)))
     with pytest.raises(SourceError, match="holds no part of this benchmark"):
         run(Config((str(data.parent),), str(model), benchmark="str"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scores": ("bleu",)}, "no score bleu; there are cer, wer"),
+        ({"limit": -1}, "--limit not below 0"),
+        ({"beams": (1, 0)}, "--beams must be at least 1"),
+        ({"data": ()}, "--data, --scores and --beams need at least one value each"),
+        ({"benchmark": "iam"}, "--benchmark iam needs --data with its folder, and nothing else"),
+        ({"benchmark": "iam", "data": ("a", "b")}, "and nothing else"),
+        ({"benchmark": "iam", "data": ("a",), "scores": ("cer",)}, "leave --scores out"),
+        ({"report": Path("/nowhere/report.html")}, "--report /nowhere/report.html: there is no folder /nowhere"),
+        ({"report": Path("/")}, "--report /: is a folder"),
+    ],
+)
+def test_flags_that_mean_nothing_are_refused_before_a_model_is_loaded(monkeypatch, changes, message):
+    monkeypatch.delattr(Reader, "from_pretrained")
+    with pytest.raises(UsageError, match=message):
+        run(Config(**changes))
+
+
+def test_the_json_line_comes_before_the_report_which_may_fail(places, tmp_path, monkeypatch, capsys):
+    model, data = places
+    monkeypatch.setattr(evaluate, "render", lambda *_: "\ud800")  # stands for a disk that is full by then
+    with pytest.raises(ValueError):
+        run(Config((str(data),), str(model), max_tokens=8, report=tmp_path / "report.html"))
+    assert json.loads(capsys.readouterr().out)["results"]
 
 
 def test_a_benchmark_finds_its_parts_and_says_when_they_are_not_the_published_ones(places, tmp_path, capsys):

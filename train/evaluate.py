@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trocr_jax import metrics
+from trocr_jax.cli import UsageError, check_writable
 from trocr_jax.reader import TOGETHER, Reader
 
 from .benchmarks import BENCHMARKS, Benchmark, Part, size_name
@@ -38,7 +39,7 @@ class Config:
         data: data sets, each a row of the table: paths in any format that training reads, or "synthetic" (drawn lines in fonts
             that training does not use, one row a level).
         model: directory or hub name; empty is the model in the package.
-        benchmark: a public benchmark, whose folder `data` then names. Its own scores are measured, on references as its scorer
+        benchmark: a public benchmark; `data` then names its folder. Its own scores are measured, on references as its scorer
             saw them, and the numbers published for a model of this size stand beside ours; those are of `--beams 10`.
             iam: gt_test.txt, test.jsonl or test/ in the folder. sroie: test/ with .jpg and .txt. str: IIIT5k_3000, SVT, IC13_857,
             IC13_1015, IC15_1811, IC15_2077, SVTP and CUTE80, those that are there, as LMDB or any other format.
@@ -71,21 +72,36 @@ def run(config: Config) -> int:
     """Measures; returns the exit code, 1 where lines could not be read at all.
 
     Raises:
-        ValueError: no such score, data set or model.
+        UsageError: flags that mean nothing. ValueError: no such data set or model.
     """
-    if unknown := set(config.scores) - metrics.SCORES.keys():
-        raise ValueError(f"no score {', '.join(sorted(unknown))}; there are {', '.join(metrics.SCORES)}")
+    check(config)
     reader = Reader.from_pretrained(config.model or None, dtype=config.dtype or None)
     benchmark = BENCHMARKS.get(config.benchmark)
-    tasks = benchmark_tasks(benchmark, config.data, reader) if benchmark else data_tasks(config)
+    tasks = benchmark_tasks(benchmark, config.data[0], reader) if benchmark else data_tasks(config)
     names = benchmark.scores if benchmark else config.scores
     results = [measure(reader, tasks, names, beams, config) for beams in config.beams]
     for result in results:
         print(table(result, tasks), file=sys.stderr)
+    print(json.dumps(summary(results, tasks, reader, config), ensure_ascii=False), flush=True)
     if config.report:
         config.report.write_text(render(results, tasks, reader.name), encoding="utf-8")
-    print(json.dumps(summary(results, tasks, reader, config), ensure_ascii=False))
     return 1 if any(reading.line.error for reading in results[0].readings) else 0
+
+
+def check(config: Config) -> None:
+    """Raises UsageError for flags that mean nothing or do not fit each other, before a model is loaded."""
+    if not (config.data and config.scores and config.beams):
+        raise UsageError("--data, --scores and --beams need at least one value each")
+    if unknown := set(config.scores) - metrics.SCORES.keys():
+        raise UsageError(f"no score {', '.join(sorted(unknown))}; there are {', '.join(metrics.SCORES)}")
+    if min(config.beams) < 1 or min(config.max_tokens, config.batch_size, config.limit) < 0:
+        raise UsageError("--beams must be at least 1, and --max-tokens, --batch-size and --limit not below 0")
+    if config.benchmark and (len(config.data) > 1 or SYNTHETIC in config.data):
+        raise UsageError(f"--benchmark {config.benchmark} needs --data with its folder, and nothing else")
+    if config.benchmark and config.scores != SCORES:
+        raise UsageError(f"--benchmark {config.benchmark} has its own scores: leave --scores out")
+    if config.report:
+        check_writable(config.report, "--report")
 
 
 def data_tasks(config: Config) -> list[Task]:
@@ -95,17 +111,17 @@ def data_tasks(config: Config) -> list[Task]:
     return [Task(name, source, {}) for name, source in (drawn | {name: open_source(x) for name, x in stored.items()}).items()]
 
 
-def benchmark_tasks(benchmark: Benchmark, data: Sequence[str], reader: Reader) -> list[Task]:
+def benchmark_tasks(benchmark: Benchmark, folder: str, reader: Reader) -> list[Task]:
     """The parts of a benchmark that lie in its folder.
 
     Raises:
         SourceError: none does.
     """
-    root = Path(data[0]).expanduser()
+    root = Path(folder).expanduser()
     size = size_name(reader.model.config)
     tasks = []
     for part in benchmark.parts:
-        found = next((root / folder for folder in part.folders if (root / folder).exists()), None)
+        found = next((root / name for name in part.folders if (root / name).exists()), None)
         if found is None:
             print(f"{part.name}: none of {', '.join(part.folders)} in {root}; left out", file=sys.stderr)
             continue

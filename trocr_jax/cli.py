@@ -10,8 +10,9 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 VERBS = {
@@ -45,22 +46,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if arguments[0] not in VERBS:
         return complain(f"no such command: {arguments[0]!r}. Commands: {', '.join(VERBS)}", 2)
-    return _run(arguments[0], arguments[1:])
+    verb = arguments[0]
+    return _run(VERBS[verb][0], f"trocr-jax {verb}", arguments[1:], verb, EXTRAS.get(verb))
 
 
-def _run(verb: str, arguments: list[str]) -> int:
-    """Parses a verb's flags into its Config and calls its run(config)."""
+def program(module: str) -> int:
+    """`python -m MODULE ...` for modules that have a Config and a run as the verbs do; returns the exit code."""
+    return _run(module, f"python -m {module}", sys.argv[1:], module)
+
+
+def _run(module: str, prog: str, arguments: list[str], wanted: str, extra: str | None = None) -> int:
+    """Parses flags into a module's Config and calls its run(config)."""
+
+    def work() -> int:
+        app = load(module, wanted, extra)
+        return app.run(_parse(app, prog, arguments))
+
+    _allow_any_name(sys.stdout)
+    return guarded(work)
+
+
+def _parse(app: Any, prog: str, arguments: list[str]) -> Any:
+    if hasattr(app, "parse"):  # presets and files have a say before the flags
+        return app.parse(arguments, prog)
     import tyro
 
-    prog = f"trocr-jax {verb}"
-    _allow_any_name(sys.stdout)
+    return tyro.cli(app.Config, prog=prog, args=arguments, description=app.__doc__)
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """The exit code of some work; of what goes wrong in it a person sees one line."""
     try:
-        app = load(VERBS[verb][0], verb, EXTRAS.get(verb, "test"))
-        if hasattr(app, "parse"):  # presets and files have a say before the flags
-            config = app.parse(arguments, prog)
-        else:
-            config = tyro.cli(app.Config, prog=prog, args=arguments, description=app.__doc__)
-        return app.run(config)
+        return work()
     except UsageError as error:
         return complain(str(error), 2)
     except BrokenPipeError:
@@ -86,17 +103,32 @@ def _without_platform(error: AssertionError) -> bool:
     return "JAX_PLATFORMS" in os.environ and frame.f_globals["__name__"] == "jax._src.xla_bridge"
 
 
-def load(module: str, wanted: str, extra: str) -> Any:
-    """Imports a module that needs an extra of this package; `wanted` is what the person asked for.
+def load(module: str, wanted: str, extra: str | None = None) -> Any:
+    """Imports a module that may need an extra of this package; `wanted` is what the person asked for.
 
-    Raises ValueError, which names the missing Python package and the extra that installs it.
+    Raises ValueError, which names the missing Python package and what installs it.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("trocr_jax"):
             raise
-        raise ValueError(f"{wanted} needs the Python package {error.name!r}: pip install 'trocr-jax[{extra}]'") from None
+        ours = f"trocr-jax[{extra}]" if extra else "trocr-jax"
+        raise ValueError(f"{wanted} needs the Python package {error.name!r}: pip install '{ours}'") from None
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """For a file that will hold the result of long work: before the work.
+
+    Raises:
+        UsageError: it could not be written, as far as that can be told.
+    """
+    if path.is_dir():
+        raise UsageError(f"{flag} {path}: is a folder")
+    if not path.parent.is_dir():
+        raise UsageError(f"{flag} {path}: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{flag} {path}: no permission to write there")
 
 
 def _allow_any_name(stream: Any) -> None:
