@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.util import find_spec
@@ -29,6 +31,7 @@ from trocr_jax.files import FilesError
 
 from . import batch_inputs as inputs
 from . import batch_output as output
+from .batch_places import FetchError, PlaceError
 from .batch_progress import Progress, Share, report
 from .batch_units import Columns
 from .batch_work import Job, Worker, begin_job, disk_full, open_job
@@ -172,7 +175,17 @@ def work(job: Job, config: Config, began: float) -> int:
         worker.sweep()
     finally:
         worker.close()
+    _tell_of_new(job)
     return report(job, share, config.price_per_hour)
+
+
+def _tell_of_new(job: Job) -> None:
+    """What came into INPUT after it was planned is not read, and that is said."""
+    place = job.settings["input"]
+    with suppress(PlaceError, FetchError, UsageError):  # INPUT may be gone by now
+        if count := inputs.count_new(place, job.units, job.listing):
+            what = f"{count:,} images or shards that came after this job was planned and are not read"
+            print(f"trocr-jax: {place} has {what}; choose another OUTPUT to read them", file=sys.stderr)
 
 
 def _share(job: Job, worker: Worker, config: Config, began: float) -> Share:

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -25,7 +24,7 @@ from typing import BinaryIO
 from trocr_jax.images import EXTENSIONS
 
 from . import batch_containers as containers
-from .batch_places import PAUSES, FetchError, PlaceError, check_scheme, expand, is_url, join, opened, parent
+from .batch_places import PlaceError, check_scheme, expand, is_url, join, opened, parent, steadily
 from .batch_units import Columns, Item, Unit, groups
 
 FILE_KEYS = ("image", "file_name", "file", "filename", "path", "image_path", "url")
@@ -65,13 +64,34 @@ def _check_one_kind(place: str, counts: dict[str, int]) -> None:
         raise PlaceError(place, f"holds {' and '.join(found)}: name one kind, for example by a glob")
 
 
+def count_new(place: str, units: Sequence[Unit], listing: Path) -> int:
+    """How many files, or lines of a list, an input has that its plan does not know: they came later.
+
+    Of URLs and of an LMDB it is 0: to list a bucket again may take minutes, and a database is one file.
+
+    Raises:
+        PlaceError, FetchError: the input cannot be read any more.
+    """
+    if is_url(place) or any(unit.kind == "lmdb" for unit in units):
+        return 0
+    files = [_absolute(path) for _, path in expand(place)]
+    if len(files) == 1 and files[0].endswith(LISTS):
+        found = {item.image for item in read_list(files[0])}
+    else:
+        found = {path for path in files if _is_image(path) or path.endswith((*TARS, ".parquet"))}
+    known = itertools.chain.from_iterable(_read_listing(unit, listing) for unit in units if unit.kind == "listing")
+    for item in known:  # one by one: there may be millions
+        found.discard(item.image)
+    return len(found - {unit.place for unit in units} - {None})
+
+
 def read(unit: Unit, listing: Path, columns: Columns) -> Iterator[Item]:
     """The lines of a unit; what cannot be read is an Item with an error."""
     if unit.kind == "listing":
         return _read_listing(unit, listing)
     if unit.kind == "broken":
         return iter([Item(unit.name, None, unit.error)])
-    return _named(unit, _steadily(lambda: containers.READERS[unit.kind](unit, columns)))
+    return _named(unit, steadily(lambda: containers.READERS[unit.kind](unit, columns)))
 
 
 def _named(unit: Unit, items: Iterator[Item]) -> Iterator[Item]:
@@ -80,25 +100,6 @@ def _named(unit: Unit, items: Iterator[Item]) -> Iterator[Item]:
         yield from items
     except PlaceError as error:
         yield Item(unit.name, None, error.reason)
-
-
-def _steadily(begin: Callable[[], Iterator[Item]]) -> Iterator[Item]:
-    """A container that cannot be read now is begun again, and what was given of it already passed over.
-
-    Raises:
-        FetchError: of the last try.
-    """
-    given = 0
-    for pause in (*PAUSES, None):
-        try:
-            for item in itertools.islice(begin(), given, None):
-                given += 1
-                yield item
-            return
-        except FetchError:
-            if pause is None:
-                raise
-            time.sleep(pause)
 
 
 def read_list(path: str) -> Iterator[Item]:

@@ -9,6 +9,7 @@ a job stores nothing, so that another run tries again. UsageError: a Python pack
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
 import time
@@ -72,14 +73,28 @@ def _meaning(place: str, error: Exception) -> Exception:
     return FetchError(place, f"cannot be read now ({reason})")
 
 
-def patiently(read: Callable[[], T]) -> T:
-    """Tries again, after longer and longer pauses, what cannot be read now. Raises what the last try raised."""
-    for pause in PAUSES:
+def steadily(begin: Callable[[], Iterator[T]]) -> Iterator[T]:
+    """What cannot be read now is begun again, after longer and longer pauses, and what was given of it already passed over.
+
+    Raises:
+        FetchError: of the last try.
+    """
+    given = 0
+    for pause in (*PAUSES, None):
         try:
-            return read()
+            for item in itertools.islice(begin(), given, None):
+                given += 1
+                yield item
+            return
         except FetchError:
+            if pause is None:
+                raise
             time.sleep(pause)
-    return read()
+
+
+def patiently(read: Callable[[], T]) -> T:
+    """One thing, read as `steadily` reads several."""
+    return next(steadily(lambda: iter((read(),))))
 
 
 def is_url(place: str) -> bool:

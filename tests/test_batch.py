@@ -88,6 +88,23 @@ def test_a_finished_job_is_left_as_it_is(capsys, model, images, tmp_path):
     assert not [*out.glob("_job/leases/*"), *out.glob(".part*"), *out.glob("_job/draft*")]
 
 
+def test_images_that_came_after_the_plan_are_not_read_and_that_is_said(capsys, model, tmp_path):
+    folder, out = batching.folder(tmp_path / "lines", pictures(5)), tmp_path / "out"
+    _, _, err = batch(capsys, folder, out, "--model", model)
+    assert "came after" not in err
+    batching.folder(folder, {"new.png": batching.png("1"), "sub/new.png": batching.png("2")})
+    (folder / "00000.png").unlink()
+    code, summary, err = batch(capsys, folder, out)
+    told = [line for line in err.splitlines() if "came after this job was planned" in line]
+    assert code == 0 and summary["lines"] == 5
+    assert told == [
+        f"trocr-jax: {folder} has 2 images or shards that came after this job was planned and are not read; "
+        "choose another OUTPUT to read them"
+    ]
+    shutil.rmtree(folder)
+    assert batch(capsys, folder, out)[0] == 0, "what was planned is there"
+
+
 def test_a_missing_part_is_done_again_and_is_the_same(capsys, model, images, tmp_path):
     out = tmp_path / "out"
     batch(capsys, images, out, "--model", model, "--unit-lines", 16)

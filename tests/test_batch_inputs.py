@@ -114,6 +114,23 @@ def test_a_plan_does_not_follow_changes_of_the_input(tmp_path):
     assert [item.id for unit in units for item in batch_inputs.read(unit, listing, Columns())] == NAMES
 
 
+@pytest.mark.parametrize("kind", ["folder", "glob", "list", "jsonl", "tar", "parquet"])
+def test_what_came_after_the_plan_is_counted(tmp_path, kind):
+    place, _ = make(kind, tmp_path)
+    place = tmp_path / "*.parquet" if kind == "parquet" else place
+    units, _ = plan_and_read(place, tmp_path)
+    count = lambda: batch_inputs.count_new(str(place), units, tmp_path / "listing")  # noqa: E731
+    assert count() == 0
+    if kind in ("list", "jsonl"):
+        with open(place, "a") as file:
+            file.write('{"path": "new.png"}\n' if kind == "jsonl" else "new.png\n")
+    else:
+        folder = place if place.is_dir() else place.parent
+        (folder / {"tar": "new.tar", "parquet": "new.parquet"}.get(kind, "new.png")).touch()
+        (folder / "new.md").touch()
+    assert count() == 1
+
+
 def test_odd_file_names_survive(tmp_path):
     names = ["a b.png", "c\nd.png", "ü.png", b"\xff.png".decode("utf-8", "surrogateescape")]
     folder = batching.folder(tmp_path / "images", {name: IMAGES[NAMES[0]] for name in names})
@@ -262,7 +279,7 @@ def test_storage_that_fails_for_a_moment_loses_nothing(tmp_path, monkeypatch, ki
         monkeypatch.setattr(batch_places, "_open", open_it)
         return [item.image for item in batch_inputs.read(unit, tmp_path, Columns())]
 
-    monkeypatch.setattr(batch_inputs, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(batch_places, "PAUSES", (0.0, 0.0))
     assert read(2) == list(IMAGES.values()) and len(opened) == 3
     with pytest.raises(FetchError, match="s3://b/x.*cannot be read now"):
         read(3)
