@@ -8,7 +8,8 @@ import pytest
 import tiny
 
 from trocr_jax.images import ImageProcessor
-from trocr_jax.train.data import Batches, Loader, mixed_order, parse_source, prefetch
+from trocr_jax.train.batches import Batches, prefetch
+from trocr_jax.train.data import Loader, mixed_order, parse_source
 from trocr_jax.train.records import Record, SourceError
 from trocr_jax.train.sources import open_source
 
@@ -34,11 +35,11 @@ class Numbers:
 
 def loader(sources, weights=None, seed=0, **options) -> Loader:
     order = mixed_order(sources, weights or [1.0] * len(sources), seed)
-    return Loader(sources, order, tiny.TOKENIZER, PROCESSOR, seed, 8, **options)
+    return Loader(sources=sources, order=order, tokenizer=tiny.TOKENIZER, processor=PROCESSOR, seed=seed, max_tokens=8, **options)
 
 
 def batches(load, size=8, **options) -> Batches:
-    return Batches(load, size, 0, tiny.TOKENIZER.pad_token_id, 8, **options)
+    return Batches(load=load, batch_size=size, seed=0, pad=tiny.TOKENIZER.pad_token_id, max_tokens=8, **options)
 
 
 def test_empty_columns_are_cut_off_three_batches_of_four():

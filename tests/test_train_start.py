@@ -13,8 +13,8 @@ from trocr_jax.encoder import Encoder
 from trocr_jax.model import TrOCR
 from trocr_jax.tokens import Tokenizer, character_vocabulary
 from trocr_jax.train import preflight, vocabulary
+from trocr_jax.train.batches import Batch
 from trocr_jax.train.config import StartConfig
-from trocr_jax.train.data import Batch
 from trocr_jax.train.parameters import build, named
 from trocr_jax.train.start import (
     POSITIONS,

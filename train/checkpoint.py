@@ -178,6 +178,11 @@ class Checkpoints:
         return dict(ocp.load(str(self.path(step) / files.ORBAX), like))
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a folder has checkpoints, damaged ones too; half-written ones do not count."""
+    return any(folder.glob("[!.]*"))
+
+
 def _rest(state: TrainState) -> Arrays:
     """What the parameters to read with do not tell."""
     same = not state.lora and not state.ema

@@ -1,6 +1,4 @@
-"""Batches for the step, a function of the step number alone: order, reading, and preparing ahead of the device.
-
-Letters: B lines, T tokens of a label.
+"""The lines that a run trains on, each a function of its position alone: their order, and reading them.
 
 A position p = step * batch_size + row has its record and its random numbers from (seed, p) alone, so that resuming is exact and
 hosts can share the work in any number: each reads its rows of the same global batch. grain gives the order of files
@@ -10,29 +8,29 @@ another that depends on p alone.
 
 from __future__ import annotations
 
-import itertools
-import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
+from PIL import Image
 
 from trocr_jax import images
 from trocr_jax.images import ImageProcessor
 from trocr_jax.tokens import Tokenizer
 
+from .config import Config
 from .pool import LinePool
 from .records import Source, SourceError
 from .sources import open_source
+from .start import Start
 
 Place = tuple[int, int]
+"""Source, and index within it."""
+Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 SYNTHETIC = "synthetic"
-LENGTH_STEP = 16  # labels are padded to a multiple of it, so that few programs are compiled
 SUBSTITUTES = 20
-WHOLE_EVERY = 4  # steps
 JUDGED_FROM = 200  # different records, or all there are, before the share of bad ones counts
 
 
@@ -43,15 +41,6 @@ class Example:
     pixels: np.ndarray
     label: list[int]
     place: Place
-
-
-@dataclass(frozen=True)
-class Batch:
-    """uint8 images [B,height,width,3], int32 labels [B,T] (end token last, padded); the places do not go to the device."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    places: tuple[Place, ...]
 
 
 def parse_source(text: str) -> tuple[str, float]:
@@ -108,28 +97,36 @@ def mixed_order(sources: Sequence[Source | LinePool], weights: Sequence[float], 
     return parts[0] if len(parts) == 1 else cast(Order, grain.MapDataset.mix(parts, weights=list(weights)))
 
 
+@dataclass(kw_only=True, eq=False)
 class Loader:
     """Position -> Example.
 
-    Args:
-        sources: what `Order` numbers.
+    Attributes:
+        sources: what `order` numbers.
+        order: position -> source and index.
+        tokenizer, processor: of the model.
+        seed: of augmentation and of substitutes for records that cannot be used.
         max_tokens: of a label, its end token counted.
         max_bad: share of records that cannot be used above which to give up.
         augment: (image, generator) -> image, for lines that were not drawn.
         report: called with what is wrong with a record, once for each.
     """
 
-    def __init__(
-        self, sources: Sequence[Source | LinePool], order: Order, tokenizer: Tokenizer, processor: ImageProcessor, seed: int,
-        max_tokens: int, max_bad: float = 0.01, augment: Callable[..., Any] | None = None,
-        report: Callable[[str], None] = lambda problem: None,
-    ):  # fmt: skip
-        self.sources, self.order, self.tokenizer, self.processor = sources, order, tokenizer, processor
-        self.seed, self.max_tokens, self.max_bad, self.augment, self.report = seed, max_tokens, max_bad, augment, report
+    sources: Sequence[Source | LinePool]
+    order: Order
+    tokenizer: Tokenizer
+    processor: ImageProcessor
+    seed: int
+    max_tokens: int
+    max_bad: float = 0.01
+    augment: Augment | None = None
+    report: Callable[[str], None] = lambda problem: None
+
+    def __post_init__(self) -> None:
         self.bad: set[Place] = set()
-        self.seen = [np.zeros(_size(source), bool) for source in sources]
+        self.seen = [np.zeros(_size(source), bool) for source in self.sources]
         self._last = ""
-        self.met, self.judged_from = 0, min(JUDGED_FROM, sum(map(_size, sources)))
+        self.met, self.judged_from = 0, min(JUDGED_FROM, sum(map(_size, self.sources)))
         self._lock = threading.Lock()
 
     def __getitem__(self, position: int) -> Example:
@@ -209,103 +206,51 @@ class _BadRecord(ValueError):
     """One record cannot be used."""
 
 
-class Batches:
-    """Step -> Batch.
+def training_lines(config: Config, model: Start, report: Callable[[str], None]) -> Loader:
+    """The lines of a run, in its order; starts to draw those that are drawn.
 
     Args:
-        load: position -> Example.
-        rows: which rows of every global batch this host reads.
-        group: batches that are sorted by length together.
-        cut: pixels; empty columns at the right are left out, to a multiple of it; 0 never.
-    """
-
-    def __init__(
-        self, load: Any, batch_size: int, seed: int, pad: int, max_tokens: int, rows: range | None = None, group: int = 1,
-        threads: int = 1, cut: int = 0,
-    ):  # fmt: skip
-        self.cut = cut
-        self.load, self.batch_size, self.seed, self.pad, self.max_tokens = load, batch_size, seed, pad, max_tokens
-        self.rows, self.group = rows or range(batch_size), group
-        self.threads = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._group: tuple[int, list[list[Example]]] = (-1, [])
-
-    def __getitem__(self, step: int) -> Batch:
-        if self.group == 1:
-            return self._cut(step, self._collate(self._read(step), self.max_tokens))
-        number, place = divmod(step, self.group)
-        if self._group[0] != number:
-            self._group = (number, self._sorted(number))
-        rows = self._group[1][place]
-        longest = max(len(row.label) for row in rows)
-        return self._cut(step, self._collate(rows, min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.max_tokens)))
-
-    def _sorted(self, number: int) -> list[list[Example]]:
-        """The examples of a group's steps, the shortest labels in one batch and so on, and the batches in random order."""
-        examples = [row for step in range(number * self.group, (number + 1) * self.group) for row in self._read(step)]
-        examples.sort(key=lambda row: len(row.label))
-        order = np.random.default_rng((self.seed, number)).permutation(self.group)
-        return [examples[i * self.batch_size : (i + 1) * self.batch_size] for i in order]
-
-    def _read(self, step: int) -> list[Example]:
-        positions = [step * self.batch_size + row for row in self.rows]
-        return list((self.threads.map if self.threads else map)(self.load.__getitem__, positions))
-
-    def _collate(self, rows: list[Example], length: int) -> Batch:
-        labels = np.full((len(rows), length), self.pad, np.int32)
-        for label, row in zip(labels, rows, strict=True):
-            label[: len(row.label)] = row.label
-        return Batch(np.stack([row.pixels for row in rows]), labels, tuple(row.place for row in rows))
-
-    def _cut(self, step: int, batch: Batch) -> Batch:
-        """Without the columns at the right that are like the last one in every image; every fourth step stays whole."""
-        if not self.cut or step % WHOLE_EVERY == 0:
-            return batch
-        differs = (batch.images != batch.images[:, :, -1:]).any(axis=(0, 1, 3))
-        used = int(np.flatnonzero(differs)[-1]) + 1 if differs.any() else 1
-        return replace(batch, images=batch.images[:, :, : -(-used // self.cut) * self.cut])
-
-
-def prefetch(batches: Any, first: int, last: int, ahead: int = 4) -> Iterator[tuple[int, Any]]:
-    """(step, batches[step]) for first <= step < last, made by a thread that runs ahead; its exceptions are raised here."""
-    ready: queue.Queue[Any] = queue.Queue(ahead)
-    stopped = threading.Event()
-
-    def put(item: Any) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for step in range(first, last):
-                put((step, batches[step]))
-                if stopped.is_set():
-                    return
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        for _ in itertools.repeat(None, last - first):
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
-
-
-def open_sources(places: Sequence[str], pool: Callable[[], LinePool]) -> tuple[list[Source | LinePool], list[float]]:
-    """The sources that a configuration names, with their weights.
+        report: see `Loader`.
 
     Raises:
-        SourceError: there is none, or one cannot be opened.
+        SourceError: there is no source, or one cannot be opened.
     """
-    if not places:
+    sources, weights = _open_sources(config, model.processor)
+    return Loader(
+        sources=sources,
+        order=mixed_order(sources, weights, config.seed),
+        tokenizer=model.tokenizer,
+        processor=model.processor,
+        seed=config.seed,
+        max_tokens=config.max_tokens,
+        max_bad=config.data.max_bad,
+        augment=augmentation(config.data.augment),
+        report=report,
+    )
+
+
+def _open_sources(config: Config, processor: ImageProcessor) -> tuple[list[Source | LinePool], list[float]]:
+    """The sources that a configuration names, with their weights."""
+    if not config.data.train:
         raise SourceError("no data to train on: set --data.train")
-    named = [parse_source(text) for text in places]
-    return [pool() if path == SYNTHETIC else open_source(path) for path, _ in named], [weight for _, weight in named]
+    paths, weights = zip(*map(parse_source, config.data.train), strict=True)
+    return [_pool(config, processor) if path == SYNTHETIC else open_source(path) for path in paths], list(weights)
+
+
+def _pool(config: Config, processor: ImageProcessor) -> LinePool:
+    pool = LinePool(config.synthetic, processor)
+    pool.start()
+    return pool
+
+
+def augmentation(name: str) -> Augment | None:
+    """The recipe with this name, None for "none"."""
+    if name == "da2":
+        from .augment import da2
+
+        return da2
+    if name == "rand":
+        from .rand_augment import rand_augment
+
+        return rand_augment
+    return None

@@ -26,18 +26,20 @@ from jax.sharding import Mesh
 
 from trocr_jax import files, pretrained, sharding
 
+from . import checkpoint, preflight
 from . import mesh as meshes
-from . import preflight
+from .batches import Batches, prefetch
 from .checkpoint import Checkpoints
 from .config import FREE, Config, check, to_plain
-from .data import Batches, Loader, mixed_order, open_sources, prefetch
+from .data import training_lines
 from .evaluation import Lines, evaluate, held_out
 from .log import DIGITS, Log, evaluations
 from .optimizer import make_optimizer, schedule
 from .parameters import Arrays, build, frozen_layers, new_lora, rates, with_lora
-from .pool import LinePool
 from .start import Start, opened, start, trimming
 from .step import Step, StepConfig, TrainState, inference, make_step, new_state
+
+CHECKPOINTS = "checkpoints"
 
 
 def train(config: Config) -> int:
@@ -51,7 +53,7 @@ def train(config: Config) -> int:
     join_hosts(config)
     claim(config)
     log = Log(config.out, config.steps, config.tensorboard, quiet=jax.process_index() > 0)
-    checkpoints = Checkpoints(config.out / "checkpoints", config.keep, log)
+    checkpoints = Checkpoints(config.out / CHECKPOINTS, config.keep, log)
     newest = checkpoints.newest()
     model = _fresh(config) if newest is None else opened(checkpoints.path(newest), numbers=False)
     run = Run(config, model, checkpoints, log)
@@ -111,24 +113,16 @@ class Run:
     @cached_property
     def batches(self) -> Batches:
         config, data = self.config, self.config.data
-        sources, weights = open_sources(data.train, self._pool)
-        order = mixed_order(sources, weights, config.seed)
-        loader = Loader(
-            sources, order, self.model.tokenizer, self.model.processor, config.seed, config.max_tokens, data.max_bad,
-            augmentation(data.augment), lambda problem: self.log("bad_record", problem=problem),
-        )  # fmt: skip
+        lines = training_lines(config, self.model, lambda problem: self.log("bad_record", problem=problem))
         rows = meshes.own_rows(self.mesh, config.batch_size)
         if data.cut and len(rows) < config.batch_size:
             raise ValueError("--data.cut looks at whole batches, which one host alone has; set it to 0")
         if data.group > 1 and len(rows) < config.batch_size:
             raise ValueError("--data.group sorts whole batches, which one host alone has; set it to 1")
-        pad = self.model.config.pad_token_id
-        return Batches(loader, config.batch_size, config.seed, pad, config.max_tokens, rows, data.group, data.threads, data.cut)
-
-    def _pool(self) -> LinePool:
-        pool = LinePool(self.config.synthetic, self.model.processor)
-        pool.start()
-        return pool
+        return Batches(
+            load=lines, batch_size=config.batch_size, seed=config.seed, pad=self.model.config.pad_token_id,
+            max_tokens=config.max_tokens, rows=rows, group=data.group, threads=data.threads, cut=data.cut,
+        )  # fmt: skip
 
     def preflight(self) -> None:
         """Raises preflight.Failed where training would be in vain."""
@@ -259,19 +253,6 @@ class Timer:
         return seconds, share
 
 
-def augmentation(name: str) -> Callable[..., Any] | None:
-    """(image, generator) -> image of the recipe with this name."""
-    if name == "da2":
-        from .augment import da2
-
-        return da2
-    if name == "rand":
-        from .rand_augment import rand_augment
-
-        return rand_augment
-    return None
-
-
 def join_hosts(config: Config) -> None:
     """Connects the processes of a run; before anything touches a device."""
     hosts = config.hosts
@@ -289,7 +270,7 @@ def claim(config: Config) -> None:
     """
     config.out.mkdir(parents=True, exist_ok=True)
     path, plain = config.out / "config.json", to_plain(config)
-    if path.exists() and any((config.out / "checkpoints").glob("[!.]*")):
+    if path.exists() and checkpoint.in_use(config.out / CHECKPOINTS):
         free = FREE | ({"steps"} if config.optimizer.schedule in ("inverse_sqrt", "constant") else set())
         changed = sorted(set(differences(files.read_json(path), plain)) - free)
         if changed:

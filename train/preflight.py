@@ -19,8 +19,8 @@ from trocr_jax.layers import Array
 from trocr_jax.model import TrOCR, normalize, shift_right
 from trocr_jax.tokens import Tokenizer
 
+from .batches import Batch
 from .config import OptimizerConfig
-from .data import Batch
 from .optimizer import make_optimizer
 from .parameters import Arrays, build
 from .step import StepConfig, make_step, new_state

@@ -18,10 +18,8 @@ from trocr_jax.cli import UsageError
 
 from . import cli
 from .config import Config
-from .data import Loader, mixed_order, open_sources
-from .loop import augmentation
-from .pool import LinePool
-from .start import Start, start
+from .data import training_lines
+from .start import start
 
 LINES, COLUMNS = 36, 3
 GAP, LABEL = 8, 18  # px
@@ -46,24 +44,9 @@ def main(arguments: Sequence[str]) -> int:
 def draw(config: Config) -> Image.Image:
     """The sheet (RGB) of a run."""
     model = start(config.start, config.seed)
-    examples = map(training_lines(config, model).__getitem__, range(LINES))
+    lines = training_lines(config, model, lambda problem: print(problem, file=sys.stderr))
+    examples = map(lines.__getitem__, range(LINES))
     return arranged([(Image.fromarray(example.pixels), model.tokenizer.decode(example.label)) for example in examples])
-
-
-def training_lines(config: Config, model: Start) -> Loader:
-    """What the run's batches are made of, in its order."""
-
-    def pool() -> LinePool:
-        lines = LinePool(config.synthetic, model.processor)
-        lines.start()
-        return lines
-
-    data = config.data
-    sources, weights = open_sources(data.train, pool)
-    return Loader(
-        sources, mixed_order(sources, weights, config.seed), model.tokenizer, model.processor, config.seed, config.max_tokens,
-        data.max_bad, augmentation(data.augment), lambda problem: print(problem, file=sys.stderr),
-    )  # fmt: skip
 
 
 def arranged(cells: Sequence[tuple[Image.Image, str]]) -> Image.Image:
