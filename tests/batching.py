@@ -64,10 +64,10 @@ def lmdb(path: Path, images: dict[str, bytes]) -> Path:
     return path
 
 
-def batch(capsys, *arguments) -> tuple[int, dict, str]:
+def batch(capsys, *arguments, options=OPTIONS) -> tuple[int, dict, str]:
     """Exit code, the last JSON line (empty without one), stderr."""
     try:
-        code = cli.main(["batch", *map(str, arguments), *OPTIONS])
+        code = cli.main(["batch", *map(str, arguments), *options])
     except SystemExit as stop:
         code = stop.code
     out, err = capsys.readouterr()

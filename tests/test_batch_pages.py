@@ -4,12 +4,13 @@ import json
 import math
 
 import batching
+import pages
 import pytest
 import tiny
 from batching import batch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from trocr_jax.page import read_page
+from trocr_jax.page import prepare_page, read_page
 from trocr_jax.reader import Reader
 
 
@@ -76,3 +77,35 @@ def test_a_job_of_pages_goes_on_as_one(capsys, model, scans, tmp_path):
     batch(capsys, scans, tmp_path / "lines", "--model", model)
     code, _, err = batch(capsys, scans, tmp_path / "lines", "--page")
     assert code == 2 and "begun with --page False" in err
+
+
+LONG, SHORT = "the quick brown fox jumps over a lazy dog while many small boxes", "27 parcels on Friday"
+
+
+def printed(*texts: str) -> Image.Image:
+    """A page of lines, one below the other."""
+    image = Image.new("RGB", (1300, 100 + 70 * len(texts)), "white")
+    for number, text in enumerate(texts):
+        ImageDraw.Draw(image).text((60, 50 + 70 * number), text, fill=(20, 20, 20), font=ImageFont.truetype(pages.fonts()[0], 32))
+    return image
+
+
+def test_long_lines_of_pages_are_read_whole_and_after_an_interruption_as_well(capsys, tmp_path):
+    """In pieces, which are rows of batches with those of other lines and pages; with the model in the package."""
+    folder, out = tmp_path / "scans", tmp_path / "out"
+    folder.mkdir()
+    written = [(LONG, SHORT), (SHORT, LONG, LONG[:40])]
+    for number, texts in enumerate(written):
+        printed(*texts).save(folder / f"{number}.png")
+    _, lines = prepare_page(printed(LONG, SHORT), Reader.from_pretrained().processor)
+    assert [len(line.pieces) > 1 for line in lines] == [True, False], "or the drawn page is not what this test needs"
+    code, summary, _ = batch(capsys, folder, out, "--page", "--unit-lines", 1, options=["--decoders", "1"])
+    assert code == 0 and (summary["pages"], summary["lines"]) == (2, 5)
+    for row, texts in zip(batching.rows(out), written, strict=True):
+        assert tuple(line["text"] for line in row["lines"]) == texts
+        for line in row["lines"]:
+            assert [word["text"] for word in line["words"]] == line["text"].split() and line["finish_reason"] == "stop"
+    whole = batching.parts(out)
+    (out / "part-00001.jsonl").unlink()
+    code, summary, _ = batch(capsys, folder, out, options=["--decoders", "1"])
+    assert code == 0 and summary["here"]["lines"] == 3 and batching.parts(out) == whole and len(whole) == 2
