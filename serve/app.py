@@ -126,7 +126,7 @@ def _known(error: Exception) -> ApiError:
     if isinstance(error, RequestValidationError | ValidationError):
         return from_validation(error.errors())
     if isinstance(error, HTTPException) and error.status_code < 500:
-        codes = {404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type"}
+        codes = {404: "not_found", 405: "method_not_allowed"}
         messages = {404: "no such path here", 405: "not with this method"}
         status = error.status_code
         return ApiError(status, messages.get(status, "the request is malformed"), codes.get(status, "bad_request"))

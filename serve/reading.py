@@ -46,7 +46,7 @@ NEW_IMAGE = "\n"
 """What stands in a text before the line of another image."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Part:
     """What one job reads: an image of the request, or a piece of one that is too long for the model.
 
@@ -55,11 +55,45 @@ class Part:
         flags: of the image.
         before: what stands in the text between it and the part before: NEW_IMAGE, a space where it is a further piece of the
             same image, nothing at the beginning.
+        line: what was read, when nothing more will come: the job is over, or the answer's budget.
+        kept: how many of the job's tokens are in that line.
+        shown: how many of them were given as entries.
     """
 
     job: Job
     flags: tuple[str, ...]
     before: str
+    line: Line | None = None
+    kept: int = 0
+    shown: int = 0
+
+    @property
+    def begins_image(self) -> bool:
+        return self.before in ("", NEW_IMAGE)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Those of the job that count, as far as they are there."""
+        return list(self.job.tokens) if self.line is None else self.job.tokens[: self.kept]
+
+    @property
+    def is_blank(self) -> bool:
+        """Then its tokens give no text."""
+        return NO_TEXT in (self.flags if self.line is None else self.line.flags)
+
+    def text(self, tokenizer: Tokenizer) -> str:
+        """As far as it is there."""
+        if self.line is not None:
+            return self.line.text
+        return "" if self.is_blank else tokenizer.decode(self.tokens).rstrip(UNFINISHED)
+
+    def end(self, reader: Reader, kept: int) -> Line:
+        """The line of the first `kept` tokens; the others are dropped."""
+        job, self.kept = self.job, kept
+        tokens, logprobs = np.array(job.tokens[:kept], np.int64), np.array(job.logprobs[:kept])
+        finished = job.status == "stop" and kept == len(job.tokens)
+        self.line = reader.line(tokens, logprobs, kept, finished, self.flags)
+        return self.line
 
 
 class Answer:
@@ -82,22 +116,19 @@ class Answer:
         self._reader, self._parts, self._budget, self._stops, self._detailed = reader, parts, budget, stops, detailed
         self.text, self.tokens = "", 0
         self.finish_reason: str | None = None
-        self._lines: list[Line] = []  # of the parts that are done, as far as those before them are
-        self._kept: list[int] = []  # how many tokens each of them may have
-        self._shown = (0, 0)  # line and token that come next in a Delta
 
     @property
     def lines(self) -> list[Line]:
         """The lines of the images that are done and whole in the text, or were cut where the budget ended."""
         images: list[list[Line]] = []
-        for part, line, start in zip(self._parts, self._lines, self._lay_out(partial=False)[1], strict=False):
-            if start + len(line.text) > len(self.text):
+        for part, start in zip(self._parts, self._lay_out(partial=False)[1], strict=False):
+            if part.line is None or start + len(part.line.text) > len(self.text):
                 break
-            if part.before in ("", NEW_IMAGE):
+            if part.begins_image:
                 images.append([])
-            images[-1].append(line)
+            images[-1].append(part.line)
         done = sum(map(len, images))
-        cut = done < len(self._parts) and self._parts[done].before not in ("", NEW_IMAGE)  # within an image
+        cut = done < len(self._parts) and not self._parts[done].begins_image
         found = list(map(joined, images))
         if cut and self.finish_reason == "length":
             return [*found[:-1], replace(found[-1], finish_reason="length")]
@@ -111,16 +142,16 @@ class Answer:
         """
         if self.finish_reason is not None:
             return Delta()
-        for job in self._jobs:
-            if job.status in ("expired", "cancelled", "failed"):
-                raise timed_out() if job.status == "expired" else internal()
-        complete = self._take_lines()
+        for part in self._parts:
+            if part.job.status in ("expired", "cancelled", "failed"):
+                raise timed_out() if part.job.status == "expired" else internal()
+        complete = self._end_parts()
         text = self._lay_out(partial=not complete)[0]
         end = min((at for at in map(text.find, self._stops) if at >= 0), default=None)
         if end is not None:
             self._finish("stop")
         elif complete:
-            whole = len(self._lines) == len(self._parts) and all(line.finish_reason == "stop" for line in self._lines)
+            whole = all(part.line is not None and part.line.finish_reason == "stop" for part in self._parts)
             self._finish("stop" if whole else "length")
         else:
             end = len(text) - self._undecided(text)
@@ -129,47 +160,41 @@ class Answer:
 
     def close(self) -> None:
         """Drops what is still to be read."""
-        for job in self._jobs:
-            job.cancel()
+        for part in self._parts:
+            part.job.cancel()
 
-    @property
-    def _jobs(self) -> list[Job]:
-        return [part.job for part in self._parts]
-
-    def _lay_out(self, *, partial: bool) -> tuple[str, list[int]]:
-        """The text of all parts that are done, if asked for with the unfinished one behind, and where each begins in it."""
-        text, starts, texts = "", [], [line.text for line in self._lines]
-        if partial and len(texts) < len(self._parts):
-            texts.append(self._partial())
-        for part, own in zip(self._parts, texts, strict=False):
-            text += part.before if own or part.before == NEW_IMAGE else ""
-            starts.append(len(text))
-            text += own
-        return text, starts
-
-    def _take_lines(self) -> bool:
-        """Jobs that are done, in order, become lines; whether that is all that the answer will have."""
-        while len(self._lines) < len(self._parts):
-            part = self._parts[len(self._lines)]
-            job = part.job
-            over, produced, room = job.over, len(job.tokens), self._budget - sum(self._kept)
-            if room == 0:  # spent to the last token by the lines before: of this one nothing is read
+    def _end_parts(self) -> bool:
+        """Ends, in order, the parts of which nothing more will come; whether that is all that the answer will have."""
+        for part in self._parts:
+            if part.line is not None:
+                continue
+            over, produced, room = part.job.over, len(part.job.tokens), self._budget - self._kept  # over first: tokens may come
+            if room == 0:  # spent to the last token by the parts before: of this one nothing is read
                 return True
             if not over and produced < room:
                 return False
-            kept = min(produced, room)
-            finished = over and job.status == "stop" and kept == produced
-            tokens, logprobs = np.array(job.tokens[:kept], np.int64), np.array(job.logprobs[:kept])
-            self._lines.append(self._reader.line(tokens, logprobs, kept, finished, part.flags))
-            self._kept.append(kept)
-            if not finished and kept == room:
+            line = part.end(self._reader, min(produced, room))
+            if line.finish_reason == "length" and part.kept == room:
                 return True
         return True
 
-    def _partial(self) -> str:
-        """The text so far of the part whose turn it is."""
-        part = self._parts[len(self._lines)]
-        return "" if NO_TEXT in part.flags else self._reader.tokenizer.decode(list(part.job.tokens)).rstrip(UNFINISHED)
+    @property
+    def _kept(self) -> int:
+        return sum(part.kept for part in self._parts)
+
+    def _lay_out(self, *, partial: bool) -> tuple[str, list[int]]:
+        """The text of the parts that have ended, if asked for with the next one as far as it is, and where each begins in it."""
+        text, starts = "", []
+        for part in self._parts:
+            if part.line is None and not partial:
+                break
+            own = part.text(self._reader.tokenizer)
+            text += part.before if own or part.before == NEW_IMAGE else ""
+            starts.append(len(text))
+            text += own
+            if part.line is None:
+                break
+        return text, starts
 
     def _undecided(self, text: str) -> int:
         """How many characters at the end may be the beginning of a stop string."""
@@ -178,30 +203,23 @@ class Answer:
 
     def _finish(self, reason: str) -> None:
         self.finish_reason = reason
-        unfinished = self._jobs[len(self._lines) : len(self._lines) + 1]
-        self.tokens = sum(self._kept) + (sum(len(job.tokens) for job in unfinished) if reason == "stop" else 0)
+        begun = next((len(part.tokens) for part in self._parts if part.line is None), 0)
+        self.tokens = self._kept + (begun if reason == "stop" else 0)
         self.close()
 
     def _entries(self) -> Iterator[Entry]:
         """Tokens not shown yet whose characters all lie within the text."""
-        tokenizer, (begin, first), starts = self._reader.tokenizer, self._shown, self._lay_out(partial=True)[1]
-        for index in range(begin, len(starts)):
-            job, flags = self._parts[index].job, self._parts[index].flags
-            line = self._lines[index] if index < len(self._lines) else None
-            ids = list(job.tokens) if line is None else job.tokens[: self._kept[index]]
-            hidden = NO_TEXT in (flags if line is None else line.flags)
-            for position, (_, end) in enumerate([] if hidden else tokenizer.spans(ids)):
-                if starts[index] + end > len(self.text):
+        tokenizer = self._reader.tokenizer
+        for part, start in zip(self._parts, self._lay_out(partial=True)[1], strict=False):
+            ids = [] if part.is_blank else part.tokens
+            spans = tokenizer.spans(ids) if part.shown < len(ids) else []
+            for position in range(part.shown, len(spans)):
+                if start + spans[position][1] > len(self.text):
                     return
-                if position >= first:
-                    self._shown = index, position + 1
-                    if ids[position] not in tokenizer.special_ids:
-                        shown = entry(tokenizer, job, position)
-                        yield shown if position else _after(self._parts[index].before, shown)
-            if line is None:
-                return
-            first = 0
-            self._shown = index + 1, 0
+                part.shown = position + 1
+                if ids[position] not in tokenizer.special_ids:
+                    shown = entry(tokenizer, part.job, position)
+                    yield shown if position else _after(part.before, shown)
 
 
 def _after(before: str, first: Entry) -> Entry:
