@@ -80,6 +80,14 @@ def test_wrong_settings_are_refused_by_name(content, message, tmp_path):
         cli.parse(["--config", str(tmp_path / "run.yaml")])
 
 
+def test_what_is_not_set_is_null(tmp_path):
+    (tmp_path / "run.yaml").write_text("start: {fit: null, dropout: 1e-1, tokenizer: null}\npatience: null\neval_lines: null\n")
+    config = cli.parse(["--preset", "iam", "--config", str(tmp_path / "run.yaml")])
+    assert (config.start.fit, config.start.dropout, config.start.tokenizer) == (None, 0.1, None)
+    assert config.patience is config.eval_lines is None
+    assert cli.parse(["--preset", "tiny-print", "--start.fit", "None", "--eval-lines", "None"]).start.fit is None
+
+
 def test_one_source_need_not_be_a_list(tmp_path):
     (tmp_path / "run.yaml").write_text("data: {train: serials/train}\nstart: {image_size: [32, 64]}\n")
     config = cli.parse(["--config", str(tmp_path / "run.yaml")])
@@ -94,6 +102,8 @@ def test_one_source_need_not_be_a_list(tmp_path):
         ("--save-every -1", "--save-every must be at least 1, not -1"),
         ("--batch-size 0", "--batch-size must be at least 1, not 0"),
         ("--data.group 0", "--data.group must be at least 1, not 0"),
+        ("--start.dropout -1", "--start.dropout must be at least 0, not -1.0"),
+        ("--devices 0", "--devices must be at least 1, not 0"),
         ("--optimizer.accumulate 3 --batch-size 8", "--optimizer.accumulate 3 must divide --batch-size 8"),
         ("--preset imam", "no preset 'imam'"),
     ],

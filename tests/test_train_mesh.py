@@ -32,7 +32,7 @@ import tiny
 from trocr_jax.train.config import HostsConfig
 from trocr_jax.train.loop import train
 folder, index, address = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-sys.exit(train(tiny.config(folder, devices=0, log_every=1, hosts=HostsConfig(2, index, address))))
+sys.exit(train(tiny.config(folder, devices=None, log_every=1, hosts=HostsConfig(2, index, address))))
 """
 
 
@@ -47,7 +47,7 @@ def steps_on(axes: str, fsdp: bool = False) -> tuple[object, list[float]]:
     """Three steps of the tiny model on a mesh: the state and the losses."""
     config = StepConfig(tiny.MODEL, frozenset(random_parameters(tiny.MODEL, 0)))
     optimizer = make_optimizer(OptimizerConfig(lr=1e-2, warmup=0, schedule="constant"), 3, {})
-    mesh = meshes.make_mesh(0, axes)
+    mesh = meshes.make_mesh(None, axes)
     state = new_state(config, random_parameters(tiny.MODEL, 0), {}, optimizer, 0)
     shardings = meshes.state_shardings(state, mesh, fsdp)
     state, step = jax.device_put(state, shardings), make_step(optimizer, config, (shardings, meshes.replicated(mesh)))
@@ -73,11 +73,11 @@ def test_weights_cut_over_a_mesh_give_the_losses_of_one_device(axes, fsdp, monke
 
 
 def test_the_batch_is_cut_over_data_alone():
-    assert meshes.own_rows(meshes.make_mesh(0, "data=2,model=4"), 6) == range(6)
+    assert meshes.own_rows(meshes.make_mesh(None, "data=2,model=4"), 6) == range(6)
     with pytest.raises(ValueError, match="--batch-size 7 must be a multiple of the 2 devices"):
-        meshes.own_rows(meshes.make_mesh(0, "data=2,model=4"), 7)
+        meshes.own_rows(meshes.make_mesh(None, "data=2,model=4"), 7)
     with pytest.raises(ValueError, match="needs 16 devices, but there are 8"):
-        meshes.make_mesh(0, "data=16")
+        meshes.make_mesh(None, "data=16")
 
 
 def parameters(run: Path, step: int) -> dict[str, np.ndarray]:

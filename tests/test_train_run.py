@@ -305,7 +305,7 @@ def two_processes(folder: Path, kind: str, step: int, number: int) -> list[int]:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    driver = DRIVER.replace("**changes)", "devices=0, hosts=config.HostsConfig(2, int(sys.argv[6]), sys.argv[7]), **changes)")
+    driver = DRIVER.replace("**changes)", "devices=None, hosts=config.HostsConfig(2, int(sys.argv[6]), sys.argv[7]), **changes)")
     driver = driver.replace("import log, loop", "import config, log, loop")
     processes = []
     for index in range(2):

@@ -36,7 +36,7 @@ class Config:
         steps: measured, after two that are not.
         dtype: of the computation.
         remat: compute activations twice instead of keeping them.
-        peak: TFLOP/s of one device in this dtype, to print the share that is reached; 0 where it is not known.
+        peak: TFLOP/s of one device in this dtype, to print the share that is reached.
     """
 
     model: str = "microsoft/trocr-base-stage1"
@@ -45,7 +45,7 @@ class Config:
     steps: int = 5
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
-    peak: float = 0.0
+    peak: float | None = None
 
 
 def run(config: Config) -> int:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from trocr_jax.cli import UsageError
 
@@ -20,6 +20,7 @@ from .config import PRESETS, Config
 
 __all__ = ["Config", "main", "parse", "run"]
 T = TypeVar("T")
+UNIONS = (UnionType, Union)  # int | None, and what Python makes of Literal[...] | None
 
 
 def parse(arguments: Sequence[str], prog: str = "trocr-jax train") -> Config:
@@ -112,7 +113,7 @@ def _value(old: Any, kind: Any, new: Any, place: str) -> Any:
 
 def _converted(kind: Any, new: Any) -> Any:
     """What a file can write for a value of a kind that YAML and JSON do not have."""
-    if kind is float and isinstance(new, str) and _FLOAT.fullmatch(new):
+    if float in (kind, *get_args(kind)) and isinstance(new, str) and _FLOAT.fullmatch(new):
         return float(new)  # YAML 1.1 takes 1e-08, which JSON writes, for text
     if kind == tuple[str, ...] and isinstance(new, str):
         return (new,)
@@ -126,7 +127,7 @@ def _fits(value: Any, kind: Any) -> bool:
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Literal:
         return value in parts
-    if origin is UnionType:
+    if origin in UNIONS:
         return any(_fits(value, part) for part in parts)
     if origin is tuple:
         parts = parts[:1] * len(value) if ... in parts and isinstance(value, tuple) else parts
@@ -141,7 +142,7 @@ def _said(kind: Any) -> str:
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(parts)}"
-    if origin is UnionType:
+    if origin in UNIONS:
         return " or ".join(map(_said, parts))
     if origin is tuple:
         return "a list of " + (_said(parts[0]) if ... in parts else " and ".join(map(_said, parts)))

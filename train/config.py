@@ -25,10 +25,11 @@ class SyntheticConfig:
         fonts: folder of fonts to draw with.
         held_out_fonts: folder of fonts that only evaluation draws with; where there is none, it says so and takes `fonts`.
         seed: of the lines; the order in which they are used is the run's seed.
-        min_length, max_length: characters of a text.
-        max_squeeze: a line that is wider than so many times the shape of the model's image is drawn anew.
+        min_length: characters of a text that are aimed at, at least.
+        max_length: characters of a text at most.
+        max_squeeze: a line is drawn anew whose width over height is more than so many times that of the model's image.
         start: lines on disk before the first step.
-        fresh: new lines for every line that is used, until there are `lines`.
+        fresh: lines that are added for every line that is used, until there are `lines`.
         lines: how many at most; 12 KB each at 32 x 128 pixels.
         workers: processes that draw.
         cache: where the lines lie.
@@ -82,10 +83,13 @@ class OptimizerConfig:
         schedule: after the warmup: inverse_sqrt (fairseq's), cosine or linear towards `final_lr`, or constant.
         warmup: steps from almost 0 to `lr`.
         final_lr: share of `lr` at the last step of cosine and linear.
-        weight_decay: per step and unit of learning rate.
-        decay: regex; parameters whose path it finds are decayed.
+        beta1: decay a step of the gradient's average.
+        beta2: decay a step of the average of its square.
+        eps: added to the root of the latter.
+        weight_decay: share of a parameter that is taken off, per step and unit of learning rate.
+        decay: regex; parameters whose path it finds are decayed; by default all.
         clip: largest norm of the gradient; 0 is off.
-        label_smoothing: share of the target mass spread over the vocabulary.
+        label_smoothing: share of a target's probability that is spread over the vocabulary.
         rates: "regex=factor" rules for single parameters ("encoder.layers.3.mlp.fc1.kernel"); the first that matches decides,
             0 freezes, and every parameter must match one. `^encoder=0 .*=1` freezes the encoder. Under LoRA a kernel's factor is
             that of its two factors, and a frozen kernel gets none.
@@ -134,23 +138,24 @@ class StartConfig:
         model: a directory or hub name (a fairseq file after `trocr-jax convert`), "package" for the model in the package, or
             "scratch" for random numbers.
         architecture: of a model from scratch: a name of `start.ARCHITECTURES` or of a public checkpoint.
-        tokenizer: a directory with another tokenizer; rows of tokens that both have are kept, others start as noise.
+        tokenizer: a directory with another tokenizer; rows of tokens that both have are kept, a new one is the mean of the tokens
+            that its text was made of, or noise where there are none.
         extend_vocab: characters to add to the vocabulary, or a text file that holds them.
         image_size: height and width in pixels, where they differ from the model's.
         positions: how a larger image gets its positions: "interpolate" as ViT fine-tuning does, or "continue" the trained
             columns with the sinusoids that they grew from (only models from scratch have those).
         fit: how a line gets into the model's image, where it differs from the model's: "stretch", "pad" or "line".
-        dropout: in encoder and decoder; below 0 keeps the model's.
+        dropout: share of activations that a step leaves out in encoder and decoder, where it differs from the model's.
     """
 
     model: str = "package"
     architecture: str = "tiny-print"
-    tokenizer: str = ""
-    extend_vocab: str = ""
+    tokenizer: str | None = None
+    extend_vocab: str | None = None
     image_size: tuple[int, int] | None = None
     positions: Literal["interpolate", "continue"] = "interpolate"
-    fit: Literal["", "stretch", "pad", "line"] = ""
-    dropout: float = -1.0
+    fit: Literal["stretch", "pad", "line"] | None = None
+    dropout: float | None = None
 
 
 @dataclass(frozen=True)
@@ -174,13 +179,13 @@ class HostsConfig:
 
     Attributes:
         count: 1, or how many; 0 lets jax find out (TPU pods, Slurm).
-        index: of this process.
-        coordinator: address:port of process 0.
+        index: of this process, from 0.
+        coordinator: address:port of process 0; needed where jax cannot find it out.
     """
 
     count: int = 1
     index: int = 0
-    coordinator: str = ""
+    coordinator: str | None = None
 
 
 @dataclass(frozen=True)
@@ -195,13 +200,15 @@ class Config:
         seed: of the order of the data and of dropout.
         dtype: of the computation; parameters are kept in float32.
         remat: compute activations twice instead of keeping them: less memory, a third more work.
-        devices: 0 is all.
+        devices: how many, over all hosts; by default all.
         mesh: "data=4,model=2" cuts the weights over pairs of devices; by default every device has its own lines and all weights.
         fsdp: cut parameters and optimizer state over the devices instead of copying them.
-        log_every, eval_every, save_every: steps.
+        log_every: steps between two lines of the log.
+        eval_every: steps between two evaluations; there is one at the end, too.
+        save_every: steps between two checkpoints; an evaluation writes one, too.
         keep: newest checkpoints to keep beside the best one.
-        patience: evaluations without a better score before the run ends early; 0 never.
-        eval_lines: lines of every source and level that an evaluation during training reads; 0 reads all.
+        patience: evaluations without a better score after which the run ends early; by default it does not.
+        eval_lines: lines of every source and level that an evaluation during training reads; None reads all, 1000 of a level.
         tensorboard: write events, with lines and what was read of them.
     """
 
@@ -219,15 +226,15 @@ class Config:
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
-    devices: int = 0
-    mesh: str = ""
+    devices: int | None = None
+    mesh: str | None = None
     fsdp: bool = False
     log_every: int = 50
     eval_every: int = 1000
     save_every: int = 1000
     keep: int = 2
-    patience: int = 0
-    eval_lines: int = 200
+    patience: int | None = None
+    eval_lines: int | None = 200
     tensorboard: bool = False
 
 
@@ -251,18 +258,18 @@ PRESETS: dict[str, Config] = {
     "iam": Config(
         out=Path("runs/iam"), start=StartConfig(model="microsoft/trocr-base-stage1"),
         data=DataConfig(train=("iam/gt_train.txt",), valid=("iam/gt_valid.txt",), augment="da2"), optimizer=_FAIRSEQ,
-        steps=30_000, max_tokens=128, patience=20, eval_every=97, save_every=97, seed=1111, dtype="bfloat16", eval_lines=0,
+        steps=30_000, max_tokens=128, patience=20, eval_every=97, save_every=97, seed=1111, dtype="bfloat16", eval_lines=None,
     ),
     "sroie": Config(
         out=Path("runs/sroie"), start=StartConfig(model="microsoft/trocr-base-stage1"),
         data=DataConfig(train=("sroie/train",), valid=("sroie/valid",), augment="da2"),
         optimizer=replace(_FAIRSEQ, lr=5e-5, warmup=800, accumulate=16), steps=5_000, batch_size=2048, max_tokens=128,
-        patience=10, eval_every=17, save_every=17, seed=1111, dtype="bfloat16", eval_lines=0,
+        patience=10, eval_every=17, save_every=17, seed=1111, dtype="bfloat16", eval_lines=None,
     ),
     "str": Config(
         out=Path("runs/str"), start=StartConfig(model="microsoft/trocr-base-stage1"),
         data=DataConfig(train=("str/gt_train.txt",), valid=("str/gt_valid.txt",), augment="rand"), optimizer=_FAIRSEQ,
-        steps=100_000, max_tokens=64, patience=20, eval_every=200, save_every=200, seed=1111, eval_lines=0,
+        steps=100_000, max_tokens=64, patience=20, eval_every=200, save_every=200, seed=1111, eval_lines=None,
     ),
     "tiny-print-short": Config(
         out=Path("runs/tiny-print-short"),
@@ -284,12 +291,12 @@ published: `stage1` trains it on."""
 
 LEAST = {
     1: "steps batch_size log_every eval_every save_every data.threads data.group optimizer.accumulate synthetic.start "
-    "synthetic.lines synthetic.workers synthetic.min_length",
+    "synthetic.lines synthetic.workers synthetic.min_length devices patience eval_lines",
     2: "max_tokens",
-    0: "patience eval_lines devices data.cut data.max_bad optimizer.warmup optimizer.clip lora.rank preflight.lines "
-    "preflight.overfit hosts.count",
+    0: "data.cut data.max_bad optimizer.warmup optimizer.clip lora.rank preflight.lines preflight.overfit hosts.count "
+    "start.dropout",
 }
-"""The smallest value of fields that are numbers."""
+"""The smallest value of fields that are numbers, or None."""
 
 
 def check(config: Config) -> None:
@@ -300,7 +307,7 @@ def check(config: Config) -> None:
     """
     for least, names in LEAST.items():
         for name in names.split():
-            if (value := attrgetter(name)(config)) < least:
+            if (value := attrgetter(name)(config)) is not None and value < least:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
     if config.batch_size % config.optimizer.accumulate:
         raise UsageError(f"--optimizer.accumulate {config.optimizer.accumulate} must divide --batch-size {config.batch_size}")

@@ -39,7 +39,7 @@ class Config:
     out: Path
     fonts: Path = fonts.DEFAULT_FOLDER / "training"
     texts: Path | None = None
-    pattern: str = ""
+    pattern: str | None = None
     count: int = 500
     levels: tuple[str, ...] = ("clean", "worn")
     seed: int = 0
@@ -87,8 +87,8 @@ def text_maker(config: Config) -> Callable[[Generator], str]:
     Raises:
         ValueError: the file of texts is empty or cannot be read.
     """
-    if config.pattern:
-        return lambda rng: fill(config.pattern, rng)
+    if pattern := config.pattern:
+        return lambda rng: fill(pattern, rng)
     if config.texts is None:
         return lambda rng: draw_text(rng)[0]
     try:

@@ -58,7 +58,7 @@ def drawn_lines(config: SyntheticConfig, processor: ImageProcessor, count: int) 
     return groups
 
 
-def stored_lines(place: str, processor: ImageProcessor, count: int = 0) -> Lines:
+def stored_lines(place: str, processor: ImageProcessor, count: int | None = None) -> Lines:
     """`count` lines of a data set, evenly spread, because files are often sorted; or all.
 
     Raises:

@@ -201,8 +201,10 @@ class Run:
     def _impatient(self) -> bool:
         """Every host asks at every step, and the first one knows."""
         patience, scores = self.config.patience, self._scores
-        tired = bool(patience and scores) and len(scores) - 1 - int(np.argmin(scores)) >= patience
-        if patience and jax.process_count() > 1:
+        if patience is None:
+            return False
+        tired = bool(scores) and len(scores) - 1 - int(np.argmin(scores)) >= patience
+        if jax.process_count() > 1:
             tired = bool(multihost_utils.broadcast_one_to_all(np.int32(tired)))
         return tired
 

@@ -1,6 +1,7 @@
 """Where state and batches lie: a mesh of all devices, batches cut over "data", the state copied to all or cut as well.
 
-The state is cut over "model" by the library's rules (tensor parallel), over "data" by size (FSDP), or by both.
+The state is cut over "model" by the library's rules (tensor parallel), over "data" by size (FSDP), or by both. By size, since
+`sharding.FSDP` names one axis of a parameter and leaves it whole where the devices do not divide that, as 50,265 tokens.
 
 The compiler makes the communication from the placement; the same program runs on one device and on many hosts.
 """
@@ -19,7 +20,7 @@ AXIS = sharding.DATA
 SMALL = 2**14  # numbers; what is smaller is not worth cutting
 
 
-def make_mesh(devices: int = 0, axes: str = "") -> Mesh:
+def make_mesh(devices: int | None = None, axes: str | None = None) -> Mesh:
     """All devices of all hosts, or the first so many, along "data"; or as `axes` says, "data=4,model=2".
 
     Raises:
@@ -28,7 +29,7 @@ def make_mesh(devices: int = 0, axes: str = "") -> Mesh:
     available = jax.devices()
     if axes:
         return sharding.make_mesh(axes, available)
-    if devices > len(available):
+    if devices and devices > len(available):
         raise ValueError(f"--devices {devices}, but there are {len(available)}")
     return sharding.make_mesh({sharding.DATA: devices or len(available), sharding.MODEL: 1}, available)
 

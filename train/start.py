@@ -72,7 +72,7 @@ def start(config: StartConfig, seed: int) -> Start:
         found = with_tokenizer(found, Tokenizer.from_directory(config.tokenizer), seed)
     if config.extend_vocab:
         found = with_tokenizer(found, vocabulary.extended(found.tokenizer, _characters(config.extend_vocab)), seed)
-    return found if config.dropout < 0 else replace(found, config=_with_dropout(found.config, config.dropout))
+    return found if config.dropout is None else replace(found, config=_with_dropout(found.config, config.dropout))
 
 
 def trimming(found: Start, trimmed: bool) -> Start:
