@@ -204,6 +204,7 @@ def test_a_length_that_is_no_whole_number_of_visits(small):
     [
         {"max_new_tokens": 0}, {"num_beams": 0}, {"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1},
         {"num_return_sequences": 2}, {"do_sample": True, "num_beams": 2}, {"early_stopping": "maybe"},
+        {"length_penalty": float("nan")}, {"length_penalty": float("-inf")}, {"temperature": float("inf")},
         {"min_new_tokens": 99, "max_new_tokens": 9},
     ],
 )  # fmt: skip
@@ -218,6 +219,23 @@ def test_what_the_model_cannot_do_is_refused(small):
         read(model, pixels, GenerateConfig(41))
     with pytest.raises(ValueError, match="seeds"):
         read(model, pixels, GenerateConfig(4, do_sample=True))
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True}, {}])
+def test_no_images_give_no_lines(small, options):
+    model, pixels = small
+    result = read(model, pixels[:0], GenerateConfig(LIMIT, **options), seeds=jnp.zeros(0, jnp.uint32))
+    for name, x in vars(read(model, pixels[:1], GenerateConfig(LIMIT, **options), seeds=jnp.zeros(1, jnp.uint32))).items():
+        assert getattr(result, name).shape == (0, *x.shape[1:]) and getattr(result, name).dtype == x.dtype, name
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_ngrams_longer_than_the_line_forbid_nothing(small, beams):
+    model, pixels = small
+    free = read(model, pixels, GenerateConfig(LIMIT, num_beams=beams))
+    np.testing.assert_array_equal(
+        read(model, pixels, GenerateConfig(LIMIT, num_beams=beams, no_repeat_ngram_size=LIMIT + 9)).tokens, free.tokens
+    )
 
 
 def test_generation_config_of_a_checkpoint():
@@ -251,7 +269,6 @@ def test_the_loop_ends_when_all_rows_have(small):
 def test_bfloat16_decodes(small):
     model, pixels = small
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
-    half = jax.tree.unflatten(jax.tree.structure(TrOCR.abstract(model.config, jnp.bfloat16)), jax.tree.leaves(half))
     for config in (GenerateConfig(LIMIT), replace(MODES["beams"], num_beams=2)):
         with jax.numpy_dtype_promotion("standard"):  # flax's LayerNorm widens its input implicitly
             result = read(half, pixels, config)

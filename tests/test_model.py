@@ -20,6 +20,7 @@ from reference import VisionEncoderDecoderModel, close, nchw, ours, random_confi
 from trocr_jax import decoder, weights
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.decoder import sinusoidal_table
+from trocr_jax.decoding import GenerateConfig, generate
 from trocr_jax.encoder import interpolate_grid, patchify
 from trocr_jax.model import TrOCR, cross_entropy, normalize, shift_right
 from trocr_jax.packed import pack, unpack
@@ -189,6 +190,50 @@ def test_one_dtype_from_end_to_end(dtype):
     assert model.dtype == logits.dtype == memory.dtype == dtype
     expected = ours(torch_model(config), config)(pixels, ids)
     close(logits, np.asarray(expected), 1e-4 if dtype == jnp.float32 else 0.05)
+
+
+@pytest.mark.parametrize("made", [jnp.float32, jnp.bfloat16], ids=str)
+@pytest.mark.parametrize("cast", [jnp.float32, jnp.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["A", "C"])
+def test_parameters_that_were_cast_decide_the_dtype_of_the_computation(family, made, cast):
+    """As in a model made in that dtype, bit for bit, and as the same pytree; cast by jax.tree.map, or by nnx's state."""
+    config = random_config(family, 2)
+    model = TrOCR(config, dtype=made, rngs=nnx.Rngs(0))
+    by_tree = jax.tree.map(lambda x: x.astype(cast), model)
+    by_state = nnx.merge(nnx.graphdef(model), jax.tree.map(lambda x: x.astype(cast), nnx.state(model)))
+    structure = jax.tree.structure(TrOCR.abstract(config, cast))
+    expected = jax.tree.unflatten(structure, jax.tree.leaves(by_tree))
+    pixels, ids = jnp.asarray(random_pixels(config, 2)), jnp.full((2, 4), 2, jnp.int32)
+    with jax.numpy_dtype_promotion("standard"):  # flax's LayerNorm widens its input implicitly
+        logits = [np.asarray(model(pixels, ids)) for model in (by_tree, by_state, expected)]
+        found = generate(by_tree, by_tree.encode(pixels), GenerateConfig(4, num_beams=2))
+    assert by_tree.dtype == cast and {x.dtype for x in logits} == {np.dtype(cast)}
+    assert jax.tree.structure(by_tree) == structure and found.tokens.shape == (2, 1, 4)
+    assert logits[0].tobytes() == logits[1].tobytes() == logits[2].tobytes()
+
+
+def test_layer_norms_may_stay_in_float32():
+    """As mixed precision often leaves them; everything else still computes in bfloat16."""
+    config = random_config("A", 2)
+
+    def cast(path, x):
+        return x if "norm" in jax.tree_util.keystr(path) else x.astype(jnp.bfloat16)
+
+    model = jax.tree_util.tree_map_with_path(cast, TrOCR(config, rngs=nnx.Rngs(0)))
+    pixels, ids = jnp.asarray(random_pixels(config, 2)), jnp.full((2, 4), 2, jnp.int32)
+    with jax.numpy_dtype_promotion("standard"):
+        assert model(pixels, ids).dtype == model.encode(pixels).dtype == jnp.bfloat16
+        assert generate(model, model.encode(pixels), GenerateConfig(4)).tokens.shape == (2, 1, 4)
+
+
+def test_more_tokens_than_positions_are_refused():
+    """Indices beyond a table are its last row to jax: every later token would stand at the same place."""
+    config = random_config("B", 1)
+    model, most = TrOCR(config, rngs=nnx.Rngs(0)), config.decoder.max_positions
+    pixels = jnp.asarray(random_pixels(config, 1))
+    assert model(pixels, jnp.full((1, most), 2, jnp.int32)).shape[1] == most
+    with pytest.raises(ValueError, match=f"lines of {most + 1} tokens, but this checkpoint has {most} decoder positions"):
+        jax.jit(TrOCR.__call__)(model, pixels, jnp.full((1, most + 1), 2, jnp.int32))
 
 
 def test_dropout_needs_a_key_and_remat_changes_nothing():

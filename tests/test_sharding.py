@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import tiny
 from conftest import ROOT
-from jax.sharding import NamedSharding
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from trocr_jax import Reader, cli, decoding, sharding
 from trocr_jax.decoding import GenerateConfig
-from trocr_jax.model import normalize
+from trocr_jax.model import TrOCR, normalize
 
 COLLECTIVE = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter")
 CONFIG = GenerateConfig(12)
@@ -96,6 +97,81 @@ def test_copies_of_the_weights_never_wait_for_each_other(directory, options):
         compiled = program.lower(sharding.place(small.model, mesh), images, None, mask, key, mesh).compile().as_text()
         found[text] = len(COLLECTIVE.findall(compiled))
     assert found["data=8"] == 0 and found["data=4,model=2"] > 0, found
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A model and 4 images' worth of pixels."""
+    pixels = jnp.asarray(np.random.default_rng(0).normal(size=(4, *tiny.SIZE, 3)), jnp.float32)
+    return TrOCR(tiny.MODEL, rngs=nnx.Rngs(0)), pixels
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True}], ids=["greedy", "beam", "sampling"])
+def test_the_programs_run_inside_a_plain_shard_map(small, options):
+    """With jax's check of what varies over the devices, which is on by default: pixels to tokens on two of them."""
+    model, pixels = small
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    seeds, config = jnp.arange(4, dtype=jnp.uint32), GenerateConfig(6, **options)
+
+    def local(model, pixels, seeds):
+        return decoding.generate(model, model.encode(pixels), config, seeds)
+
+    program = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(P(), P("rows"), P("rows")), out_specs=P("rows")))
+    assert_same(program(model, pixels, seeds), jax.jit(local)(model, pixels, seeds))
+
+
+def test_teacher_forcing_runs_inside_a_plain_shard_map_with_one_text_for_all(small):
+    model, pixels = small
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+
+    def local(model, pixels):
+        return model(pixels, jnp.full((len(pixels), 3), 2, jnp.int32))
+
+    program = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(P(), P("rows")), out_specs=P("rows")))
+    np.testing.assert_allclose(program(model, pixels), local(model, pixels), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [{"data": 4}, {"data": 2, "model": 2}], ids=str)
+def test_a_mesh_with_explicit_axes_is_taken_as_one_with_auto_axes(small, shape):
+    """`jax.make_mesh` makes them so unless told otherwise; also where the caller has set that mesh around everything."""
+    model, pixels = small
+    mesh = jax.make_mesh(tuple(shape.values()), tuple(shape), devices=jax.devices()[:4])
+    assert set(mesh.axis_types) == {AxisType.Explicit}
+    memory = jax.jit(TrOCR.encode)(model, pixels)
+    expected = decoding.generate(model, memory, GenerateConfig(6))
+    placed = sharding.place(model, mesh)
+    assert_same(sharding.generate(placed, memory[:3], GenerateConfig(6), mesh=mesh), jax.tree.map(lambda x: x[:3], expected))
+    assert sharding.generate(placed, memory[:0], GenerateConfig(6), mesh=mesh).tokens.shape == (0, 1, 6)
+    with jax.set_mesh(mesh):
+        found = jax.device_get(sharding.generate(placed, memory, GenerateConfig(6), mesh=mesh))
+    assert_same(found, expected)
+
+
+def test_arrays_on_a_mesh_with_explicit_axes_are_refused_and_what_is_advised_works(small):
+    model, pixels = small
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    rows, ids = (jax.device_put(x, NamedSharding(mesh, P("data"))) for x in (pixels, jnp.full((4, 3), 2, jnp.int32)))
+    memory = jax.device_put(model.encode(pixels), NamedSharding(mesh, P("data")))
+    config, words = GenerateConfig(6), "the arrays lie on a mesh with Explicit axes, jax.make_mesh's default: give it axis_types"
+    for wrong in (
+        lambda: jax.jit(TrOCR.encode)(model, rows),
+        lambda: model.decoder(ids, model.encode(pixels)),
+        lambda: decoding.generate(model, memory, config),
+    ):
+        with pytest.raises(ValueError, match=words):
+            wrong()
+
+    def read(model, pixels):
+        return decoding.generate(model, model.encode(pixels), config)
+
+    advised = jax.sharding.auto_axes(read, out_sharding=NamedSharding(mesh, P("data")))
+    assert_same(jax.jit(advised)(jax.device_put(model, NamedSharding(mesh, P())), rows), jax.jit(read)(model, pixels))
+
+
+def test_a_mesh_without_an_axis_for_the_images_is_refused(small):
+    mesh = jax.make_mesh((2,), ("batch",), devices=jax.devices()[:2])
+    with pytest.raises(ValueError, match=r"the mesh has no axis 'data', over which images are cut, but \('batch',\)"):
+        sharding.place(small[0], mesh)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from .decoder import StepLayers
 from .decoder_layer import KVCache
-from .layers import Array
+from .layers import Array, varying
 from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_visits
 from .model import TrOCR
 
@@ -70,7 +70,7 @@ class BeamState:
 
 def beam_search(model: TrOCR, layers: StepLayers, memory: Array, config: GenerateConfig, mask: Array) -> Generation:
     """memory [B,S,E], mask [B] (False: a row that only fills the batch) -> Generation with R sequences an image."""
-    state = _start(model, memory.shape[0], config, ~mask)
+    state = varying(_start(model, memory.shape[0], config, ~mask), model, memory)
     state = run(lambda s: _step(model, memory, config, layers, s), state, lambda s: ~jnp.all(s.done))
     best, T, R = state.best, config.max_new_tokens, config.num_return_sequences
     return finalize(best.tokens[:, :R, 1 : T + 1], best.logprobs[:, :R, :T], best.scores[:, :R], model.config)

@@ -21,7 +21,20 @@ from flax import nnx
 
 from .config import DecoderConfig
 from .decoder_layer import LAYER_NORM_EPS, DecoderLayer, KVCache, StepLayer
-from .layers import Array, Dtype, dropout, layer_norm, linear, matmul_few_rows, scan_layers, split, stack
+from .layers import (
+    Array,
+    Dtype,
+    dropout,
+    embedding,
+    layer_norm,
+    linear,
+    matmul_few_rows,
+    refuse_explicit,
+    scan_layers,
+    split,
+    stack,
+    varying,
+)
 
 POSITION_OFFSET = 2  # both tables count from row 2: rows up to the pad id are kept free (fairseq)
 TURNED_FROM = 512
@@ -60,7 +73,7 @@ class Decoder(nnx.Module):
     ):
         size, init = config.hidden_size, nnx.initializers.normal(0.02)
         self.config, self.pad_token_id = config, pad_token_id
-        self.embed_tokens = nnx.Embed(config.vocab_size, size, embedding_init=init, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.embed_tokens = embedding(config.vocab_size, size, dtype=dtype, rngs=rngs)
         if config.learned_positions:
             self.position_embedding = nnx.Param(init(rngs.params(), (config.max_positions + POSITION_OFFSET, size), dtype))
         if config.layernorm_embedding:
@@ -74,14 +87,21 @@ class Decoder(nnx.Module):
         return self.states(ids, memory, key=key, remat=remat)[1][-1]
 
     def states(self, ids: Array, memory: Array, *, key: Array | None = None, remat: bool = False) -> tuple[Array, Array]:
-        """The embeddings [B,T,D] and every layer's output [L,B,T,D], for comparing implementations layer by layer."""
+        """The embeddings [B,T,D] and every layer's output [L,B,T,D], for comparing implementations layer by layer.
+
+        Raises:
+            ValueError: T is more than the positions, or arrays lie on a mesh with Explicit axes.
+        """
+        if (length := ids.shape[1]) > (most := self.config.max_positions):
+            raise ValueError(f"lines of {length} tokens, but this checkpoint has {most} decoder positions: leave out long lines")
+        refuse_explicit(self, ids, memory)
         embed_key, layers_key = split(key, 2)
         embedded = dropout(self.embed(ids, self._rows(ids)), self.config.dropout, embed_key)
 
         def apply(layer: DecoderLayer, x: Array, key: Array | None) -> Array:
             return layer(x, memory, key)
 
-        return embedded, scan_layers(self.layers, embedded, apply, key=layers_key, remat=remat)[1]
+        return embedded, scan_layers(self.layers, varying(embedded, memory), apply, key=layers_key, remat=remat)[1]
 
     def step_layers(self) -> StepLayers:
         """The layers as `step` uses them; made once before a loop. What a platform does not use is not computed."""

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from .beam import beam_search
-from .layers import Array
-from .loop import GenerateConfig, Generation
+from .layers import Array, refuse_explicit
+from .loop import GenerateConfig, Generation, nothing
 from .model import TrOCR, normalize
 from .packed import Packed, unpack
 from .sampling import sample
@@ -38,12 +38,15 @@ def generate(
         mask: [B] bool, False for rows that only fill the batch up; they end at once.
 
     Raises:
-        ValueError: sampling without seeds, or more tokens than the checkpoint has positions.
+        ValueError: sampling without seeds, more tokens than the checkpoint has positions, or arrays on a mesh with Explicit axes.
     """
     model, layers = unpack(model)
+    refuse_explicit(model, memory)
     if config.do_sample and seeds is None:
         raise ValueError("sampling needs seeds, one an image")
     config.check_positions(model.config.decoder.max_positions)
+    if memory.shape[0] == 0:
+        return nothing(config)
     layers = layers or model.decoder.step_layers()
     mask = jnp.ones(memory.shape[0], bool) if mask is None else jnp.asarray(mask, bool)
     with precision(model.dtype):

@@ -4,25 +4,29 @@ Letters: B batch, T query length, S key length, L layers, D width, N heads, H he
 Arrays are [B, T, N, H]; layer parameters are stacked on a leading axis L, so that a stack is one pytree of few leaves.
 
 Modules are NNX modules used as immutable pytrees: they hold parameters and static settings, never a random key, and are
-called inside plain jax transforms. The compute dtype is the dtype of the parameters; softmax and LayerNorm statistics are
-float32 whatever it is.
+called inside plain jax transforms. The compute dtype is the dtype of the parameters, also after `jax.tree.map` has cast them;
+softmax and LayerNorm statistics are float32 whatever it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AxisType
 
 from .flash import flash_attention, has_flash_attention
 
 Array = jax.Array
 Dtype = Any
 M = TypeVar("M", bound=nnx.Module)
+T = TypeVar("T", bound=tuple[Any, ...])
+W = TypeVar("W", nnx.Linear, nnx.Embed)
+X = TypeVar("X")
 
 
 def exact_gelu(x: Array) -> Array:
@@ -41,9 +45,30 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def linear(d_in: int, d_out: int, *, bias: bool = True, std: float = 0.02, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Linear:
     """Linear map with kernel [d_in, d_out], normal(std) as the checkpoints were initialised."""
     init = nnx.initializers.normal(std)
-    return nnx.Linear(
-        d_in, d_out, use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=dtype, dot_general=dot_general, rngs=rngs
+    made = nnx.Linear(d_in, d_out, use_bias=bias, kernel_init=init, param_dtype=dtype, dot_general=dot_general, rngs=rngs)
+    return in_the_parameters_dtype(made)
+
+
+def embedding(count: int, size: int, *, std: float = 0.02, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Embed:
+    """Table [count, size], normal(std) as the checkpoints were initialised."""
+    return in_the_parameters_dtype(
+        nnx.Embed(count, size, embedding_init=nnx.initializers.normal(std), param_dtype=dtype, rngs=rngs)
     )
+
+
+def in_the_parameters_dtype(module: W) -> W:
+    """The module, computing in whatever dtype its parameters have when it is called. Flax keeps the one that it was made with, so
+    that a model whose parameters were cast would go on in the old one.
+    """
+    module.dtype, module.param_dtype = None, None  # nor may models that differ in nothing else differ as pytrees
+    module.promote_dtype = _to_parameters
+    return module
+
+
+def _to_parameters(arrays: T, /, *, dtype: Dtype = None, inexact: bool = True) -> T:
+    """(input, kernel, bias or None), (query, table) or (table,) -> the same in the dtype of kernel or table."""
+    own = arrays[min(1, len(arrays) - 1)].dtype
+    return cast(T, tuple(None if x is None else jnp.asarray(x, own) for x in arrays))
 
 
 def dot_general(lhs: Array, rhs: Array, dimensions: Any, **options: Any) -> Array:
@@ -88,15 +113,17 @@ def _dot_turned(x: Array, kernel: Array, dimensions: Any, **options: Any) -> Arr
 
 
 class LayerNorm(nnx.LayerNorm):
-    """Its backward pass keeps x alone, where jax would keep three arrays of its size, and in float32."""
+    """In the dtype of x. Its backward pass keeps x alone, where jax would keep three arrays of its size, and in float32."""
 
     def __call__(self, x: Array) -> Array:
-        return jax.checkpoint(super().__call__, prevent_cse=False)(x)
+        return jax.checkpoint(super().__call__, prevent_cse=False)(x).astype(x.dtype)
 
 
 def layer_norm(size: int, eps: float, *, dtype: Dtype, rngs: nnx.Rngs) -> LayerNorm:
     """LayerNorm with the variance computed about the mean: E[x^2] - E[x]^2 loses the digits that parity needs."""
-    return LayerNorm(size, epsilon=eps, use_fast_variance=False, dtype=dtype, param_dtype=dtype, rngs=rngs)
+    made = LayerNorm(size, epsilon=eps, use_fast_variance=False, param_dtype=dtype, rngs=rngs)
+    made.param_dtype = None
+    return made
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
@@ -128,7 +155,7 @@ class Attention(nnx.Module):
 
     def heads(self, x: Array) -> Array:
         """[..., D] -> [..., N, H]"""
-        return x.reshape(*x.shape[:-1], self.num_heads, -1)
+        return x.reshape(*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
 
     def __call__(self, x: Array, memory: Array | None = None, *, causal: bool = False, key: Array | None = None) -> Array:
         """x [B,T,D] attends to memory [B,S,E] (to itself without one) -> [B,T,D]."""
@@ -183,7 +210,7 @@ def _attend_at_once(
 def _attend_head_by_head(q: Array, k: Array, v: Array) -> Array:
     """The same, a head at a time; the backward pass computes the weights again, which costs less than keeping them."""
     B, T, N, H = q.shape
-    heads = tuple(x.transpose(0, 2, 1, 3).reshape(B * N, -1, H) for x in (q, k, v))
+    heads = tuple(x.transpose(0, 2, 1, 3).reshape(B * N, x.shape[1], H) for x in (q, k, v))
     return jax.lax.map(jax.checkpoint(_attend_one_head), heads).reshape(B, N, T, H).transpose(0, 2, 1, 3)
 
 
@@ -211,6 +238,28 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Array, *, key: Array | None = None) -> Array:
         return self.fc2(dropout(ACTIVATIONS[self.activation](self.fc1(x)), self.dropout, key))
+
+
+def varying(state: X, *read: Any) -> X:
+    """What a loop begins with, as varying over the mesh axes that any array in `read` varies over. Inside a `jax.shard_map` new
+    buffers vary over none, and what a loop carries may not change in that.
+    """
+
+    def axes(x: Array) -> frozenset[str]:
+        return jax.typeof(x).manual_axis_type.varying
+
+    wanted = frozenset[str]().union(*map(axes, jax.tree.leaves(read)))
+    return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(wanted - axes(x)), to="varying"), state)
+
+
+def refuse_explicit(*arrays: Any) -> None:
+    """Raises ValueError where arrays lie on a mesh with Explicit axes: no operation here says where its result lies."""
+    for x in jax.tree.leaves(arrays):
+        if AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:
+            raise ValueError(
+                "the arrays lie on a mesh with Explicit axes, jax.make_mesh's default: "
+                "give it axis_types=(AxisType.Auto,) * axes, or call this through jax.sharding.auto_axes"
+            )
 
 
 def stack(make: Callable[[nnx.Rngs], Any], count: int, rngs: nnx.Rngs) -> Any:

@@ -26,6 +26,8 @@ def forbid_repeated_ngrams(scores: Array, tokens: Array, length: Array, n: int) 
         length: [] int
     """
     B, T = tokens.shape
+    if n > T:
+        return scores
     rows = jnp.arange(B)[:, None]
     starts = jnp.arange(T - n + 1)
     repeats = jnp.broadcast_to(starts + n - 1 < length, (B, T - n + 1))

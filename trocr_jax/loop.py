@@ -65,7 +65,8 @@ class GenerateConfig:
             "max_new_tokens must be at least 1": self.max_new_tokens >= 1,
             "min_new_tokens must lie between 0 and max_new_tokens": 0 <= self.min_new_tokens <= self.max_new_tokens,
             "num_beams must be at least 1": self.num_beams >= 1,
-            "temperature must be above 0": self.temperature > 0,
+            "temperature must be a number above 0": 0 < self.temperature < math.inf,
+            "length_penalty must be a finite number": math.isfinite(self.length_penalty),
             "top_k must be 0 (off) or more": self.top_k >= 0,
             "top_p must lie in (0, 1]": 0 < self.top_p <= 1,
             "no_repeat_ngram_size must be 0 (off) or more": self.no_repeat_ngram_size >= 0,
@@ -116,6 +117,13 @@ class Generation:
     lengths: Array
     scores: Array
     finished: Array
+
+
+def nothing(config: GenerateConfig) -> Generation:
+    """Of no images, B = 0."""
+    shape = (0, config.num_return_sequences)
+    tokens, logprobs = jnp.zeros((*shape, config.max_new_tokens), jnp.int32), jnp.zeros((*shape, config.max_new_tokens))
+    return Generation(tokens, logprobs, jnp.zeros(shape, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, bool))
 
 
 def _without_start(settings: dict[str, Any], of_new: str, of_all: str) -> int:

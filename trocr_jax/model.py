@@ -15,7 +15,7 @@ from . import pretrained, weights
 from .config import TrOCRConfig
 from .decoder import Decoder
 from .encoder import Encoder
-from .layers import Array, Dtype, linear, split
+from .layers import Array, Dtype, linear, refuse_explicit, split
 
 
 class TrOCR(nnx.Module):
@@ -55,7 +55,12 @@ class TrOCR(nnx.Module):
         return self.decoder.embed_tokens.embedding.dtype
 
     def encode(self, pixels: Array, *, key: Array | None = None, remat: bool = False) -> Array:
-        """Normalised pixels [B,height,width,C] -> the vectors that the decoder reads, [B,S,E]."""
+        """Normalised pixels [B,height,width,C] -> the vectors that the decoder reads, [B,S,E].
+
+        Raises:
+            ValueError: an image that is no multiple of the patch, or arrays on a mesh with Explicit axes.
+        """
+        refuse_explicit(self, pixels)
         memory = self.encoder(pixels.astype(self.dtype), key=key, remat=remat)
         return self.enc_to_dec_proj(memory) if self.config.has_projection else memory
 
@@ -70,6 +75,9 @@ class TrOCR(nnx.Module):
 
         Returns:
             Logits [B,T,V] in the model's dtype.
+
+        Raises:
+            ValueError: as `encode`, or T is more than the decoder's positions.
         """
         encoder_key, decoder_key = split(key, 2)
         memory = self.encode(pixels, key=encoder_key, remat=remat)

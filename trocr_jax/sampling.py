@@ -14,7 +14,7 @@ from . import logits as processors
 from .config import TrOCRConfig
 from .decoder import StepLayers
 from .decoder_layer import KVCache
-from .layers import Array
+from .layers import Array, varying
 from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_visits
 from .model import TrOCR
 
@@ -48,7 +48,7 @@ def sample(
     keys = None
     if seeds is not None:
         keys = jax.vmap(lambda s: jax.random.split(jax.random.key(s), R))(seeds).reshape(rows)
-    state = _start(model, rows, config.max_new_tokens, jnp.repeat(~mask, R))
+    state = varying(_start(model, rows, config.max_new_tokens, jnp.repeat(~mask, R)), model, memory, keys)
 
     def step(state: State) -> State:
         current = jax.lax.dynamic_index_in_dim(state.tokens, state.position, axis=1, keepdims=False)

@@ -90,6 +90,17 @@ def make_mesh(sizes: str | dict[str, int], devices: Sequence[Any] | None = None)
     return jax.make_mesh(shape, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=available[:count])
 
 
+def auto(mesh: Mesh) -> Mesh:
+    """The same mesh with Auto axes: `jax.make_mesh` makes Explicit ones, and here the compiler places what no rule names.
+
+    Raises:
+        ValueError: it has no axis "data".
+    """
+    if DATA not in mesh.shape:
+        raise ValueError(f"the mesh has no axis {DATA!r}, over which images are cut, but {mesh.axis_names}")
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
 def default_rules(mesh: Mesh) -> Rules:
     """Tensor parallel where the mesh has a model axis, else a copy on every device."""
     return TENSOR if mesh.shape.get(MODEL, 1) > 1 else REPLICATED
@@ -112,7 +123,7 @@ def sharding_of(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> Na
 
 def putter(mesh: Mesh, rules: Rules | None = None) -> weights.Put:
     """For `TrOCR.from_pretrained(put=...)`: every parameter goes to its devices at once and is never whole on one of them."""
-    chosen = default_rules(mesh) if rules is None else rules
+    mesh, chosen = auto(mesh), default_rules(mesh) if rules is None else rules
     return lambda name, array: jax.device_put(array, sharding_of(name, array.shape, mesh, chosen))
 
 
@@ -124,7 +135,7 @@ def place(model: TrOCR, mesh: Mesh, rules: Rules | None = None) -> TrOCR:
 
 def rows_for(count: int, mesh: Mesh | None) -> int:
     """B that so many images are filled up to: the same power of two on each device, of which there is one without a mesh."""
-    n = mesh.shape[DATA] if mesh else 1
+    n = auto(mesh).shape[DATA] if mesh else 1
     return n * bucket(-(-count // n))
 
 
@@ -159,14 +170,15 @@ def _spread(
     read: partial[Generation], model: TrOCR, rows: Array, seeds: Array | None, mask: Array | None, mesh: Mesh
 ) -> Generation:
     """Fills up to the mesh, runs the program that fits the weights' places, and takes the filling off again."""
-    count = rows.shape[0]
+    mesh, count = auto(mesh), rows.shape[0]
     total = -(-count // mesh.shape[DATA]) * mesh.shape[DATA]
     mask = jnp.ones(count, bool) if mask is None else mask
     cut = NamedSharding(mesh, P(DATA))
     batch = tuple(None if x is None else jax.device_put(_fill(x, total), cut) for x in (rows, seeds, mask))
     key = (read.func, tuple(read.keywords.items()))
     copied = all(x.sharding.is_fully_replicated for x in jax.tree.leaves(model))
-    result = data_parallel(model, *batch, key, mesh) if copied else partitioned(model, *batch, key, mesh)
+    with jax.set_mesh(mesh):  # whichever mesh the caller has set
+        result = data_parallel(model, *batch, key, mesh) if copied else partitioned(model, *batch, key, mesh)
     return result if total == count else jax.tree.map(lambda x: x[:count], result)
 
 
