@@ -82,13 +82,13 @@ def described_mesh() -> Mesh:
 def measure(mesh: Mesh, name: str, config: Config) -> list[dict[str, Any]]:
     """A model's programs in bfloat16, and what is in them."""
     model = TrOCR.abstract(PRESETS[name], jnp.bfloat16)
-    as_tpu = tpu.Config(batch_size=config.batch_size, tokens=config.tokens)
+    size = (config.batch_size, config.tokens)
     compilations = {
-        "greedy" if beams == 1 else f"{beams} beams": partial(tpu.compile_reading, mesh, model, beams, as_tpu)
+        "greedy" if beams == 1 else f"{beams} beams": partial(tpu.compile_reading, mesh, model, *size, beams)
         for beams in config.beams
     }
     if config.engine:
-        compilations["engine"] = partial(tpu.compile_engine, mesh, model, as_tpu)
+        compilations["engine"] = partial(tpu.compile_engine, mesh, model, *size)
     return [described(name, label, compile_it()) for label, compile_it in compilations.items()]
 
 

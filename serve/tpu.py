@@ -62,9 +62,10 @@ def measure(mesh: Mesh, name: str, config: Config) -> list[dict[str, Any]]:
     model, rows = TrOCR.abstract(PRESETS[name], jnp.bfloat16), []
     for beams in config.beams:
         label = "greedy" if beams == 1 else f"{beams} beams"
-        rows.append({"beams": beams, **compiled(name, label, partial(compile_reading, mesh, model, beams, config))})
+        compile_it = partial(compile_reading, mesh, model, config.batch_size, config.tokens, beams)
+        rows.append({"beams": beams, **compiled(name, label, compile_it)})
     if config.engine:
-        rows.append(compiled(name, "engine", partial(compile_engine, mesh, model, config)))
+        rows.append(compiled(name, "engine", partial(compile_engine, mesh, model, config.batch_size, config.tokens)))
     work = Workload(config.batch_size, config.line_tokens, config.tokens)
     for row in rows if config.price else ():
         if row.get("beams", 1) == 1:
@@ -83,25 +84,25 @@ def compiled(name: str, label: str, compile_it: partial[Any]) -> dict[str, Any]:
     return {"model": name, "program": label, "bytes_per_chip": held, "collectives": collectives, "compile_s": seconds}
 
 
-def compile_reading(mesh: Mesh, model: TrOCR, beams: int, config: Config) -> Any:
-    """`sharding.data_parallel`: each chip reads its own images and stops on its own."""
-    options = (("config", GenerateConfig(config.tokens, num_beams=beams)), ("mean", HALF), ("std", HALF))
-    rows = config.batch_size * mesh.size
+def compile_reading(mesh: Mesh, model: TrOCR, batch_size: int, tokens: int, beams: int) -> Any:
+    """`sharding.data_parallel`: each chip reads its own `batch_size` images and stops on its own."""
+    options = (("config", GenerateConfig(tokens, num_beams=beams)), ("mean", HALF), ("std", HALF))
+    rows = batch_size * mesh.size
     images = shaped(mesh, jax.ShapeDtypeStruct((rows, *model.config.encoder.image_size, 3), jnp.uint8), PartitionSpec("data"))
     mask = shaped(mesh, jax.ShapeDtypeStruct((rows,), jnp.bool_), PartitionSpec("data"))
     placed = shaped(mesh, model, PartitionSpec())
     return sharding.data_parallel.lower(placed, images, None, mask, (decoding.read_pixels, options), mesh).compile()
 
 
-def compile_engine(mesh: Mesh, model: TrOCR, config: Config) -> Any:
-    """The engine's `advance` on every chip, each with slots of its own."""
-    state = jax.eval_shape(lambda: slots.empty(model, config.batch_size * mesh.size, config.tokens))
+def compile_engine(mesh: Mesh, model: TrOCR, batch_size: int, tokens: int) -> Any:
+    """The engine's `advance` on every chip, each with `batch_size` slots of its own."""
+    state = jax.eval_shape(lambda: slots.empty(model, batch_size * mesh.size, tokens))
     data = PartitionSpec("data")
     specs = jax.tree.map(lambda _: data, state)
     cache = jax.tree.map(lambda _: PartitionSpec(None, "data"), state.cache)  # [L,B,N,P,H]
     specs = type(state)(**{**vars(specs), "cache": cache})
     advance = jax.shard_map(
-        lambda model, state: slots.advance(model, state, GenerateConfig(config.tokens)), mesh=mesh,
+        lambda model, state: slots.advance(model, state, GenerateConfig(tokens)), mesh=mesh,
         in_specs=(PartitionSpec(), specs), out_specs=(specs, PartitionSpec(None, "data")), check_vma=False,
     )  # fmt: skip
     placed = jax.tree.map(lambda x, spec: shaped(mesh, x, spec), state, specs)
