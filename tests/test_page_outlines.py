@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from trocr_jax import images, line_detection, page
+from trocr_jax import images, letters, line_detection, page
 from trocr_jax.line import Line
 from trocr_jax.page_outlines import PageFormatError, parse_lines
 
@@ -117,9 +117,9 @@ def test_specks_in_black_and_white_are_no_table(share):
 def test_columns_are_told_apart_without_putting_all_of_a_table_into_rows(monkeypatch):
     """Each is split off from all those at its right: a hundred columns would be gone through fifty times."""
     left, top = (grid.ravel() for grid in np.meshgrid(np.arange(0.0, 4000, 40), np.arange(0.0, 3000, 30)))
-    cells, seen = line_detection.Boxes(left, top, left + 20, top + 20), []
-    around = line_detection.Boxes.around
-    monkeypatch.setattr(line_detection.Boxes, "around", lambda self: seen.append(None) or around(self))
+    cells, seen = letters.Boxes(left, top, left + 20, top + 20, np.full(len(left), 10.0)), []
+    around = letters.Boxes.around
+    monkeypatch.setattr(letters.Boxes, "around", lambda self: seen.append(None) or around(self))
     assert sum(map(len, line_detection._ordered(cells, 10.0))) == len(cells) == 10_000
     assert len(seen) < 3 * len(cells)
 

@@ -1,8 +1,7 @@
 """Text line detection: the lines of a scanned page by classical means, no weights, no jax; skew, several columns, ruled paper.
 
-    binarise   ink against its neighbourhood (Sauvola and Pietikainen, 2000), on a page scaled to at most WORKING pixels a side
-    level      the angle at which the rows of ink are most uneven; the ink is turned level, and rules are taken out of it
-    link       letters to their right neighbours of the same height: pieces of lines
+    ink        told from its paper, turned level, without rules: `page_ink`, on a page of at most WORKING pixels a side
+    runs       of letters side by side, large and small ones: `letters`
     order      cut at gutters, else at the widest gap between lines, until neither is left; read what is left from top to bottom
 
 A line is a quadrilateral on the page as it came, [4,2] float32 x and y in pixels: top left, top right, bottom right, bottom
@@ -12,133 +11,55 @@ left, as the writing runs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
-from . import ink
+from .letters import ALIKE, ORDINARY, Boxes, Connected, find_runs
+from .page_ink import find_ink, level
 
 WORKING = 2200  # pixels of the longer side that lines are looked for on
-SMOOTH = 0.7  # pixels, before ink is told from paper
-SPECK = 6  # pixels of ink: what has fewer is no letter
-STEEPEST = 5.0  # degrees
-LINK = 1.5  # letters' heights to the next letter of a line
 GUTTER = 1.1  # letters' heights between columns
-SOLID = 0.48  # thickness over height of the median letter: bold print has a third, drops and dots have half and more
-MOST_LETTERS = 60_000  # of a newspaper's page are fewer; what has more is a picture
-TWO_TONES = 0.6  # of the variance; no threshold through a bell curve explains more than 2 / pi, and noise has less ink
+ROWS = 4, 2  # lines on both sides of a gutter, and of one that is twice as wide: spaces of a typewriter can be in line
+POINT = 0.01  # square heights of ink: what has less is no point
 
 
-@dataclass(frozen=True)
-class Boxes:
-    """Rectangles on the level ink, [n] float each."""
+class Line(NamedTuple):
+    """A box on the level ink, and the height of the letters in it."""
 
-    left: np.ndarray
-    top: np.ndarray
-    right: np.ndarray
-    bottom: np.ndarray
+    left: float
+    top: float
+    right: float
+    bottom: float
+    size: float
 
-    def __len__(self) -> int:
-        return len(self.left)
+    def shares_height(self, other: Line) -> bool:
+        """Whether letters are of about the same size, and more than half of the lower one's height is common to both."""
+        shared = min(self.bottom, other.bottom) - max(self.top, other.top)
+        alike = max(self.size, other.size) < ALIKE * min(self.size, other.size)
+        return alike and shared > 0.5 * min(self.bottom - self.top, other.bottom - other.top)
 
-    def __getitem__(self, index: Any) -> Boxes:
-        return Boxes(self.left[index], self.top[index], self.right[index], self.bottom[index])
+    def grown(self, left: float, top: float, right: float, bottom: float) -> Line:
+        """So far that it holds this box."""
+        return Line(min(self.left, left), min(self.top, top), max(self.right, right), max(self.bottom, bottom), self.size)
 
-    @property
-    def height(self) -> np.ndarray:
-        return self.bottom - self.top
-
-    @property
-    def width(self) -> np.ndarray:
-        return self.right - self.left
-
-    def around(self) -> tuple[float, float, float, float]:
-        """left, top, right, bottom of all of them."""
-        return float(self.left.min()), float(self.top.min()), float(self.right.max()), float(self.bottom.max())
+    def with_margin(self) -> tuple[float, float, float, float]:
+        """left, top, right, bottom with a little paper around."""
+        margin = 0.25 * self.size
+        return self.left - margin, self.top - margin, self.right + margin, self.bottom + margin
 
 
 def find_lines(image: Image.Image) -> list[np.ndarray]:
     """The lines of an RGB page in reading order, as quadrilaterals [4,2]. An empty page has none."""
     scale = min(1.0, WORKING / max(image.size))
-    small = image.convert("L").resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BOX)
-    gray = np.asarray(small, np.float32)
-    marks = binarise(gray)
-    if ink.is_blank(image) and not (has_two_tones(gray, marks) and has_no_specks(marks)):
+    size = [max(1, round(side * scale)) for side in image.size]
+    marks = find_ink(image.resize(size, Image.Resampling.BOX) if scale < 1 else image)
+    if marks is None:
         return []
-    angle = skew(marks)
-    level = without_rules(_turned(marks, angle))
-    back = _way_back(marks.shape, level.shape, angle, scale)
-    return [back(box) for box in _lines(level)]
-
-
-def binarise(gray: np.ndarray) -> np.ndarray:
-    """[H,W] grey levels to bool ink, whichever of paper and ink is darker, under uneven light."""
-    if np.median(gray) < 128:
-        gray = 255.0 - gray
-    gray = ndimage.gaussian_filter(gray, SMOOTH)
-    size = max(15, min(gray.shape) // 30 | 1)
-    mean = ndimage.uniform_filter(gray, size)
-    deviation = np.sqrt(np.maximum(ndimage.uniform_filter(gray * gray, size) - mean * mean, 0.0))
-    return (gray < mean * (1 + 0.2 * (deviation / 128 - 1))) & (gray < mean - 20)
-
-
-def has_two_tones(gray: np.ndarray, marks: np.ndarray) -> bool:
-    """Whether [H,W] grey levels are ink and paper, by the share of their variance that lies between the two (Otsu, 1979).
-
-    A dense table whose rows are two or three pixels high once it is averaged looks blank to `ink`; noise has one tone.
-    """
-    share = marks.mean()
-    if not 0 < share < 1:
-        return False
-    gray = ndimage.gaussian_filter(gray, SMOOTH)
-    between = share * (1 - share) * (gray[marks].mean() - gray[~marks].mean()) ** 2
-    return bool(between > TWO_TONES * gray.var())
-
-
-def has_no_specks(marks: np.ndarray) -> bool:
-    """Whether nine tenths of the ink [H,W] are in pieces as large as letters: noise that has two tones, as a fax's, is not."""
-    labelled: Any = ndimage.label(marks, np.ones((3, 3)))
-    area = np.bincount(labelled[0].ravel())[1:]
-    return bool(area[area >= SPECK].sum() > 0.9 * area.sum())
-
-
-def skew(marks: np.ndarray) -> float:
-    """Degrees, counter-clockwise positive as PIL turns, by which the page must be turned to be level."""
-    rows, columns = np.nonzero(marks)
-    if rows.size < 50:
-        return 0.0
-    if rows.size > 200_000:
-        kept = np.random.default_rng(0).choice(rows.size, 200_000, replace=False)
-        rows, columns = rows[kept], columns[kept]
-
-    def sharpness(angle: float) -> float:
-        level = np.rint(rows - columns * np.tan(np.radians(angle))).astype(np.int64)
-        return float(np.square(np.bincount(level - level.min()).astype(float)).sum())
-
-    coarse = max(np.arange(-STEEPEST, STEEPEST + 0.25, 0.25), key=sharpness)
-    return float(max(np.arange(coarse - 0.25, coarse + 0.26, 0.05), key=sharpness))
-
-
-def without_rules(marks: np.ndarray) -> np.ndarray:
-    """Level ink without long thin strokes, whose pixels go where no letter crosses them."""
-    for axis in (1, 0):
-        length = max(40, marks.shape[axis] // 12)
-        joined = ndimage.binary_closing(marks, np.ones((1, 5) if axis else (5, 1)))
-        long = ndimage.binary_opening(joined, np.ones((1, length) if axis else (length, 1)))
-        if long.any():
-            thick = ndimage.binary_opening(long, np.ones((9, 9)))  # a picture, not a rule
-            rule = ndimage.binary_dilation(np.greater(long, thick), np.ones((3, 1) if axis else (1, 3)))
-            crossed = ndimage.binary_opening(marks, np.ones((6, 1) if axis else (1, 6)))
-            marks = marks & np.logical_or(crossed, np.logical_not(rule))
-    return marks
-
-
-def _turned(marks: np.ndarray, angle: float) -> np.ndarray:
-    turned = Image.fromarray(marks.astype(np.uint8) * 255).rotate(angle, Image.Resampling.BILINEAR, expand=True)
-    return np.asarray(turned) > 127
+    levelled, angle = level(marks)
+    back = _way_back(marks.shape, levelled.shape, angle, scale)
+    return [back(box) for box in _lines(levelled)]
 
 
 def _way_back(before: tuple[int, ...], after: tuple[int, ...], angle: float, scale: float) -> Any:
@@ -157,79 +78,17 @@ def _way_back(before: tuple[int, ...], after: tuple[int, ...], angle: float, sca
 
 def _lines(marks: np.ndarray) -> Iterator[tuple[float, float, float, float]]:
     """Boxes of the lines on level ink, in reading order."""
-    letters, small = _letters(marks)
-    if not 0 < len(letters) <= MOST_LETTERS:
-        return
-    height = float(np.median(letters.height))
-    pieces = _pieces(letters, height)
-    found = [line for block in _ordered(pieces, height) for line in _merged(block)]
-    for left, top, right, bottom in _with_points(found, small, height):
-        margin = 0.25 * height
-        yield left - margin, top - margin, right + margin, bottom + margin
+    runs, ink = find_runs(marks)
+    for block in _ordered(runs, GUTTER * float(np.median(runs.size))) if len(runs) else ():
+        yield from (line.with_margin() for line in _whole(_merged(block), ink))
 
 
-def _letters(marks: np.ndarray) -> tuple[Boxes, Boxes]:
-    """What may be letters, and what is smaller: points, commas, specks."""
-    labelled: Any = ndimage.label(marks, np.ones((3, 3)))
-    labels, count = labelled
-    slices: Any = ndimage.find_objects(labels)
-    area = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    sides = np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices], float).reshape(-1, 4)
-    boxes = Boxes(*sides.T)
-    real = (area >= SPECK) & (boxes.height >= 3)
-    boxes, area = boxes[real], area[real]
-    if not len(boxes):
-        return boxes, boxes
-    # specks outnumber letters on a noisy page: the typical height is that of the typical pixel of ink
-    order = np.argsort(boxes.height)
-    typical = float(boxes.height[order][np.searchsorted(np.cumsum(area[order]), area.sum() / 2)])
-    letter = (boxes.height > 0.45 * typical) & (boxes.height < 3.5 * typical) & (boxes.width < 40 * typical)
-    point = (boxes.height <= 0.45 * typical) & (area >= 0.01 * typical * typical)
-    if letter.any() and np.median(_thickness(marks, labels, count)[real][letter] / boxes.height[letter]) > SOLID:
-        return boxes[:0], boxes[:0]
-    return boxes[letter], boxes[point]
-
-
-def _thickness(marks: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """Side of the largest square inside each of the labelled pieces of ink, [count]."""
-    depth, most = np.asarray(ndimage.distance_transform_cdt(marks, "chessboard")), np.zeros(count + 1, int)
-    np.maximum.at(most, labels[marks], depth[marks])
-    return 2 * most[1:] - 1
-
-
-def _pieces(letters: Boxes, height: float) -> Boxes:
-    """Runs of letters side by side: each linked to the nearest one at its right that lies as high."""
-    order = np.argsort(letters.left)
-    letters = letters[order]
-    group = np.arange(len(letters))
-
-    def root(i: int) -> int:
-        while group[i] != i:
-            group[i] = group[group[i]]
-            i = int(group[i])
-        return i
-
-    for i in range(len(letters)):
-        others = np.arange(i + 1, np.searchsorted(letters.left, letters.right[i] + LINK * height, side="right"))
-        shared = np.minimum(letters.bottom[i], letters.bottom[others]) - np.maximum(letters.top[i], letters.top[others])
-        fits = others[shared > 0.45 * np.minimum(letters.height[i], letters.height[others])]
-        if fits.size:
-            near = fits[np.argmin(letters.left[fits])]
-            group[root(i)] = root(int(near))
-    roots = np.array([root(i) for i in range(len(letters))])
-    together = np.argsort(roots, kind="stable")
-    first = np.flatnonzero(np.diff(roots[together], prepend=-1))
-    low, high = np.minimum.reduceat, np.maximum.reduceat
-    letters = letters[together]
-    return Boxes(low(letters.left, first), low(letters.top, first), high(letters.right, first), high(letters.bottom, first))
-
-
-def _ordered(pieces: Boxes, height: float) -> Iterator[Boxes]:
+def _ordered(runs: Boxes, gutter: float) -> Iterator[Boxes]:
     """Blocks in reading order: left of a gutter before right of it, above a gap before below it."""
-    waiting = [pieces]
+    waiting = [runs]
     while waiting:
         block = waiting.pop()
-        first = _left_of_gutter(block, GUTTER * height)
+        first = _left_of_gutter(block, gutter)
         first = _above_gap(block) if first is None else first
         if first is None:
             yield block
@@ -243,7 +102,8 @@ def _left_of_gutter(block: Boxes, width: float) -> np.ndarray | None:
     if gutter is None or gutter[0] < width:
         return None
     left = block.right <= gutter[1]
-    return left if _has_rows(block[left]) and _has_rows(block[np.logical_not(left)]) else None
+    rows = ROWS[gutter[0] >= 2 * width]
+    return left if _has_rows(block[left], rows) and _has_rows(block[np.logical_not(left)], rows) else None
 
 
 def _above_gap(block: Boxes) -> np.ndarray | None:
@@ -251,9 +111,9 @@ def _above_gap(block: Boxes) -> np.ndarray | None:
     return None if gap is None else block.bottom <= gap[1]
 
 
-def _has_rows(pieces: Boxes) -> bool:
-    """Whether pieces make several lines, one under the other."""
-    return len(_merged(pieces, enough=2)) >= 2
+def _has_rows(runs: Boxes, rows: int) -> bool:
+    """Whether runs make so many lines, one under the other."""
+    return len(_merged(runs, enough=rows)) >= rows
 
 
 def _widest_gap(starts: np.ndarray, ends: np.ndarray) -> tuple[float, float] | None:
@@ -266,34 +126,31 @@ def _widest_gap(starts: np.ndarray, ends: np.ndarray) -> tuple[float, float] | N
     return float(gaps.max()), float(covered[np.argmax(gaps)])
 
 
-def _merged(pieces: Boxes, enough: float = np.inf) -> list[tuple[float, float, float, float]]:
-    """Lines from top to bottom: pieces that share more than half of the lower one's height are one. Stops at `enough` lines."""
-    lines: list[tuple[float, float, float, float]] = []
-    for i in np.argsort(pieces.top + pieces.bottom):
+def _merged(runs: Boxes, enough: float = np.inf) -> list[Line]:
+    """Lines from top to bottom: runs that share more than half of the lower one's height are one. Stops at `enough`
+    lines."""
+    lines: list[Line] = []
+    for i in np.argsort(runs.top + runs.bottom):
         if len(lines) >= enough:
             break
-        left, top, right, bottom = pieces[i : i + 1].around()
-        for place, (a, b, c, d) in enumerate(lines):
-            if min(d, bottom) - max(b, top) > 0.5 * min(d - b, bottom - top):
-                lines[place] = min(a, left), min(b, top), max(c, right), max(d, bottom)
+        run = Line(*runs[i : i + 1].around(), float(runs.size[i]))
+        for place, line in enumerate(lines):
+            if line.shares_height(run):
+                lines[place] = line.grown(*run[:4])
                 break
         else:
-            lines.append((left, top, right, bottom))
-    return sorted(lines, key=lambda box: box[1] + box[3])
+            lines.append(run)
+    return sorted(lines, key=lambda line: line.top + line.bottom)
 
 
-def _with_points(
-    lines: list[tuple[float, float, float, float]], small: Boxes, height: float
-) -> Iterator[tuple[float, float, float, float]]:
+def _whole(lines: list[Line], ink: Connected) -> Iterator[Line]:
     """Lines grown by the points, commas and accents beside them; what is one speck alone is dropped."""
-    for left, top, right, bottom in lines:
-        if right - left < height and bottom - top < 0.6 * height:
+    x, y = (ink.boxes.left + ink.boxes.right) / 2, (ink.boxes.top + ink.boxes.bottom) / 2
+    for line in lines:
+        size = line.size
+        if line.right - line.left < size and line.bottom - line.top < 0.6 * size:
             continue
-        middle = (small.left + small.right) / 2, (small.top + small.bottom) / 2
-        near = (middle[0] > left - 0.7 * height) & (middle[0] < right + 0.7 * height)
-        near &= (middle[1] > top - 0.3 * height) & (middle[1] < bottom + 0.3 * height)
-        yield _boxes([(left, top, right, bottom), *([small[near].around()] if near.any() else [])]).around()
-
-
-def _boxes(rows: list[tuple[float, float, float, float]]) -> Boxes:
-    return Boxes(*np.array(rows, float).reshape(-1, 4).T)
+        near = (x > line.left - 0.7 * size) & (x < line.right + 0.7 * size)
+        near &= (y > line.top - 0.3 * size) & (y < line.bottom + 0.3 * size)
+        near &= (ink.boxes.height <= ORDINARY[0] * size) & (ink.area >= POINT * size * size)
+        yield line.grown(*ink.boxes[near].around()) if near.any() else line
