@@ -19,6 +19,7 @@ from trocr_jax.cli import UsageError
 
 Size = tuple[int, int]
 BILINEAR, BICUBIC = 2, 3  # Pillow's numbers
+UNUSED = 256  # rows of a vocabulary that no token has: 42 in trocr-small's; padding to a multiple adds fewer
 WARM_START = ("branch", "decoder_layers", "image_size", "seed")
 
 
@@ -129,6 +130,7 @@ def _complete(config: Config, found: dict[str, bytes], model: Any) -> dict[str, 
     from trocr_jax import files, pretrained
 
     if config.tokenizer is not None:
+        _check_tokenizer(config.tokenizer, model)
         given = pretrained.companions(files.resolve(config.tokenizer))
         found = {name: content for name, content in found.items() if name not in files.TOKENIZER_FILES}
         found |= {name: content for name, content in given.items() if name in files.TOKENIZER_FILES}
@@ -140,6 +142,20 @@ def _complete(config: Config, found: dict[str, bytes], model: Any) -> dict[str, 
         print(f"no tokenizer: reading needs one, add --tokenizer microsoft/trocr-{example}-printed or another", file=sys.stderr)
         return found
     return found | _tokenizer_class(found)
+
+
+def _check_tokenizer(name: str, model: Any) -> None:
+    """Raises ValueError for a tokenizer of another vocabulary: every text would be read as other tokens."""
+    from trocr_jax import files
+    from trocr_jax.tokens import Tokenizer
+
+    tokenizer, rows = Tokenizer.from_directory(files.resolve(name)), model.decoder.vocab_size
+    ids = {x: (getattr(tokenizer, x), getattr(model, x)) for x in ("bos_token_id", "pad_token_id", "eos_token_id")}
+    wrong = [f"{x} {theirs}, not {ours}" for x, (theirs, ours) in ids.items() if theirs != ours]
+    if not rows - UNUSED <= tokenizer.size <= rows:
+        wrong.append(f"{tokenizer.size} tokens for a vocabulary of {rows}")
+    if wrong:
+        raise ValueError(f"--tokenizer {name} has {'; '.join(wrong)}: name the one that SRC was trained with")
 
 
 def _tokenizer_class(found: dict[str, bytes]) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import jax
@@ -26,8 +27,9 @@ from transformers import (
 )
 
 from trocr_jax import cli, pretrained, tensor_files, weights
-from trocr_jax.config import TrOCRConfig
+from trocr_jax.config import PRESETS, TrOCRConfig
 from trocr_jax.convert import verify
+from trocr_jax.convert.cli import _check_tokenizer
 from trocr_jax.convert.warm_start import warm_start
 from trocr_jax.model import TrOCR
 
@@ -127,6 +129,39 @@ def test_a_source_without_companions_is_converted_with_a_remark(tmp_path, capsys
     remarks = capsys.readouterr().err
     assert "no preprocessor_config.json" in remarks and "no tokenizer: reading needs one" in remarks
     assert json.loads((tmp_path / "m" / "preprocessor_config.json").read_text())["resample"] == 2
+
+
+def other_tokenizer(folder, **changes):
+    """The tests' tokenizer with some ids changed, in a folder of its own."""
+    folder.mkdir()
+    vocabulary = {**json.loads(TOKENIZER["vocab.json"]), **changes}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_bytes(TOKENIZER["merges.txt"])
+    return folder
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path, capsys, source):
+    directory, config = source("A", 3)
+    rows = config.decoder.vocab_size
+    many = other_tokenizer(tmp_path / "many", **{f"token{i}": i for i in range(4, rows + 1)})
+    assert convert(directory, tmp_path / "m", "--tokenizer", many) == 1
+    wrong = f"--tokenizer {many} has {rows + 1} tokens for a vocabulary of {rows}: name the one that SRC was trained with"
+    assert wrong in capsys.readouterr().err
+    swapped = other_tokenizer(tmp_path / "swapped", **{"<s>": 2, "</s>": 0})
+    assert convert(directory, tmp_path / "m", "--tokenizer", swapped) == 1
+    assert "has bos_token_id 2, not 0; eos_token_id 0, not 2: name" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
+    fits = other_tokenizer(tmp_path / "fits", **{f"token{i}": i for i in range(4, rows)})
+    assert convert(directory, tmp_path / "m", "--tokenizer", fits) == 0
+
+
+@pytest.mark.parametrize(("checkpoint", "tokenizer", "fits"), [
+    ("small", "trocr-small", True), ("base", "roberta", True), ("small", "roberta", False), ("base", "trocr-small", False),
+])  # fmt: skip
+def test_the_public_tokenizers_fit_their_own_checkpoints(checkpoint, tokenizer, fits):
+    config = PRESETS[f"microsoft/trocr-{checkpoint}-printed"]
+    with nullcontext() if fits else pytest.raises(ValueError, match="name the one that SRC was trained with"):
+        _check_tokenizer(str(shared("tokenizer", tokenizer)), config)
 
 
 def test_the_tokenizer_gets_a_class(tmp_path, source):

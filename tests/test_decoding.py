@@ -245,6 +245,17 @@ def test_generation_config_of_a_checkpoint():
     assert GenerateConfig.from_hf({"use_cache": False, "eos_token_id": 2}, 128) == GenerateConfig(128)
 
 
+@pytest.mark.parametrize(
+    ("settings", "positions", "expected"),
+    [
+        ({"max_length": 300}, 512, 299), ({"max_new_tokens": 300}, 512, 300), ({"max_new_tokens": 600}, 512, 512),
+        ({}, 512, 128), ({}, 64, 64), ({"min_length": 200}, 512, 128),
+    ],
+)  # fmt: skip
+def test_the_checkpoint_s_own_length_holds_as_far_as_its_positions_go(settings, positions, expected):
+    assert GenerateConfig.from_hf(settings, positions).max_new_tokens == expected
+
+
 def test_one_program_reads_pixels(small):
     """uint8 in, tokens out, under a transfer guard: nothing moves between host and device on the way."""
     model, _ = small

@@ -86,17 +86,17 @@ class GenerateConfig:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}, but this checkpoint has {most} decoder positions")
 
     @classmethod
-    def from_hf(cls, settings: dict[str, Any], max_new_tokens: int) -> GenerateConfig:
-        """From settings as `generation_files.read_settings` gives them; `max_new_tokens` is the most, and holds where they
-        give no length: transformers' own default of 20 tokens cuts ordinary lines.
+    def from_hf(cls, settings: dict[str, Any], positions: int) -> GenerateConfig:
+        """From settings as `generation_files.read_settings` gives them, for a decoder of so many positions, which is the most.
+        Where they give no length our own default holds: transformers' own of 20 tokens cuts ordinary lines.
 
         Raises ValueError for values of a wrong type or out of range.
         """
         names = ("num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size")
         known = {name: settings[name] for name in names if settings.get(name) is not None}
-        longest = _without_start(settings, "max_new_tokens", "max_length") or max_new_tokens
-        shortest = _without_start(settings, "min_new_tokens", "min_length")
-        return cls(max_new_tokens=min(longest, max_new_tokens), min_new_tokens=min(shortest, max_new_tokens), **known)
+        longest = min(_without_start(settings, "max_new_tokens", "max_length") or cls.max_new_tokens, positions)
+        shortest = min(_without_start(settings, "min_new_tokens", "min_length"), longest)
+        return cls(max_new_tokens=longest, min_new_tokens=shortest, **known)
 
 
 @jax.tree_util.register_dataclass
