@@ -19,10 +19,12 @@ import tiny
 from conftest import ROOT
 
 from trocr_jax import Reader, files, pretrained
+from trocr_jax.train import vocabulary
 from trocr_jax.train.config import DataConfig, LoraConfig, OptimizerConfig, PreflightConfig, StartConfig
 from trocr_jax.train.log import evaluations, read_log
 from trocr_jax.train.loop import train
 from trocr_jax.train.parameters import named
+from trocr_jax.train.start import opened, start
 
 DRIVER = """
 import json, os, signal, sys
@@ -214,6 +216,29 @@ def test_lora_leaves_frozen_kernels_alone(straight, tmp_path):
     assert changed and all(name.startswith("decoder") for name in changed)
     row = next(event for event in read_log(base.out) if event["kind"] == "start")
     assert row["trained"] == 2 * 2 * (2 * 2 * 16 * 2), "two attentions, two kernels, two factors in two layers"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_lora_with_new_characters_trains_their_rows(tmp_path, tied):
+    """Embedding and head whole; and a run that was ended goes on with both."""
+    model = replace(tiny.MODEL, decoder=replace(tiny.MODEL.decoder, tie_word_embeddings=tied))
+    tiny.model_directory(tmp_path / "start", model)
+    tiny.line_folder(tmp_path / "lines")
+    begin = StartConfig(model=str(tmp_path / "start"), extend_vocab="ż")
+    base = tiny.config(tmp_path, start=begin, steps=2, eval_every=2, save_every=1, lora=LoraConfig(rank=2, targets=r"query|head"))
+    base = replace(base, optimizer=OptimizerConfig(lr=0.1, warmup=0, schedule="constant"))
+    assert train(base) == 0
+    found = opened(base.out / "model")
+    before, after = start(begin, base.seed).parameters, found.parameters
+    changed = {name for name in before if (np.asarray(before[name]) != np.asarray(after[name])).any()}
+    assert vocabulary.TABLES & before.keys() <= changed and all("query" in name for name in changed - vocabulary.TABLES)
+    new, table = found.tokenizer.labels("ż")[0], vocabulary.EMBEDDING if tied else vocabulary.HEAD
+    old_row, new_row = (np.take(np.asarray(x[table]), new, axis=0 if tied else 1) for x in (before, after))
+    assert (old_row != new_row).all()
+    shutil.copytree(base.out, tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "00000002")
+    assert train(replace(base, out=tmp_path / "again")) == 0
+    tiny.equal_trees(opened(tmp_path / "again" / "model").parameters, after)
 
 
 def test_a_finished_run_says_so_again_and_changes_nothing(straight, tmp_path):

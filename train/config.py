@@ -117,7 +117,8 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Train small factors beside frozen kernels (Hu et al., 2022); saved models have them merged.
+    """Train small factors beside frozen kernels (Hu et al., 2022); saved models have them merged. With another vocabulary, as
+    of --start.extend-vocab, its embedding and head are trained too, whole.
 
     Attributes:
         rank: of the factors; 0 trains the parameters themselves.

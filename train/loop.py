@@ -20,13 +20,14 @@ from functools import cached_property, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from trocr_jax import files, pretrained, sharding
 
-from . import checkpoint, preflight
+from . import checkpoint, preflight, vocabulary
 from . import mesh as meshes
 from .batches import Batches, prefetch
 from .checkpoint import Checkpoints
@@ -97,10 +98,16 @@ class Run:
 
     def fresh(self, parameters: Arrays) -> TrainState:
         """The state before the first step."""
-        lora, trained = self.config.lora, self.step_config.trained
-        kernels = {name: x for name, x in parameters.items() if name in trained}  # a frozen kernel gets no factors
-        factors = new_lora(kernels, lora.targets, lora.rank, self.config.seed) if lora.rank else {}
-        return new_state(self.step_config, parameters, factors, self.optimizer, self.config.seed)
+        lora = self._lora(parameters) if self.config.lora.rank else {}
+        return new_state(self.step_config, parameters, lora, self.optimizer, self.config.seed)
+
+    def _lora(self, parameters: Arrays) -> Arrays:
+        """LoRA's factors; where the vocabulary is another one, its tables too, whose new rows would stay as they were made."""
+        lora, begin = self.config.lora, self.config.start
+        learning = {name: x for name, x in parameters.items() if name in self.step_config.trained}  # others get no factors
+        resized = vocabulary.TABLES & learning.keys() if begin.tokenizer or begin.extend_vocab else set()
+        tables = {name: jnp.array(learning.pop(name)) for name in sorted(resized)}
+        return new_lora(learning, lora.targets, lora.rank, self.config.seed) | tables
 
     def place(self, make: Callable[[Arrays], TrainState], numbers: bool = True) -> TrainState:
         """The state on the mesh, or without numbers its shapes and places."""

@@ -135,8 +135,8 @@ def new_lora(arrays: Mapping[str, Array], targets: str, rank: int, seed: int) ->
 
 
 def merged(arrays: Mapping[str, Array], lora: Mapping[str, Array], scale: float) -> Arrays:
-    """Plain parameters: kernel + scale * a b where there are factors."""
+    """Plain parameters: kernel + scale * a b where there are factors, others as `lora` has them, if it does."""
     return {
-        name: x + scale * (lora[name + LORA_A] @ lora[name + LORA_B]) if name + LORA_A in lora else x
+        name: x + scale * (lora[name + LORA_A] @ lora[name + LORA_B]) if name + LORA_A in lora else lora.get(name, x)
         for name, x in arrays.items()
     }

@@ -37,7 +37,7 @@ class TrainState:
         step: [] int32, updates done.
         seed: [] uint32
         model: parameters, trained or frozen; under LoRA the ones that it adds to.
-        lora: its factors; empty without.
+        lora: its factors, and by their own names the parameters that are trained whole beside them; empty without.
         ema: moving average of what is trained; empty without.
         optimizer: optax's state over what is trained.
     """
@@ -56,7 +56,7 @@ class StepConfig:
 
     Attributes:
         model: the model's config.
-        trained: paths of the parameters that are trained; under LoRA the factors of those kernels alone are.
+        trained: paths of the parameters that are trained; under LoRA what `TrainState.lora` has of them.
         frozen: single layers of trained stacks that are not trained, as "encoder.layers.3.mlp.fc1.kernel".
         mean, std: how uint8 images are normalised.
         dtype: of the computation; masters stay float32.

@@ -18,6 +18,7 @@ from trocr_jax.tokens import Tokenizer, character_vocabulary
 from .parameters import Arrays
 
 EMBEDDING, HEAD = "decoder.embed_tokens.embedding", "decoder.head.kernel"
+TABLES = {EMBEDDING, HEAD}
 NOISE = 0.02  # normal, for new tokens whose text the old vocabulary cannot write either
 
 
