@@ -107,6 +107,15 @@ def test_palette_with_a_transparent_entry_goes_on_white() -> None:
     assert pixels(load(encoded(Image.new("L", (1, 1), 7), "PNG", transparency=7)))[0].tolist() == [[255] * 3]
 
 
+def test_white_on_nothing_goes_on_black() -> None:
+    """As letters cut out for a dark page: on white there would be none."""
+    letters = Image.new("RGBA", (4, 2), (255, 255, 255, 0))
+    letters.putpixel((1, 0), (255, 255, 255, 255))
+    assert pixels(load(letters))[0].tolist() == [[0] * 3, [255] * 3, [0] * 3, [0] * 3]
+    letters.putpixel((2, 0), (90, 0, 0, 255))
+    assert pixels(load(letters))[0].tolist() == [[255] * 3, [255] * 3, [90, 0, 0], [255] * 3], "on white something is seen"
+
+
 def test_a_cmyk_jpeg() -> None:
     data = encoded(drawn().convert("CMYK"), "JPEG", quality=95)
     assert np.abs(pixels(load(data)).astype(int) - np.asarray(drawn())).mean() < 4

@@ -142,7 +142,7 @@ def test_rules_underlines_and_frames_are_no_second_line(text: str) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 8, 20])
-@pytest.mark.parametrize("leading", [1.15, 1.5])
+@pytest.mark.parametrize("leading", [1.15, 1.5, 2.5])
 def test_paragraphs_are_several_lines(count: int, leading: float) -> None:
     texts = [LINES[row % 2] if row % 3 else "Lorem ipsum dolor sit amet, TOTAL 12.50" for row in range(count)]
     for dark, angle in product((True, False), (-4, 0, 1.5)):

@@ -50,6 +50,8 @@ def plain():
         ("light on dark", draw(paper=20, ink=230)),
         ("little contrast", draw(paper=150, ink=95)),
         ("loose above and below", draw(margin=(10, 60))),
+        ("lost in a high picture", draw(margin=(10, 500))),
+        ("lost and tilted", draw(margin=(20, 500)).rotate(2, Image.Resampling.BICUBIC, fillcolor=255)),
         ("loose sideways", draw(margin=(200, 10))),
         ("another size", draw(size=80, margin=(20, 20))),
         ("tilted", draw(margin=(20, 30)).rotate(2, Image.Resampling.BICUBIC, expand=True, fillcolor=255)),

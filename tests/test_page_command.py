@@ -43,4 +43,10 @@ def test_a_page_gets_the_lines_that_are_named_as_it_is(tmp_path, page, expected)
 def test_the_lines_of_a_page_are_in_the_file_that_is_named_as_it(tmp_path):
     for name in ("scan.1.json", "scan.2.json", "scan.1.old.json"):
         (tmp_path / name).write_text("[[0,0,9,9]]")
-    assert page_command._beside(Source(tmp_path / "scan.1.png"), tmp_path) == [tmp_path / "scan.1.json"]
+    assert page_command._named_as(Source(tmp_path / "scan.1.png"), tmp_path) == [tmp_path / "scan.1.json"]
+
+
+def test_an_output_that_is_a_file_is_refused_before_a_page_is_read(tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(UsageError, match="is no folder"):
+        check(Job("text", None, str(tmp_path / "out"), {}), sources([tmp_path / "1.png"]))

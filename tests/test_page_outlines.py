@@ -51,6 +51,13 @@ def test_lines_may_reach_over_the_edge():
     assert page.cut_out(image, np.array([[80, 0], [110, 0], [110, 50], [90, 60], [80, 50]])).size == (20, 40)
 
 
+def test_what_is_told_of_lines_lies_on_the_page():
+    """Other programs refuse outlines that do not."""
+    found = page.read_page(Sizes(), Image.new("RGB", (100, 40), "white"), [np.array([[-3, -2], [120, -2], [120, 44], [-3, 44]])])
+    assert found.lines[0].points == ((0, 0), (100, 0), (100, 40), (0, 40))
+    assert found.lines[0].line.text.startswith("123 x 46"), "what is read may reach over the edge"
+
+
 def as_page_xml(points) -> bytes:
     coords = " ".join(f"{x},{y}" for x, y in points)
     return f"<PcGts><Page><TextRegion><TextLine><Coords points='{coords}'/></TextLine></TextRegion></Page></PcGts>".encode()

@@ -72,6 +72,7 @@ _UPRIGHT = {  # EXIF orientation -> the operation that undoes it
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
+_UNSEEN = 24  # grey levels between the darkest and the lightest pixel
 FIRST_OF_SEVERAL = "first_of_several"
 """Key of a loaded image's `info`: it is the first page of a TIFF that has more."""
 
@@ -220,11 +221,28 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # 16 and 32 bits a pixel, which convert() would clip
         image = Image.fromarray(_to_uint8(np.asarray(image)))
     if image.has_transparency_data:
-        image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
-        paper = Image.new("RGB", image.size, "white")
-        paper.paste(image, mask=image.getchannel("A"))
-        return paper
+        return _on_paper(image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA"))
     return image.convert("RGB")
+
+
+def _on_paper(image: Image.Image) -> Image.Image:
+    """An RGBA image on white; on black where that alone shows something, as of white letters cut out for a dark page."""
+    on_white = _composite(image, "white")
+    if _contrast(on_white) >= _UNSEEN:
+        return on_white
+    on_black = _composite(image, "black")
+    return on_black if _contrast(on_black) >= _UNSEEN else on_white
+
+
+def _composite(image: Image.Image, paper: str) -> Image.Image:
+    under = Image.new("RGB", image.size, paper)
+    under.paste(image, mask=image.getchannel("A"))
+    return under
+
+
+def _contrast(image: Image.Image) -> int:
+    darkest, lightest = image.convert("L").getextrema()
+    return int(lightest) - int(darkest)  # pyright: ignore[reportArgumentType]
 
 
 def _as_array(source: Any) -> np.ndarray:

@@ -16,6 +16,7 @@ from PIL import Image, ImageChops
 _ROWS = 256  # images are averaged down to fewer than twice as many rows
 _SLOPES = np.tan(np.radians(np.arange(-5.0, 5.5, 0.5))).astype(np.float32)
 _EDGES = 1000  # as many show the tilt of a line
+_APART = 4.5  # heights of small letters between two lines, with a line left out
 _SHARES = 4  # of the tiles: the first with a stroke spares the others
 
 
@@ -205,5 +206,5 @@ def _lines(profile: np.ndarray) -> int:
     tallest = int((ends - starts).max())
     kept = [(start, end) for start, end in zip(starts, ends, strict=True) if end - start >= max(4, 0.5 * tallest)]
     gaps = [profile[end:start] for (_, end), (start, _) in zip(kept, kept[1:], strict=False)]
-    clear = [0.3 * tallest <= len(gap) <= 2 * tallest and gap.min() < 0.12 * full for gap in gaps]
+    clear = [0.3 * tallest <= len(gap) <= _APART * tallest and gap.min() < 0.12 * full for gap in gaps]
     return 1 + clear.count(True)

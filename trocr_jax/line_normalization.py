@@ -23,6 +23,7 @@ from PIL import Image, ImageChops
 from .ink import packing_slope, places_of, quantiles, quantiles_of, steps_along_rows, varied_channel, without_specks
 
 _ROWS = 96  # images are averaged down to fewer than twice as many rows
+_FILLED = 2 / 3  # of a picture's height: a line with so much around is not looked at again
 _REACH = 3.3  # rows kept on either side of the middle of the writing, in standard deviations of its stroke edges
 _VALLEY = 0.25  # of the edges of the fullest row; what lies between two lines has fewer
 _SLOPES = np.tan(np.radians(np.arange(-4.5, 5.0, 0.5))).astype(np.float32)
@@ -52,7 +53,7 @@ class Writing:
     """What a picture shows of writing: all that a look for second lines and the pixels of the line need.
 
     Attributes:
-        ink: uint8 [height, width] of the picture, averaged down by `factor` in both directions.
+        ink: uint8 [height, width] of the picture or the part of it that is around the writing, averaged down where that is high.
         rows, columns: of its stroke edges, the rows less the tilt.
         slope: rows that the writing falls a column.
         pivot: the column around which the tilt is undone, amid the writing: far from it, what is levelled leaves the picture.
@@ -60,7 +61,6 @@ class Writing:
     """
 
     ink: np.ndarray
-    factor: int
     rows: np.ndarray
     columns: np.ndarray
     slope: float
@@ -136,14 +136,39 @@ def _cuts(line: np.ndarray, width: int) -> list[int]:
 
 
 def find_writing(image: Image.Image) -> Writing:
-    """RGB image, or its most varied channel -> the writing in it."""
-    factor = max(image.height // _ROWS, 1)
+    """RGB image, or its most varied channel -> the writing in it.
+
+    Of a line that fills little of a high picture too few rows are left once that is averaged down: there it looks again.
+    """
+    writing, factor = _writing(image), _factor(image)
+    first, last = (factor * row for row in _around(writing))
+    if factor == 1 or last - first > _FILLED * image.height:
+        return writing
+    return _writing(image.crop((0, max(first, 0), image.width, min(last, image.height))))
+
+
+def _factor(image: Image.Image) -> int:
+    return max(image.height // _ROWS, 1)
+
+
+def _writing(image: Image.Image) -> Writing:
+    factor = _factor(image)
     ink = ink_of(varied_channel(image.reduce(factor) if factor > 1 else image))
     rows, columns = _edges(ink)
     slope = packing_slope(rows, columns, _SLOPES) if rows.size else 0.0
     pivot = float(np.median(columns)) if rows.size else 0.0
     cut = bool((rows <= 1).any()), bool((rows >= len(ink) - 2).any())
-    return Writing(ink, factor, rows - np.float32(slope) * (columns - np.float32(pivot)), columns, slope, pivot, cut)
+    return Writing(ink, rows - np.float32(slope) * (columns - np.float32(pivot)), columns, slope, pivot, cut)
+
+
+def _around(writing: Writing) -> tuple[int, int]:
+    """The rows in which the line is, tilt and all, with as much again above and below; they may lie outside of the picture."""
+    if not writing.rows.size:
+        return 0, len(writing.ink)
+    middle, spread = _middle_and_spread(writing.rows)
+    own = np.abs(writing.rows - middle) < _REACH * spread
+    fallen = writing.rows[own] + writing.slope * (writing.columns[own] - writing.pivot)
+    return math.floor(fallen.min() - _REACH * spread), math.ceil(fallen.max() + _REACH * spread) + 1
 
 
 def ink_of(channel: Image.Image) -> np.ndarray:

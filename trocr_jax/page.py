@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw
 from . import images
 from .line import Line
 from .line_detection import find_lines
-from .page_formats import Page, PageFormatError, PageLine, Points, clockwise
+from .page_formats import Page, PageLine, Points
+from .page_outlines import PageFormatError, clockwise
 from .prepared import Prepared, prepare
 
 
@@ -29,7 +30,7 @@ def read_page(reader: Any, source: Any, polygons: Sequence[np.ndarray] | None = 
     Args:
         reader: a Reader.
         source: the page as a path, bytes, a PIL image or an array.
-        polygons: the lines where they are known, in reading order: [n,2] x and y each, as `page_formats.parse_lines` gives
+        polygons: the lines where they are known, in reading order: [n,2] x and y each, as `page_outlines.parse_lines` gives
             them from another program's file; by default lines are found here.
         options: of `Reader.read` (batch_size, num_beams, ...).
 
@@ -45,7 +46,7 @@ def read_page(reader: Any, source: Any, polygons: Sequence[np.ndarray] | None = 
     outlines = [_on_page(polygon, image.size) for polygon in (find_lines(image) if polygons is None else polygons)]
     cut = (_cut(image, outline) for outline in outlines)  # as they are read: together they may be larger than memory
     lines: list[Line] = reader.read(cut, **options)
-    return Layout(image.width, image.height, tuple(map(_points, outlines))).page(lines)
+    return _layout(image, outlines).page(lines)
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,7 @@ class Layout:
 def prepare_page(image: Image.Image, processor: images.ImageProcessor) -> tuple[Layout, list[Prepared]]:
     """The lines of an RGB page ready for the device, as `read_page` reads them."""
     found = find_lines(image)
-    layout = Layout(image.width, image.height, tuple(map(_points, found)))
-    return layout, [prepare(cut_out(image, quad), processor) for quad in found]
+    return _layout(image, found), [prepare(cut_out(image, quad), processor) for quad in found]
 
 
 def cut_out(image: Image.Image, polygon: np.ndarray) -> Image.Image:
@@ -123,5 +123,7 @@ def _paper(image: Image.Image) -> tuple[int, ...]:
     return tuple(int(channel) for channel in np.median(pixels, axis=0))
 
 
-def _points(polygon: np.ndarray) -> tuple[tuple[int, int], ...]:
-    return tuple((round(float(x)), round(float(y))) for x, y in polygon)
+def _layout(image: Image.Image, outlines: Sequence[np.ndarray]) -> Layout:
+    """What is told of outlines [n,2] lies on the page, whole pixels, though a line may be cut out from beyond its border."""
+    inside = (np.clip(np.rint(outline), 0, image.size).astype(int).tolist() for outline in outlines)
+    return Layout(image.width, image.height, tuple(tuple((x, y) for x, y in outline) for outline in inside))

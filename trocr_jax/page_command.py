@@ -18,7 +18,8 @@ from PIL import Image
 from . import files, images, page
 from .cli import UsageError
 from .line import one_line
-from .page_formats import DOCUMENTS, MAX_BYTES, Page, PageFormatError, parse_lines, render
+from .page_formats import DOCUMENTS, Page, render
+from .page_outlines import MAX_BYTES, PageFormatError, parse_lines
 
 SUFFIXES = {"text": ".txt", "tsv": ".tsv", "json": ".json", "hocr": ".hocr", "alto": ".alto.xml", "page": ".page.xml"}
 _FORMAT = re.compile(r"(\.(page|alto))?\.(xml|json|hocr|html?)$", re.IGNORECASE)  # what ends the name of a file of lines
@@ -93,6 +94,8 @@ def check(job: Job, pages: list[Source]) -> None:
         raise UsageError("--lines must be a folder with a file for each page where there are several pages")
     if job.lines and not Path(job.lines).exists():
         raise UsageError(f"--lines {job.lines}: no such file or folder")
+    if job.output and Path(job.output).exists() and not Path(job.output).is_dir():
+        raise UsageError(f"--output {job.output} is no folder: a file for each page goes into it")
     if job.output:
         _check_names(pages, job)
 
@@ -126,7 +129,7 @@ def _read(source: Source, reader: Any, job: Job) -> Page:
     return page.read_page(reader, source.load(), _given(source, job.lines), **job.options)
 
 
-def _given(page: Source, lines: str | None) -> list[np.ndarray] | None:
+def _given(source: Source, lines: str | None) -> list[np.ndarray] | None:
     """The outlines of a page's lines from a file.
 
     Raises:
@@ -134,26 +137,26 @@ def _given(page: Source, lines: str | None) -> list[np.ndarray] | None:
     """
     if lines is None:
         return None
-    source = Path(lines)
-    if source.is_dir():
-        beside = _beside(page, source)
-        if len(beside) != 1:
-            raise PageFormatError(f"{source} has {len(beside)} files of lines named {page.stem}; one is needed")
-        source = beside[0]
-    with open(source, "rb") as file:
+    path = Path(lines)
+    if path.is_dir():
+        found = _named_as(source, path)
+        if len(found) != 1:
+            raise PageFormatError(f"{path} has {len(found)} files of lines named {source.stem}; one is needed")
+        path = found[0]
+    with open(path, "rb") as file:
         return parse_lines(file.read(MAX_BYTES + 1))
 
 
-def _beside(page: Source, folder: Path) -> list[Path]:
-    """The files in a folder that are named as a page and a format; without one, those whose names go on otherwise."""
-    inside = [file for file in folder.iterdir() if f"{file.name}.".startswith(f"{page.stem}.") and file.is_file()]
-    exact = [file for file in inside if _FORMAT.sub("", file.name) in (page.stem, page.stem + page.path.suffix)]
+def _named_as(source: Source, folder: Path) -> list[Path]:
+    """The files in a folder that are named as a page and a format, or, where there is none, as the page and anything after it."""
+    inside = [file for file in folder.iterdir() if f"{file.name}.".startswith(f"{source.stem}.") and file.is_file()]
+    exact = [file for file in inside if _FORMAT.sub("", file.name) in (source.stem, source.stem + source.path.suffix)]
     return exact or inside
 
 
 def _text(found: Page, source: Source, form: str) -> str:
     if form == "tsv":
-        return "".join(f"{source}\t{one_line(line.line.text)}\n" for line in found.lines)
+        return "".join(f"{one_line(str(source))}\t{one_line(line.line.text)}\n" for line in found.lines)
     name = str(source) if form == "json" else source.path.name
     return render(found, form, name, source.number or 1)  # pyright: ignore[reportArgumentType]
 

@@ -17,10 +17,6 @@ from xml.etree import ElementTree
 import numpy as np
 
 from .line import Line, one_line
-from .page_outlines import MAX_BYTES as MAX_BYTES
-from .page_outlines import PageFormatError as PageFormatError
-from .page_outlines import clockwise as clockwise
-from .page_outlines import parse_lines as parse_lines
 
 Format = Literal["text", "json", "hocr", "alto", "page"]
 DOCUMENTS = ("hocr", "alto", "page")

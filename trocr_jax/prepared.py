@@ -76,7 +76,7 @@ def _prepare_line(image: Image.Image, processor: images.ImageProcessor) -> Prepa
 
 
 def _several_lines(channel: Image.Image, writing: Writing) -> bool:
-    if writing.factor > 1:  # too coarse to count lines
+    if len(writing.ink) < channel.height:  # too coarse to count lines, or a part
         return ink.looks_like_several_lines(channel)
     return bool(writing.rows.size) and ink.may_hold_several_lines(channel.size) and ink.holds_several_lines(writing.rows)
 

@@ -68,6 +68,8 @@ def _checked(config: Config) -> dict[str, Any]:
     """Options of `Reader.read`, after a look at all flags: a mistake is told before a model is loaded."""
     if not config.paths:
         raise UsageError("name at least one image, folder or glob; 'trocr-jax read --help' tells more")
+    if "-" in config.paths and not Path("-").exists():
+        raise UsageError("standard input is not read: name a file")
     options = {"num_beams": config.beams, "max_new_tokens": config.max_tokens, "batch_size": config.batch_size}
     options = {name: value for name, value in options.items() if value is not None}
     if any(value < 1 for value in options.values()):
@@ -161,7 +163,7 @@ def render(path: Path, line: Line, form: str) -> str:
     if form == "json":
         return json.dumps({"path": str(path), **line.to_dict()}, ensure_ascii=False)
     text = one_line(line.text)
-    return f"{path}\t{text}" if form == "tsv" else text
+    return f"{one_line(str(path))}\t{text}" if form == "tsv" else text
 
 
 def _introduce(reader: Any) -> None:
