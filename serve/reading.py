@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from trocr_jax.engine import Job
-from trocr_jax.line import NO_TEXT, Line, joined
+from trocr_jax.line import NO_TEXT, Line, between, joined
 from trocr_jax.reader import Reader
 from trocr_jax.tokens import Tokenizer
 
@@ -53,8 +53,8 @@ class Part:
     Attributes:
         job: the engine's.
         flags: of the image.
-        before: what stands in the text between it and the part before: NEW_IMAGE, a space where it is a further piece of the
-            same image, nothing at the beginning.
+        place: among the pieces of its image, 0 of the first or only one.
+        below: whether there are images before this one in the text.
         line: what was read, when nothing more will come: the job is over, or the answer's budget.
         kept: how many of the job's tokens are in that line.
         shown: how many of them were given as entries.
@@ -62,14 +62,16 @@ class Part:
 
     job: Job
     flags: tuple[str, ...]
-    before: str
+    place: int = 0
+    below: bool = False
     line: Line | None = None
     kept: int = 0
     shown: int = 0
 
     @property
-    def begins_image(self) -> bool:
-        return self.before in ("", NEW_IMAGE)
+    def before(self) -> str:
+        """What stands in the text between it and the part before."""
+        return between(self.flags) if self.place else NEW_IMAGE if self.below else ""
 
     @property
     def tokens(self) -> list[int]:
@@ -124,11 +126,11 @@ class Answer:
         for part, start in zip(self._parts, self._lay_out(partial=False)[1], strict=False):
             if part.line is None or start + len(part.line.text) > len(self.text):
                 break
-            if part.begins_image:
+            if part.place == 0:
                 images.append([])
             images[-1].append(part.line)
         done = sum(map(len, images))
-        cut = done < len(self._parts) and not self._parts[done].begins_image
+        cut = done < len(self._parts) and self._parts[done].place > 0
         found = list(map(joined, images))
         if cut and self.finish_reason == "length":
             return [*found[:-1], replace(found[-1], finish_reason="length")]

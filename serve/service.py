@@ -31,7 +31,7 @@ from .keys import Keys, RateLimit
 from .limits import Limits
 from .logs import log
 from .metrics import Metrics
-from .reading import NEW_IMAGE, Answer, Part, Reading, Signal
+from .reading import Answer, Part, Reading, Signal
 from .sources import Source
 
 State = Literal["starting", "ready", "draining", "failed"]
@@ -229,7 +229,7 @@ class Service:
                 piece.pixels, options.config, (index * HASH + options.seed) % 2**32, sample, options.alternatives,
                 visit.deadline, signal.set, options.stream,
             )  # fmt: skip
-            return Part(job, piece.flags, " " if place else NEW_IMAGE if together and index else "")
+            return Part(job, piece.flags, place, below=together and index > 0)
 
         def parts(index: int, sample: int) -> list[Part]:
             return [part(index, sample, place, piece) for place, piece in enumerate(prepared[index].pieces)]

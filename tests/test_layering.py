@@ -7,7 +7,8 @@ from conftest import ROOT
 
 LEAVES = {
     "images", "ink", "prepared", "tokens", "metrics", "files", "tensor_files", "torch_files", "unpickle", "config", "line",
-    "line_normalization", "page_ink", "letters", "line_detection", "page_outlines", "containers", "chips", "cores", "generation_files",
+    "line_normalization", "page_ink", "letters", "line_detection", "page_outlines", "containers", "chips", "cores",
+    "generation_files",
 }  # fmt: skip
 # each module may import from the library what stands to its left in one of these chains (and any leaf)
 ORDER = [

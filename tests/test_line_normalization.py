@@ -181,10 +181,11 @@ def test_a_long_line_comes_in_pieces_that_hold_all_of_it(text, sigma):
     picture = np.asarray(draw(text, paper=200, ink=60), np.float32)
     noisy = picture + np.random.default_rng(0).normal(0, sigma, picture.shape)
     writing = line_normalization.find_writing(Image.fromarray(noisy.clip(0, 255).astype(np.uint8)))
-    pieces = writing.pieces(HEIGHT, WIDTH)
+    pieces, continues = zip(*writing.pieces(HEIGHT, WIDTH), strict=True)
     whole = 255 - writing.pixels(HEIGHT, 10 * WIDTH).astype(int)
     assert len(pieces) >= 2 and all(piece.shape == (HEIGHT, WIDTH, 3) for piece in pieces)
     assert sum((255 - piece.astype(int)).sum() for piece in pieces) == whole.sum(), "no ink is lost, none is there twice"
+    assert continues == (False, *[" " not in text] * (len(pieces) - 1))
 
 
 def test_a_line_is_cut_between_words():
@@ -196,7 +197,7 @@ def test_a_line_is_cut_between_words():
 
 def test_a_short_line_is_one_piece_and_an_endless_one_has_a_limit():
     (piece,) = line_normalization.find_writing(draw("Hamburg")).pieces(HEIGHT, WIDTH)
-    assert (piece == normal(draw("Hamburg"))).all()
+    assert not piece.continues and (piece.pixels == normal(draw("Hamburg"))).all()
     endless = Image.fromarray(np.tile(np.asarray(draw("ab")), (1, 300)))
     assert len(line_normalization.find_writing(endless).pieces(HEIGHT, WIDTH)) == line_normalization._LONGEST
 
@@ -210,4 +211,4 @@ def test_a_wide_gap_is_no_end_of_the_line(gap):
     line.paste(right, (left.width + gap, left.height - right.height))
     pieces = line_normalization.find_writing(line).pieces(HEIGHT, WIDTH)
     assert 2 <= len(pieces) <= line_normalization.MOST_PIECES
-    assert all((piece[:, :20] < 128).any() for piece in pieces)
+    assert all((piece.pixels[:, :20] < 128).any() and not piece.continues for piece in pieces)

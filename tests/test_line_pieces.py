@@ -28,6 +28,14 @@ def test_a_blank_piece_adds_nothing(pieces):
     assert joined([BLANK, BLANK]) == BLANK
 
 
+def test_a_word_that_goes_on_is_one():
+    line = joined([ONE, replace(TWO, flags=("continues",)), ONE])
+    assert line.text == "two wordsend two words" and line.flags == ()
+    assert [(word.text, line.text[word.start : word.end]) for word in line.words] == [(w, w) for w in line.text.split()]
+    assert line.words[1].confidence == pytest.approx(0.6 * 0.25)
+    assert joined([BLANK, replace(TWO, flags=("continues",))]) == TWO
+
+
 def test_what_is_true_of_a_piece_is_true_of_the_line():
     cut = replace(TWO, finish_reason="length", flags=("repetition", "several_pages"))
     line = joined([replace(ONE, flags=("several_pages",)), cut])

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 NO_TEXT = "no_text"
 """The flag of an image without ink."""
+CONTINUES = "continues"
+"""The flag of a piece of a line that begins amid a word of the piece before; no line as a whole has it."""
 
 _TAIL = 200  # characters that can repeat themselves: the search takes the cube of the length of what it looks at
 REPETITION = re.compile(r"(.{2,}?)\1{3,}$|(\S)\2{11,}$|(\b\w+\b)(?:\W+\3\b){3,}$")
@@ -98,9 +100,14 @@ def _probability(logprobs: list[float]) -> float:
 
 
 def joined(pieces: Sequence[Line]) -> Line:
-    """The Line of a picture that was read in pieces: a space between their texts, all their tokens, and of the alternatives the
-    most probable combinations, as many as the piece with the most has."""
+    """The Line of a picture that was read in pieces: their texts with what is `between` them, all their tokens, and of the
+    alternatives the most probable combinations, as many as the piece with the most has."""
     return reduce(_with_alternatives, pieces)
+
+
+def between(flags: Sequence[str]) -> str:
+    """What stands in a text before a further piece of the same line that has these flags."""
+    return "" if CONTINUES in flags else " "
 
 
 def _with_alternatives(line: Line, rest: Line) -> Line:
@@ -111,16 +118,27 @@ def _with_alternatives(line: Line, rest: Line) -> Line:
 
 def _followed(line: Line, rest: Line) -> Line:
     """Both without their alternatives. One that is blank adds nothing; only all of a picture can be."""
-    flags = tuple(f for f in dict.fromkeys(line.flags + rest.flags) if f != NO_TEXT or f in line.flags and f in rest.flags)
+    of_pieces = {CONTINUES, NO_TEXT} - (set(line.flags) & set(rest.flags))
+    flags = tuple(f for f in dict.fromkeys(line.flags + rest.flags) if f not in of_pieces)
     if not (line.tokens and rest.tokens):
         return replace(line if line.tokens else rest, flags=flags, alternatives=())
-    between = " " if line.text and rest.text else ""
-    start = len(line.text) + len(between)
+    separator = between(rest.flags) if line.text and rest.text else ""
+    start = len(line.text) + len(separator)
+    words = tuple(replace(word, start=start + word.start, end=start + word.end) for word in rest.words)
     return Line(
-        text=line.text + between + rest.text,
+        text=line.text + separator + rest.text,
         confidence=line.confidence * rest.confidence,
         tokens=line.tokens + rest.tokens,
-        words=line.words + tuple(replace(word, start=start + word.start, end=start + word.end) for word in rest.words),
+        words=line.words + words if separator else _run_together(line.words, words),
         finish_reason="stop" if line.finish_reason == rest.finish_reason == "stop" else "length",
         flags=flags,
     )
+
+
+def _run_together(words: tuple[Word, ...], others: tuple[Word, ...]) -> tuple[Word, ...]:
+    """Those of two texts without a space between them: the last of one and the first of the other are one where they touch."""
+    if not (words and others) or words[-1].end < others[0].start:
+        return words + others
+    (*before, last), (first, *after) = words, others
+    whole = Word(last.text + first.text, last.start, first.end, last.confidence * first.confidence)
+    return *before, whole, *after

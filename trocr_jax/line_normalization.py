@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageChops
@@ -31,6 +32,7 @@ _ROOMY = 3 / 4  # of the model's image: what is longer is read in pieces
 _PIECE = 5 / 8  # of the model's image, on the average of a line's pieces
 _SLACK = 0.3  # of a piece, by which either of its ends may move to a gap: then it fills the image
 _GAP = 7  # columns; in lines of 32 rows spaces are hardly narrower
+_SPACE = 5  # columns from ink to ink, that are none yet
 _WIDE = 1.5  # heights of a line: paper that is wider parts what is read apart, as in a table of contents
 _INKED = 64  # of 255: a column with less is paper
 _LONGEST = 8  # pieces of that length; what is longer is squeezed into them
@@ -46,6 +48,13 @@ def normalize_line(image: Image.Image, height: int, width: int) -> np.ndarray:
     A line that is too long for the width is squeezed into it.
     """
     return find_writing(image).pixels(height, width)
+
+
+class Piece(NamedTuple):
+    """A line, or a piece of it: uint8 pixels [height, width, 3], and whether it begins amid a word of the piece before."""
+
+    pixels: np.ndarray
+    continues: bool
 
 
 @dataclass(frozen=True)
@@ -71,13 +80,14 @@ class Writing:
         """uint8 [height, width, 3], see `normalize_line`."""
         return _on_paper(self._line(height, width), width)
 
-    def pieces(self, height: int, width: int) -> list[np.ndarray]:
-        """The line in order, uint8 [height, width, 3] each: whole, as `pixels`, where it has no wide gap and fills at most 3/4 of
-        the width at its natural scale, else cut at such gaps and where there is least ink: between words, unless one of them is
-        longer than half of the width.
+    def pieces(self, height: int, width: int) -> list[Piece]:
+        """The line in order: whole, as `pixels`, where it has no wide gap and fills at most 3/4 of the width at its natural
+        scale, else cut at such gaps and where there is least ink: between words, unless one of them is longer than half of the
+        width.
         """
         line = self._line(height, round(_LONGEST * _PIECE * width))
-        return [_on_paper(line.crop((first, 0, last, height)), width) for first, last in _parts(np.asarray(line), width)]
+        parts = _parts(np.asarray(line), width)
+        return [Piece(_on_paper(line.crop((first, 0, last, height)), width), continues) for first, last, continues in parts]
 
     def _line(self, height: int, width: int) -> Image.Image:
         """Its ink as an L image of the height, at most so wide; a single column where there is none."""
@@ -103,24 +113,29 @@ def _on_paper(line: Image.Image, width: int) -> np.ndarray:
     return np.asarray(Image.merge("RGB", (page, page, page)))
 
 
-def _parts(line: np.ndarray, width: int) -> list[tuple[int, int]]:
-    """The first column and the one behind the last of every piece of a line [height, n] for images of `width`."""
+def _parts(line: np.ndarray, width: int) -> list[tuple[int, int, bool]]:
+    """The first column and the one behind the last of every piece of a line [height, n] for images of `width`, without the paper
+    at its ends, which a model takes for the end of the line; and whether less than a space lies before its ink.
+    """
     inked = np.flatnonzero(line.max(0) >= _INKED)
-    if not inked.size:
-        return [(0, line.shape[1])]
+    ends = _ends(line, inked, width)
+    if len(ends) <= 2:
+        return [(0, line.shape[1], False)]
+    parts = []
+    for first, last in itertools.pairwise(ends):
+        start, stop = np.searchsorted(inked, (first, last))
+        if start < stop:
+            continues = bool(parts) and inked[start] - inked[start - 1] <= _SPACE
+            parts.append((max(int(inked[start]) - _GAP, first), min(int(inked[stop - 1]) + 1 + _GAP, last), bool(continues)))
+    return parts
+
+
+def _ends(line: np.ndarray, inked: np.ndarray, width: int) -> list[int]:
+    """The columns between which the pieces lie: wide gaps part sections, and within these there are cuts."""
     gaps = np.flatnonzero(np.diff(inked) > _WIDE * len(line))
     middles = ((inked[gaps] + inked[gaps + 1]) // 2).tolist()[: _LONGEST - 1]
     sections = itertools.pairwise([0, *middles, line.shape[1]])
-    ends = [first + end for first, last in sections for end in (0, *_cuts(line[:, first:last], width))]
-    if len(ends) == 1:
-        return [(0, line.shape[1])]
-    parts = itertools.pairwise([*ends, line.shape[1]])
-    return [_trimmed(own, part) for part in parts if (own := inked[(inked >= part[0]) & (inked < part[1])]).size]
-
-
-def _trimmed(inked: np.ndarray, part: tuple[int, int]) -> tuple[int, int]:
-    """A piece without the paper at its ends, which a model takes for the end of the line."""
-    return max(int(inked[0]) - _GAP, part[0]), min(int(inked[-1]) + 1 + _GAP, part[1])
+    return [*(first + end for first, last in sections for end in (0, *_cuts(line[:, first:last], width))), line.shape[1]]
 
 
 def _cuts(line: np.ndarray, width: int) -> list[int]:

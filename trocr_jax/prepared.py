@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from . import images, ink
-from .line import NO_TEXT
+from .line import CONTINUES, NO_TEXT
 from .line_normalization import Writing, find_writing
 
 SEVERAL_LINES = "several_lines"
@@ -22,7 +22,8 @@ class Prepared:
 
     Attributes:
         pixels: uint8 [height,width,3].
-        flags: NO_TEXT or SEVERAL_LINES, and SEVERAL_PAGES where a file has more pages than the one that is read.
+        flags: NO_TEXT or SEVERAL_LINES, and SEVERAL_PAGES where a file has more pages than the one that is read; CONTINUES of
+            a further piece that begins amid a word.
         error: why there are no pixels.
         aspect: width over height of the writing, where the preparation finds it, else of the picture: by which the length of
             the text can be guessed.
@@ -69,8 +70,8 @@ def _prepare_line(image: Image.Image, processor: images.ImageProcessor) -> Prepa
     blank = ink.is_blank(channel)
     flags = _flags(blank, not blank and _several_lines(channel, writing))
     first, *rest = (
-        Prepared(pixels, flags, aspect=used_width(pixels) / processor.height)
-        for pixels in writing.pieces(processor.height, processor.width)
+        Prepared(pixels, flags + (CONTINUES,) * continues, aspect=used_width(pixels) / processor.height)
+        for pixels, continues in writing.pieces(processor.height, processor.width)
     )
     return replace(first, rest=tuple(rest))
 
