@@ -15,7 +15,8 @@ from typing import IO, Any
 
 from trocr_jax.cli import UsageError
 from trocr_jax.containers import IMAGE_COLUMNS, ContainerError, LineDatabase, image_bytes
-from trocr_jax.images import EXTENSIONS, MAX_PIXELS
+from trocr_jax.image_paths import EXTENSIONS
+from trocr_jax.images import MAX_PIXELS
 
 from .batch_places import PlaceError, opened
 from .batch_units import Columns, Item, Unit

@@ -21,7 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from trocr_jax.images import EXTENSIONS
+from trocr_jax.image_paths import EXTENSIONS
 
 from . import batch_containers as containers
 from .batch_places import PlaceError, check_scheme, expand, is_url, join, opened, parent, steadily

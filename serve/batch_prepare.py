@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from trocr_jax import images
-from trocr_jax.images import ImageProcessor
+from trocr_jax.image_processor import ImageProcessor
 from trocr_jax.page import Layout, prepare_page
 from trocr_jax.prepared import Prepared, prepare
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from trocr_jax import images
 from trocr_jax.cores import usable_cores
+from trocr_jax.image_paths import find_images
 from trocr_jax.line import Line
 from trocr_jax.reader import Reader
 
@@ -29,7 +29,7 @@ ReadAll = Callable[[Sequence[Path]], list[Line]]
 
 def run(folder: Path, model: str | None, rounds: int) -> dict[str, Any]:
     """Reads all images of a folder with every candidate in turn; prints a table and returns what the JSON line says."""
-    paths = images.find_images([str(folder)])
+    paths = find_images([str(folder)])
     candidates = make_candidates(model)
     lines = {name: read(paths) for name, read in candidates.items()}  # also warms up
     seconds: dict[str, list[float]] = {name: [] for name in candidates}

@@ -31,7 +31,7 @@ from PIL import Image
 
 from trocr_jax import cli
 from trocr_jax.engine import Engine, Job
-from trocr_jax.images import find_images
+from trocr_jax.image_paths import find_images
 from trocr_jax.reader import Reader
 
 from .client import Client

@@ -26,7 +26,7 @@ import numpy as np
 
 from trocr_jax.cores import usable_cores
 from trocr_jax.decoding import GenerateConfig
-from trocr_jax.images import ImageProcessor
+from trocr_jax.image_processor import ImageProcessor
 from trocr_jax.loop import Generation
 from trocr_jax.model import TrOCR
 from trocr_jax.prepared import Prepared, prepare, used_width

@@ -17,7 +17,9 @@ import pytest
 from conftest import ROOT, shared
 from PIL import Image, ImageDraw, ImageFont
 
-from trocr_jax.images import EXTENSIONS, FIRST_OF_SEVERAL, ImageError, ImageProcessor, PreprocessorError, find_images, load
+from trocr_jax.image_paths import EXTENSIONS, find_images
+from trocr_jax.image_processor import ImageProcessor, PreprocessorError
+from trocr_jax.images import FIRST_OF_SEVERAL, ImageError, load
 
 PAPER = (255, 255, 255)
 VIT = {"image_processor_type": "ViTImageProcessor", "size": 384, "resample": 2}

@@ -6,9 +6,9 @@ import pytest
 from conftest import ROOT
 
 LEAVES = {
-    "images", "ink", "prepared", "tokens", "metrics", "files", "tensor_files", "torch_files", "unpickle", "config", "line",
-    "line_normalization", "page_ink", "letters", "line_detection", "page_outlines", "containers", "chips", "cores",
-    "generation_files",
+    "images", "image_processor", "image_paths", "ink", "line_normalization", "prepared", "line",
+    "page_ink", "letters", "line_detection", "page_outlines", "containers",
+    "tokens", "metrics", "files", "tensor_files", "torch_files", "unpickle", "config", "generation_files", "chips", "cores",
 }  # fmt: skip
 # each module may import from the library what stands to its left in one of these chains (and any leaf)
 ORDER = [

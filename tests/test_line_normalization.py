@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from trocr_jax import line_normalization
-from trocr_jax.images import ImageProcessor
+from trocr_jax.image_processor import ImageProcessor
 from trocr_jax.line_normalization import normalize_line
 from trocr_jax.prepared import SEVERAL_LINES, prepare, used_width
 

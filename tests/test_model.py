@@ -268,7 +268,7 @@ def test_label_smoothing_equals_torch():
 
 
 def test_normalize_on_the_device_equals_the_processor():
-    from trocr_jax.images import ImageProcessor
+    from trocr_jax.image_processor import ImageProcessor
 
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
     processor = ImageProcessor(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

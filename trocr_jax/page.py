@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from . import images
+from .image_processor import ImageProcessor
 from .line import Line
 from .line_detection import find_lines
 from .page_formats import Page, PageLine, Points
@@ -62,7 +63,7 @@ class Layout:
         return Page(self.width, self.height, tuple(map(PageLine, self.outlines, lines)))
 
 
-def prepare_page(image: Image.Image, processor: images.ImageProcessor) -> tuple[Layout, list[Prepared]]:
+def prepare_page(image: Image.Image, processor: ImageProcessor) -> tuple[Layout, list[Prepared]]:
     """The lines of an RGB page ready for the device, as `read_page` reads them."""
     found = find_lines(image)
     return _layout(image, found), [prepare(cut_out(image, quad), processor) for quad in found]

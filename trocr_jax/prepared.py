@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from . import images, ink
+from .image_processor import ImageProcessor
 from .line import CONTINUES, NO_TEXT
 from .line_normalization import Writing, find_writing
 
@@ -42,7 +43,7 @@ class Prepared:
         return self, *self.rest
 
 
-def prepare(source: Any, processor: images.ImageProcessor, max_pixels: int = images.MAX_PIXELS) -> Prepared:
+def prepare(source: Any, processor: ImageProcessor, max_pixels: int = images.MAX_PIXELS) -> Prepared:
     """Any image that `images.load` takes; never raises for what an image holds."""
     try:
         image = images.load(source, max_pixels)
@@ -58,12 +59,12 @@ def _with_flag(prepared: Prepared, flag: str) -> Prepared:
     return replace(prepared, flags=(*prepared.flags, flag), rest=tuple(_with_flag(piece, flag) for piece in prepared.rest))
 
 
-def _prepare_picture(image: Image.Image, processor: images.ImageProcessor) -> Prepared:
+def _prepare_picture(image: Image.Image, processor: ImageProcessor) -> Prepared:
     blank, several = ink.look(image)
     return Prepared(processor(image), _flags(blank, several), aspect=image.width / image.height)
 
 
-def _prepare_line(image: Image.Image, processor: images.ImageProcessor) -> Prepared:
+def _prepare_line(image: Image.Image, processor: ImageProcessor) -> Prepared:
     """As above for a model that reads normalised lines: most of what finds the writing tells whether it is more than a line."""
     channel = ink.varied_channel(image)
     writing = find_writing(channel)

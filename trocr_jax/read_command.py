@@ -16,6 +16,7 @@ import tyro
 
 from . import images
 from .cli import UsageError, load
+from .image_paths import find_images
 from .line import Line, one_line
 from .page_formats import DOCUMENTS
 from .prepared import SEVERAL_PAGES
@@ -51,7 +52,8 @@ class Config:
     mesh: str | None = None
     """Devices to read with: data=8, or data=4,model=2 for a model cut over pairs of them. By default one."""
     max_tokens: int | None = None
-    """Most new tokens a line, the start token not counted. By default as the checkpoint says, else 128."""
+    """Most new tokens a line, or a piece of one that is read in pieces; the start token not counted. By default as the checkpoint
+    says, else 128."""
 
 
 def run(config: Config) -> int:
@@ -98,7 +100,7 @@ def _found(arguments: tuple[str, ...]) -> tuple[list[Path], bool]:
     paths, missing = [], False
     for argument in arguments:
         try:
-            paths += images.find_images([argument])
+            paths += find_images([argument])
         except images.ImageError as error:
             missing = True
             print(f"trocr-jax: {error}", file=sys.stderr)

@@ -27,6 +27,7 @@ from . import files, images, sharding
 from .cores import usable_cores
 from .decoding import GenerateConfig, Generation, read_pixels
 from .generation_files import read_settings
+from .image_processor import ImageProcessor
 from .lanes import Lanes
 from .line import NO_TEXT, Line, joined, line_from_tokens
 from .model import TrOCR
@@ -77,7 +78,7 @@ class Reader:
     """
 
     def __init__(
-        self, model: TrOCR, tokenizer: Tokenizer, processor: images.ImageProcessor, defaults: GenerateConfig,
+        self, model: TrOCR, tokenizer: Tokenizer, processor: ImageProcessor, defaults: GenerateConfig,
         name: str = "model", mesh: Mesh | None = None,
     ):  # fmt: skip
         self.model, self.tokenizer, self.processor, self.defaults, self.name = model, tokenizer, processor, defaults, name
@@ -110,7 +111,7 @@ class Reader:
         devices = sharding.make_mesh(mesh) if mesh else None
         put = sharding.putter(devices) if devices else None
         model = TrOCR.from_pretrained(directory, dtype=jnp.dtype(dtype or default_dtype()), put=put)
-        processor = images.ImageProcessor.from_hf(files.read_preprocessor(directory), model.config.encoder.image_size)
+        processor = ImageProcessor.from_hf(files.read_preprocessor(directory), model.config.encoder.image_size)
         defaults = default_generation(directory, model)
         return cls(model, Tokenizer.from_directory(directory), processor, defaults, str(name or "tiny-print"), devices)
 

@@ -1,0 +1,52 @@
+"""The image files that PATH, DIR and GLOB arguments name. No jax here."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from .images import ImageError
+
+EXTENSIONS = frozenset(".png .jpg .jpeg .jpe .jfif .webp .tif .tiff .gif .bmp .ppm .pgm .pbm .pnm".split())
+
+
+def find_images(arguments: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The image files that PATH, DIR and GLOB arguments name: each once, in the order given, 2 before 10 within each.
+
+    A path to a file is always kept; a directory gives its visible files with a known extension, without descending
+    (`dir/**/*` does); a glob gives the same unless it spells an extension itself. Raises ImageError for an argument
+    that names none.
+    """
+    return list(dict.fromkeys(path for argument in arguments for path in _expand(os.fspath(argument))))
+
+
+def _expand(argument: str) -> list[Path]:
+    path = Path(argument)
+    try:
+        if path.is_dir():
+            matches = [entry for entry in path.iterdir() if _has_known_extension(entry)]
+        elif os.path.exists(path):
+            return [path]
+        elif glob.has_magic(argument):
+            matches = [Path(name) for name in glob.iglob(argument, recursive=True)]
+            if not re.search(r"\.\w+$", argument):
+                matches = [match for match in matches if _has_known_extension(match)]
+        else:
+            raise ImageError("missing", argument)
+    except OSError:
+        raise ImageError("unreadable", argument) from None
+    matches = sorted((match for match in matches if match.is_file()), key=_natural)
+    if not matches:
+        raise ImageError("no_match", argument)
+    return matches
+
+
+def _has_known_extension(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+
+
+def _natural(path: Path) -> list[str | int]:
+    return [int(part) if index % 2 else part.lower() for index, part in enumerate(re.split(r"(\d+)", str(path)))]
