@@ -19,7 +19,7 @@ from trocr_jax.cores import usable_cores
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.engine import Engine, EngineThread, Job
 from trocr_jax.images import MAX_PIXELS, ImageError
-from trocr_jax.line_normalization import MOST_PIECES
+from trocr_jax.line_cutting import MOST_PIECES
 from trocr_jax.prepared import Prepared
 from trocr_jax.reader import Reader
 

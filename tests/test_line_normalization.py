@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from trocr_jax import line_normalization
+from trocr_jax import line_cutting, line_normalization
 from trocr_jax.image_processor import ImageProcessor
 from trocr_jax.line_normalization import normalize_line
 from trocr_jax.prepared import SEVERAL_LINES, prepare, used_width
@@ -191,7 +191,7 @@ def test_a_long_line_comes_in_pieces_that_hold_all_of_it(text, sigma):
 def test_a_line_is_cut_between_words():
     writing = line_normalization.find_writing(draw(LONG))
     line = np.asarray(writing._line(HEIGHT, 10 * WIDTH))
-    cuts = line_normalization._cuts(line, WIDTH)
+    cuts = line_cutting.cuts(line, WIDTH)
     assert len(cuts) >= 3 and not line[:, [column + side for column in cuts for side in (-2, 0, 2)]].any()
 
 
@@ -199,7 +199,7 @@ def test_a_short_line_is_one_piece_and_an_endless_one_has_a_limit():
     (piece,) = line_normalization.find_writing(draw("Hamburg")).pieces(HEIGHT, WIDTH)
     assert not piece.continues and (piece.pixels == normal(draw("Hamburg"))).all()
     endless = Image.fromarray(np.tile(np.asarray(draw("ab")), (1, 300)))
-    assert len(line_normalization.find_writing(endless).pieces(HEIGHT, WIDTH)) == line_normalization._LONGEST
+    assert len(line_normalization.find_writing(endless).pieces(HEIGHT, WIDTH)) == line_cutting.MOST_PIECES / 2
 
 
 @pytest.mark.parametrize("gap", [100, 600, 2000])
@@ -210,5 +210,5 @@ def test_a_wide_gap_is_no_end_of_the_line(gap):
     line.paste(left)
     line.paste(right, (left.width + gap, left.height - right.height))
     pieces = line_normalization.find_writing(line).pieces(HEIGHT, WIDTH)
-    assert 2 <= len(pieces) <= line_normalization.MOST_PIECES
+    assert 2 <= len(pieces) <= line_cutting.MOST_PIECES
     assert all((piece.pixels[:, :20] < 128).any() and not piece.continues for piece in pieces)

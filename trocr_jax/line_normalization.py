@@ -4,8 +4,7 @@ A small model should not spend its capacity on what arithmetic undoes: colour an
 how loosely somebody cut the line out. Recognisers have normalised lines ever since there are any; the public TrOCR
 checkpoints do not (they stretch the image), so this is only for checkpoints whose preprocessor says `"fit": "line"`.
 
-A line that is too long for the model's image can be had in pieces, cut between words: letters that are squeezed further than
-in training are not read at all.
+A line that is too long for the model's image can be had in pieces (`line_cutting`).
 
 Height and place of the writing come from mean and spread of the rows of all vertical stroke edges. Both change smoothly: one
 more descender moves them a little, where a bounding box would jump. Arrays are [height, width].
@@ -13,7 +12,6 @@ more descender moves them a little, where a bounding box would jump. Arrays are 
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageChops
 
+from . import line_cutting
 from .ink import packing_slope, places_of, quantiles, quantiles_of, steps_along_rows, varied_channel, without_specks
 
 _ROWS = 96  # images are averaged down to fewer than twice as many rows
@@ -28,15 +27,6 @@ _FILLED = 2 / 3  # of a picture's height: a line with so much around is not look
 _REACH = 3.3  # rows kept on either side of the middle of the writing, in standard deviations of its stroke edges
 _VALLEY = 0.25  # of the edges of the fullest row; what lies between two lines has fewer
 _SLOPES = np.tan(np.radians(np.arange(-4.5, 5.0, 0.5))).astype(np.float32)
-_ROOMY = 3 / 4  # of the model's image: what is longer is read in pieces
-_PIECE = 5 / 8  # of the model's image, on the average of a line's pieces
-_SLACK = 0.3  # of a piece, by which either of its ends may move to a gap: then it fills the image
-_GAP = 7  # columns; in lines of 32 rows spaces are hardly narrower
-_SPACE = 5  # columns from ink to ink, that are none yet
-_WIDE = 1.5  # heights of a line: paper that is wider parts what is read apart, as in a table of contents
-_INKED = 64  # of 255: a column with less is paper
-_LONGEST = 8  # pieces of that length; what is longer is squeezed into them
-MOST_PIECES = 2 * _LONGEST  # of a line, as there may be as many wide gaps
 _PARTS = 1000  # of a line, each with a paper of its own: a picture of one row of pixels would have millions
 _NOISE = 8  # grey levels by which half of all neighbours differ; on clean paper it is 0
 _LEAST_CONTRAST = 24  # grey levels; less is noise or JPEG, and is not made louder
@@ -81,12 +71,9 @@ class Writing:
         return _on_paper(self._line(height, width), width)
 
     def pieces(self, height: int, width: int) -> list[Piece]:
-        """The line in order: whole, as `pixels`, where it has no wide gap and fills at most 3/4 of the width at its natural
-        scale, else cut at such gaps and where there is least ink: between words, unless one of them is longer than half of the
-        width.
-        """
-        line = self._line(height, round(_LONGEST * _PIECE * width))
-        parts = _parts(np.asarray(line), width)
+        """The line in order, as `line_cutting` cuts it at its natural scale; a short one whole, as `pixels`."""
+        line = self._line(height, round(line_cutting.LONGEST * width))
+        parts = line_cutting.parts(np.asarray(line), width)
         return [Piece(_on_paper(line.crop((first, 0, last, height)), width), continues) for first, last, continues in parts]
 
     def _line(self, height: int, width: int) -> Image.Image:
@@ -111,43 +98,6 @@ def _on_paper(line: Image.Image, width: int) -> np.ndarray:
     page = Image.new("L", (width, line.height), 255)
     page.paste(ImageChops.invert(line))
     return np.asarray(Image.merge("RGB", (page, page, page)))
-
-
-def _parts(line: np.ndarray, width: int) -> list[tuple[int, int, bool]]:
-    """The first column and the one behind the last of every piece of a line [height, n] for images of `width`, without the paper
-    at its ends, which a model takes for the end of the line; and whether less than a space lies before its ink.
-    """
-    inked = np.flatnonzero(line.max(0) >= _INKED)
-    ends = _ends(line, inked, width)
-    if len(ends) <= 2:
-        return [(0, line.shape[1], False)]
-    parts = []
-    for first, last in itertools.pairwise(ends):
-        start, stop = np.searchsorted(inked, (first, last))
-        if start < stop:
-            continues = bool(parts) and inked[start] - inked[start - 1] <= _SPACE
-            parts.append((max(int(inked[start]) - _GAP, first), min(int(inked[stop - 1]) + 1 + _GAP, last), bool(continues)))
-    return parts
-
-
-def _ends(line: np.ndarray, inked: np.ndarray, width: int) -> list[int]:
-    """The columns between which the pieces lie: wide gaps part sections, and within these there are cuts."""
-    gaps = np.flatnonzero(np.diff(inked) > _WIDE * len(line))
-    middles = ((inked[gaps] + inked[gaps + 1]) // 2).tolist()[: _LONGEST - 1]
-    sections = itertools.pairwise([0, *middles, line.shape[1]])
-    return [*(first + end for first, last in sections for end in (0, *_cuts(line[:, first:last], width))), line.shape[1]]
-
-
-def _cuts(line: np.ndarray, width: int) -> list[int]:
-    """The columns at which to cut ink [height, n] for images of `width`: of those near equal shares the least inked."""
-    length = line.shape[1]
-    if length <= _ROOMY * width:
-        return []
-    count = math.ceil(length / (_PIECE * width))
-    ink = np.convolve(line.sum(0, dtype=np.float32), np.ones(_GAP), "same")
-    share, slack = length / count, _SLACK * length / count
-    starts = [int(share * number - slack) for number in range(1, count)]
-    return [start + int(ink[start : start + int(2 * slack)].argmin()) for start in starts]
 
 
 def find_writing(image: Image.Image) -> Writing:
