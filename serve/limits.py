@@ -28,7 +28,7 @@ class Limits:
     pixels: int = 16_000_000
     """Pixels of one image, counted from its header before any is decoded; a line at 600 dpi has 2 million."""
     choices: int = 8
-    """Most `n`."""
+    """Most answers of a request (`n`)."""
     queue: int = 256
     """Images that wait or are being read, each times its `n`; when so many are there: 503 with Retry-After, the body unread."""
     rate: float = 0.0
