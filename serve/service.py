@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from trocr_jax.cores import usable_cores
 from trocr_jax.decoding import GenerateConfig
-from trocr_jax.engine import Engine, EngineThread, Job
+from trocr_jax.engine import Engine, Job
+from trocr_jax.engine_thread import EngineThread
 from trocr_jax.images import MAX_PIXELS, ImageError
 from trocr_jax.line_cutting import MOST_PIECES
 from trocr_jax.prepared import Prepared

@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT
 
 from trocr_jax import slots as device
-from trocr_jax.engine import Engine, EngineThread, Job, QueueFullError
+from trocr_jax.engine import Engine, Job, QueueFullError
+from trocr_jax.engine_thread import EngineThread
 from trocr_jax.reader import Reader
 
 PICTURES = sorted(path for path in (ROOT / "examples").glob("*.[pj][np]g") if path.stem != "typewriter")  # read in pieces
@@ -234,6 +235,19 @@ def test_an_error_of_the_device_fails_what_is_under_way_and_nothing_else(engine,
     for job, line in zip(jobs, lines, strict=True):
         if job not in failed:
             same(job, line)
+
+
+def test_an_error_that_a_search_ends_with_fails_its_jobs(engine, reader, pixels, monkeypatch):
+    """A device computes after the dispatch: what goes wrong there is raised where the result is waited for."""
+    jobs = [Job(image, replace(reader.defaults, num_beams=3)) for image in pixels[: BATCH + 1]]
+    engine.submit(jobs)
+    engine.dispatch()
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(jax, "device_get", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        engine.harvest()
+    engine.fail()
+    finish(engine)
+    assert [job.status == "failed" for job in jobs] == [True] * BATCH + [False]
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -16,9 +16,11 @@ ORDER = [
         "config fairseq weights pretrained flash layers encoder decoder_layer decoder model packed "
         "logits loop sampling beam decoding reader"
     ).split(),
-    "lanes engine".split(),
+    "lanes engine engine_thread".split(),
     "lanes reader".split(),
-    "decoding slots engine".split(),
+    "loop jobs".split(),
+    "decoding slots jobs slot_jobs engine".split(),
+    "decoding jobs search_jobs engine".split(),
     "engine reader".split(),
     "reader read_command doctor cli".split(),
     "decoding sharding reader".split(),

@@ -10,6 +10,7 @@ from openai.types.responses import Response
 from PIL import Image, ImageDraw, ImageFont
 from serving import MODEL, PICTURES, chat, data_url, lines, message, reader, serving, wait_until
 
+from trocr_jax import search_jobs, slots
 from trocr_jax.engine import Job
 
 LONGEST = max(range(len(PICTURES)), key=lambda i: len(lines()[i].tokens))
@@ -459,12 +460,15 @@ def test_metrics_tell_what_happened(server, http):
         assert f"trocr_{name}" in text
 
 
-@pytest.mark.parametrize("fields", [{}, {"trocr": {"num_beams": 2}}], ids=["greedy", "beams"])
-def test_the_time_to_the_first_token_holds_the_decoding_of_it(server, http, monkeypatch, fields):
+@pytest.mark.parametrize(
+    ("module", "name", "fields"),
+    [(slots, "advance", {}), (search_jobs, "generate", {"trocr": {"num_beams": 2}})],
+    ids=["greedy", "beams"],
+)
+def test_the_time_to_the_first_token_holds_the_decoding_of_it(server, http, monkeypatch, module, name, fields):
     """A device that is slow to give tokens, to an image that did not wait for a slot."""
-    name = "_take_found" if fields else "_take_steps"
-    take = getattr(server.engine, name)
-    monkeypatch.setattr(server.engine, name, lambda *found: (time.sleep(0.3), take(*found))[1])
+    decode = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *arguments: (time.sleep(0.3), decode(*arguments))[1])
     measured = ("first_token_seconds_sum", {}), ("queue_seconds_sum", {"model": MODEL})
     before = [server.count(name, **labels) for name, labels in measured]
     http.post("/v1/chat/completions", json=chat(**fields))

@@ -2,7 +2,7 @@
 
 `encode` turns images into image tokens, `insert` puts rows of those into free slots, `advance` runs STEPS decoding steps for
 all slots at once. Slots are at different positions; a slot that is done stands still until another line is inserted.
-Which line is in which slot is the host's business (`engine`).
+Which line is in which slot is the host's business (`slot_jobs`).
 
 Letters: B slots, n rows of a bucket, S image tokens, E their width, P places for tokens, k steps, A alternatives, V vocabulary.
 """
