@@ -212,3 +212,25 @@ def test_a_wide_gap_is_no_end_of_the_line(gap):
     pieces = line_normalization.find_writing(line).pieces(HEIGHT, WIDTH)
     assert 2 <= len(pieces) <= line_cutting.MOST_PIECES
     assert all((piece.pixels[:, :20] < 128).any() and not piece.continues for piece in pieces)
+
+
+def underlined(text, thickness, rough, size=40):
+    """A line above a rule whose edges are `rough` pixels off at random, as a typewriter's."""
+    picture, rng = np.asarray(draw(text, size, margin=(10, 20))).copy(), np.random.default_rng(0)
+    below = int(np.flatnonzero((picture < 128).any(1))[-1]) + 3
+    for column in range(10, picture.shape[1] - 10):
+        top = below + int(rng.integers(0, rough + 1))
+        picture[top : top + thickness + int(rng.integers(0, rough + 1)), column] = 0
+    return Image.fromarray(picture)
+
+
+def test_a_rough_underline_does_not_make_the_writing_smaller(plain):
+    """A fourth of all stroke edges are on it."""
+    text = "Hamburg 27, quote"
+    smooth, rough = (used_width(normal(underlined(text, 4, off)).astype(np.uint8)) for off in (0, 2))
+    assert abs(rough - smooth) < 0.12 * smooth
+
+
+def test_an_underlined_line_is_cut_between_words():
+    pieces = line_normalization.find_writing(underlined(LONG, 3, 0)).pieces(HEIGHT, WIDTH)
+    assert len(pieces) >= 2 and not any(piece.continues for piece in pieces), "the rule fills the spaces between words"

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops
+from scipy import ndimage
 
 _ROWS = 256  # images are averaged down to fewer than twice as many rows
 _SLOPES = np.tan(np.radians(np.arange(-5.0, 5.5, 0.5))).astype(np.float32)
 _EDGES = 1000  # as many show the tilt of a line
+_HALF = 127  # of 255
+_FULL = 0.85  # of the columns inked: letters leave more paper in every row, unless they are bold and blurred
+_THIN = 0.2  # of the rows with ink
 _APART = 4.5  # heights of small letters between two lines, with a line left out
 _SHARES = 4  # of the tiles: the first with a stroke spares the others
 
@@ -176,6 +181,16 @@ def without_specks(levels: np.ndarray) -> np.ndarray:
 
 def _middle_of(first: np.ndarray, second: np.ndarray, third: np.ndarray) -> np.ndarray:
     return np.maximum(np.minimum(first, second), np.minimum(np.maximum(first, second), third))
+
+
+def rule_rows(ink: np.ndarray) -> np.ndarray:
+    """Which rows of level ink [height, width] belong to a rule, bool [height]: it is full, and thin beside what is written."""
+    covered = (ink > _HALF).mean(1)
+    filled = np.asarray(ndimage.binary_propagation(covered > _FULL, mask=covered > _FULL / 2))
+    labels: Any = ndimage.label(filled)
+    thickness = np.bincount(labels[0])[labels[0]]
+    thin = thickness <= max(_THIN * np.count_nonzero(covered), 3)
+    return np.asarray(ndimage.binary_dilation(np.logical_and(filled, thin)))
 
 
 def quantiles(levels: np.ndarray, *shares: float) -> list[int]:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .ink import rule_rows
+
 _ROOMY = 3 / 4  # of the model's image: what is longer is read in pieces
 _PIECE = 5 / 8  # of the model's image, on the average of a line's pieces
 _SLACK = 0.3  # of a piece, by which either of its ends may move to a gap: then it fills the image
@@ -34,8 +36,9 @@ def parts(line: np.ndarray, width: int) -> list[Part]:
     """The pieces of a line for images of `width`, in order, without the paper at their ends, which a model takes for the end of
     the line; all of it where it is short and without wide gaps.
     """
-    inked = np.flatnonzero(line.max(0) >= _INKED)
-    ends = _ends(line, inked, width)
+    letters = line * np.logical_not(rule_rows(line))[:, None]  # an underline fills the spaces between words
+    inked = np.flatnonzero(letters.max(0) >= _INKED)
+    ends = _ends(letters, inked, width)
     if len(ends) <= 2:
         return [Part(0, line.shape[1], False)]
     found = []

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from . import line_cutting
-from .ink import packing_slope, places_of, quantiles, quantiles_of, steps_along_rows, varied_channel, without_specks
+from .ink import packing_slope, places_of, quantiles, quantiles_of, rule_rows, steps_along_rows, varied_channel, without_specks
 
 _ROWS = 96  # images are averaged down to fewer than twice as many rows
 _FILLED = 2 / 3  # of a picture's height: a line with so much around is not looked at again
@@ -28,6 +28,8 @@ _REACH = 3.3  # rows kept on either side of the middle of the writing, in standa
 _VALLEY = 0.25  # of the edges of the fullest row; what lies between two lines has fewer
 _SLOPES = np.tan(np.radians(np.arange(-4.5, 5.0, 0.5))).astype(np.float32)
 _PARTS = 1000  # of a line, each with a paper of its own: a picture of one row of pixels would have millions
+_ROUGH = 0.18  # of all stroke edges, on rules: smooth ones have up to 0.15 where letters stand on them, rough ones from 0.22 on
+_RULE_LENGTH = 4  # heights of what is written
 _NOISE = 8  # grey levels by which half of all neighbours differ; on clean paper it is 0
 _LEAST_CONTRAST = 24  # grey levels; less is noise or JPEG, and is not made louder
 
@@ -80,17 +82,14 @@ class Writing:
         """Its ink as an L image of the height, at most so wide; a single column where there is none."""
         if not self.rows.size:
             return Image.new("L", (1, height))
-        rows, columns = self.rows, self.columns
-        first, last = _between_neighbours(rows, *self.cut)
-        if math.isfinite(first) or math.isfinite(last):
-            own = (rows >= first) & (rows <= last)
-            rows, columns = rows[own], columns[own]
+        level = _level(self.ink, self.slope, self.pivot)
+        first, last = _between_neighbours(self.rows, *self.cut)
+        own = (self.rows >= first) & (self.rows <= last)
+        rows, columns = _without_rules(self.rows[own], self.columns[own], np.asarray(level))
         middle, spread = _middle_and_spread(rows)
         kept = columns[np.abs(rows - middle) < _REACH * spread]
         left, right = int(kept.min()), int(kept.max()) + 1
-        return _cut(
-            _level(self.ink, self.slope, self.pivot), (first, last), (left, right), middle, _REACH * spread, (height, width)
-        )
+        return _cut(level, (first, last), (left, right), middle, _REACH * spread, (height, width))
 
 
 def _on_paper(line: Image.Image, width: int) -> np.ndarray:
@@ -211,6 +210,19 @@ def _between_neighbours(rows: np.ndarray, cut_above: bool, cut_below: bool) -> t
     if cut_below and (end := runs[-1])[0] > last and end[1] >= len(density) - 2:
         high = first_row + last + int(density[last : end[0]].argmin())
     return low, high
+
+
+def _without_rules(rows: np.ndarray, columns: np.ndarray, ink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Stroke edges less those of rough rules in level ink [height, width], as of a typewriter, on which a fourth of all are.
+
+    Smooth rules have few, and models are trained on lines that are measured with them.
+    """
+    left, right = int(columns.min()), int(columns.max()) + 1
+    if right - left < _RULE_LENGTH * (rows.max() - rows.min()):  # a letter may have a bar as long as itself
+        return rows, columns
+    places = np.clip(np.rint(rows), 0, len(ink) - 1).astype(np.intp)
+    off = np.logical_not(rule_rows(ink[:, left:right])[places])
+    return (rows[off], columns[off]) if 0 < off.mean() < 1 - _ROUGH else (rows, columns)
 
 
 def _level(ink: np.ndarray, slope: float, pivot: float) -> Image.Image:
