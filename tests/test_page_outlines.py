@@ -58,6 +58,12 @@ def test_what_is_told_of_lines_lies_on_the_page():
     assert found.lines[0].line.text.startswith("123 x 46"), "what is read may reach over the edge"
 
 
+def test_lines_found_on_a_tiny_page_may_be_larger_than_it(monkeypatch):
+    """By the paper that is cut out around them; it is given lines that must not be."""
+    monkeypatch.setattr(page, "find_lines", lambda _: [np.array([[-4, 1], [7, 1], [7, 9], [-4, 9]], np.float32)])
+    assert page.read_page(Sizes(), Image.new("RGB", (3, 10))).lines[0].line.text.startswith("11 x 8")
+
+
 def as_page_xml(points) -> bytes:
     coords = " ".join(f"{x},{y}" for x, y in points)
     return f"<PcGts><Page><TextRegion><TextLine><Coords points='{coords}'/></TextLine></TextRegion></Page></PcGts>".encode()

@@ -44,7 +44,7 @@ def read_page(reader: Any, source: Any, polygons: Sequence[np.ndarray] | None = 
         PageFormatError: a polygon lies outside of the page, or is far larger than it.
     """
     image = images.load(source)
-    outlines = [_on_page(polygon, image.size) for polygon in (find_lines(image) if polygons is None else polygons)]
+    outlines = find_lines(image) if polygons is None else [_on_page(polygon, image.size) for polygon in polygons]
     cut = (_cut(image, outline) for outline in outlines)  # as they are read: together they may be larger than memory
     lines: list[Line] = reader.read(cut, **options)
     return _layout(image, outlines).page(lines)
@@ -66,7 +66,7 @@ class Layout:
 def prepare_page(image: Image.Image, processor: ImageProcessor) -> tuple[Layout, list[Prepared]]:
     """The lines of an RGB page ready for the device, as `read_page` reads them."""
     found = find_lines(image)
-    return _layout(image, found), [prepare(cut_out(image, quad), processor) for quad in found]
+    return _layout(image, found), [prepare(_cut(image, quad), processor) for quad in found]
 
 
 def cut_out(image: Image.Image, polygon: np.ndarray) -> Image.Image:

@@ -22,7 +22,7 @@ FAINTEST = 16  # grey levels between ink and paper
 NOISE = 5.0  # times the median difference between a pixel and its paper: so far off is no noise
 SHARE = 0.3  # of the darkest ink around: what differs less is blur, or shows through
 SPECK = 6  # pixels of ink: what has fewer is no letter
-TWO_TONES = 0.6  # of the variance; no threshold through a bell curve explains more than 2 / pi, and noise has less ink
+TWO_TONES = 0.6  # of the variance; of noise it is 0.02, as little of it lies beyond NOISE
 STEEPEST = 5.0  # degrees
 
 
