@@ -23,6 +23,7 @@ from trocr_jax.images import MAX_PIXELS, ImageError
 from trocr_jax.line_cutting import MOST_PIECES
 from trocr_jax.prepared import Prepared
 from trocr_jax.reader import Reader
+from trocr_jax.sampling import image_seed
 
 from .errors import ApiError, bad_request, overloaded, timed_out
 from .fetch import Fetcher
@@ -36,7 +37,6 @@ from .reading import Answer, Part, Reading, Signal
 from .sources import Source
 
 State = Literal["starting", "ready", "draining", "failed"]
-HASH = 2654435761  # image i of a request draws from (seed, i), as in `Reader.read`
 COLDEST = 0.01  # below, a temperature is 0: float32 scores over less overflow
 SMALL = 4_000_000  # pixels
 TOO_LARGE = str(ImageError("too_large"))
@@ -227,8 +227,8 @@ class Service:
         def part(index: int, sample: int, place: int, piece: Prepared) -> Part:
             assert piece.pixels is not None
             job = Job(
-                piece.pixels, options.config, (index * HASH + options.seed) % 2**32, sample, options.alternatives,
-                visit.deadline, signal.set, options.stream,
+                piece.pixels, options.config, image_seed(index, options.seed), sample, options.alternatives, visit.deadline,
+                signal.set, options.stream,
             )  # fmt: skip
             return Part(job, piece.flags, place, below=together and index > 0)
 

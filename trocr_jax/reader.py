@@ -33,6 +33,7 @@ from .line import NO_TEXT, Line, joined, line_from_tokens
 from .model import TrOCR
 from .packed import Packed, pack
 from .prepared import Prepared, prepare
+from .sampling import image_seed
 from .tokens import Tokenizer
 
 T = TypeVar("T")
@@ -227,8 +228,7 @@ class Reader:
         if not readable:
             return lambda: None
         index = np.array([source for source, _ in readable], np.uint64)
-        seeds = (index * 2654435761 + seed % 2**32) % 2**32  # Knuth's multiplicative hash
-        return self.start(np.stack([pixels for _, pixels in readable]), config, seeds)
+        return self.start(np.stack([pixels for _, pixels in readable]), config, image_seed(index, seed))
 
     def _lines(self, batch: list[_Piece], wait: Wait) -> Iterator[tuple[int, Line]]:
         result = wait()

@@ -6,9 +6,11 @@ Letters: B rows (images x samples), P places for tokens, S image tokens, E their
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from . import logits as processors
 from .config import TrOCRConfig
@@ -17,6 +19,8 @@ from .decoder_layer import KVCache
 from .layers import Array, varying
 from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_visits
 from .model import TrOCR
+
+N = TypeVar("N", int, np.ndarray)
 
 
 @jax.tree_util.register_dataclass
@@ -37,6 +41,16 @@ class State:
     done: Array
     position: Array
     cache: KVCache
+
+
+def image_seed(index: N, seed: int) -> N:
+    """The seed, below 2**32, of image `index` in a call with `seed`: Knuth's multiplicative hash, which keeps them apart.
+
+    Args:
+        index: one, or an array [B] of uint64, which the product needs.
+        seed: any integer.
+    """
+    return (index * 2654435761 + seed % 2**32) % 2**32
 
 
 def sample(
