@@ -32,11 +32,10 @@ from PIL import Image
 from trocr_jax import cli
 from trocr_jax.engine import Engine, Job
 from trocr_jax.image_paths import find_images
+from trocr_jax.loop import whole_visits
 from trocr_jax.reader import Reader
 
 from .client import Client
-
-STEP = 4  # static programs are compiled for lengths in steps of a visit
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def _static(reader: Reader, work: Sequence[tuple[Any, int]], size: int, config: 
     steps = 0
     for start in range(0, len(work), size):
         batch = work[start : start + size]
-        length = min(-(-max(n for _, n in batch) // STEP) * STEP, config.tokens)
+        length = min(whole_visits(max(n for _, n in batch)), config.tokens)
         exactly = replace(reader.defaults, max_new_tokens=length, min_new_tokens=length)
         jax.block_until_ready(reader.generate(np.stack([image for image, _ in batch]), exactly))
         steps += length * len(batch)

@@ -1,7 +1,7 @@
 """What refilling slots gains over static batches, in decoding steps, for lines of given lengths.
 
-A static batch runs until its longest line has ended; a slot is given the next line at the next look of the host. Both look every
-`slots.STEPS` steps, as `loop` and `engine` do. Counted, not timed: a step costs about the same in both.
+A static batch runs whole visits of its loop until its longest line has ended; a slot is given the next line at the next look of
+the host, every `slots.STEPS` steps. Counted, not timed: a step costs about the same in both.
 
     python -m trocr_jax.serve.refill --mean 10.96 --spread 3.5
 """
@@ -9,12 +9,14 @@ A static batch runs until its longest line has ended; a slot is given the next l
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from trocr_jax.cli import program
+from trocr_jax.loop import whole_visits
 from trocr_jax.slots import STEPS
 
 
@@ -57,14 +59,9 @@ def row(lengths: Sequence[int], batch: int) -> dict[str, float]:
     }  # fmt: skip
 
 
-def visits(length: int) -> int:
-    """Looks of the host until a line of so many tokens has ended."""
-    return -(-length // STEPS)
-
-
 def static(lengths: Sequence[int], batch: int) -> int:
     """Steps when each batch waits for its longest line."""
-    return STEPS * sum(visits(max(lengths[i : i + batch])) for i in range(0, len(lengths), batch))
+    return sum(whole_visits(max(lengths[i : i + batch])) for i in range(0, len(lengths), batch))
 
 
 def refilled(lengths: Sequence[int], batch: int) -> int:
@@ -72,8 +69,8 @@ def refilled(lengths: Sequence[int], batch: int) -> int:
     free_at = np.zeros(batch, int)
     for length in lengths:
         slot = int(free_at.argmin())
-        free_at[slot] += visits(length)
-    return STEPS * int(free_at.max())
+        free_at[slot] += math.ceil(length / STEPS) * STEPS
+    return int(free_at.max())
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from .layers import Array
 S = TypeVar("S")
 
 STEPS_PER_VISIT = 4
+"""Steps between two exit tests, which the device makes by itself; `slots.STEPS` is another number, between looks of the host."""
 _NUMBERS = {"int": Integral, "float": Real}
 
 

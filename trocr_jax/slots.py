@@ -27,7 +27,9 @@ from .model import TrOCR, normalize
 from .packed import Packed, unpack
 
 STEPS = 4
-"""k, steps between two looks of the host: a line that ends waits for up to k - 1 steps, the host looks every k."""
+"""k, steps between two looks of the host. A line that ends holds its slot for up to k - 1 more, and a stream grows by k tokens.
+Not `loop.STEPS_PER_VISIT`, after which nothing leaves the device.
+"""
 MAX_SAMPLES = 8
 """Most samples of one image. Sample r draws from key r of its seed, as in `generate`."""
 MAX_ALTERNATIVES = 20
