@@ -126,8 +126,9 @@ def test_wrong_calls_are_refused(places):
     ("changes", "message"),
     [
         ({"scores": ("bleu",)}, "no score bleu; there are cer, wer"),
-        ({"limit": -1}, "--limit not below 0"),
-        ({"beams": (1, 0)}, "--beams must be at least 1"),
+        ({"limit": -1}, "--limit must be at least 1"),
+        ({"max_tokens": 0}, "--max-tokens, --batch-size and --limit must be at least 1"),
+        ({"beams": (1, 0)}, "--beams, --max-tokens"),
         ({"data": ()}, "--data, --scores and --beams need at least one value each"),
         ({"benchmark": "iam"}, "--benchmark iam needs --data with its folder, and nothing else"),
         ({"benchmark": "iam", "data": ("a", "b")}, "and nothing else"),

@@ -38,7 +38,7 @@ class Config:
     Attributes:
         data: data sets, each a row of the table: paths in any format that training reads, or "synthetic" (drawn lines in fonts
             that training does not use, one row a level).
-        model: directory or hub name; empty is the model in the package.
+        model: directory or hub name; by default the model in the package.
         benchmark: a public benchmark; `data` then names its folder. Its own scores are measured, on references as its scorer
             saw them, and the numbers published for a model of this size stand beside ours; those are of `--beams 10`.
             iam: gt_test.txt, test.jsonl or test/ in the folder. sroie: test/ with .jpg and .txt. str: IIIT5k_3000, SVT, IC13_857,
@@ -46,24 +46,24 @@ class Config:
         scores: cer, wer, byte_cer (what TrOCR's scorer calls cer), accuracy (whole lines), acc_ed (edits a line),
             word_accuracy (lower case, nothing but 0-9a-z, as scene text is counted), sroie_precision, sroie_recall, sroie_f1.
         beams: numbers of beams, each measured; 1 is greedy.
-        max_tokens: of a line; 0 takes the checkpoint's own limit.
-        batch_size: 0 lets the device decide.
-        dtype: empty takes float32 on CPU and bfloat16 elsewhere.
-        limit: lines of every data set at most; 0 is all.
+        max_tokens: of a line; by default the checkpoint's own limit.
+        batch_size: lines read at once; by default as the device likes it.
+        dtype: by default float32 on CPU and bfloat16 elsewhere.
+        limit: lines of every data set at most; by default all, and 1000 drawn ones of every level.
         as_published: pass references through the tokenizer first, as the original scorer did (small models lose some signs);
             a benchmark always does.
         report: page of HTML to write.
     """
 
     data: tuple[str, ...] = ("synthetic",)
-    model: str = ""
-    benchmark: Literal["", "iam", "sroie", "str"] = ""
+    model: str | None = None
+    benchmark: Literal["iam", "sroie", "str"] | None = None
     scores: tuple[str, ...] = SCORES
     beams: tuple[int, ...] = (1,)
-    max_tokens: int = 0
-    batch_size: int = 0
-    dtype: Literal["", "float32", "bfloat16"] = ""
-    limit: int = 0
+    max_tokens: int | None = None
+    batch_size: int | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
+    limit: int | None = None
     as_published: bool = False
     report: Path | None = None
 
@@ -75,8 +75,8 @@ def run(config: Config) -> int:
         UsageError: flags that mean nothing. ValueError: no such data set or model.
     """
     check(config)
-    reader = Reader.from_pretrained(config.model or None, dtype=config.dtype or None)
-    benchmark = BENCHMARKS.get(config.benchmark)
+    reader = Reader.from_pretrained(config.model, dtype=config.dtype)
+    benchmark = BENCHMARKS[config.benchmark] if config.benchmark else None
     tasks = benchmark_tasks(benchmark, config.data[0], reader) if benchmark else data_tasks(config)
     names = benchmark.scores if benchmark else config.scores
     results = [measure(reader, tasks, names, beams, config) for beams in config.beams]
@@ -94,8 +94,9 @@ def check(config: Config) -> None:
         raise UsageError("--data, --scores and --beams need at least one value each")
     if unknown := set(config.scores) - metrics.SCORES.keys():
         raise UsageError(f"no score {', '.join(sorted(unknown))}; there are {', '.join(metrics.SCORES)}")
-    if min(config.beams) < 1 or min(config.max_tokens, config.batch_size, config.limit) < 0:
-        raise UsageError("--beams must be at least 1, and --max-tokens, --batch-size and --limit not below 0")
+    numbers = (*config.beams, config.max_tokens, config.batch_size, config.limit)
+    if min(number for number in numbers if number is not None) < 1:
+        raise UsageError("--beams, --max-tokens, --batch-size and --limit must be at least 1")
     if config.benchmark and (len(config.data) > 1 or SYNTHETIC in config.data):
         raise UsageError(f"--benchmark {config.benchmark} needs --data with its folder, and nothing else")
     if config.benchmark and config.scores != SCORES:
@@ -179,7 +180,7 @@ def measure(reader: Reader, tasks: Sequence[Task], names: Sequence[str], beams: 
 def _scores(
     names: Sequence[str], group: Sequence[Reading], reader: Reader, config: Config
 ) -> dict[str, tuple[float, float, float]]:
-    """None where a data set has no line to compare."""
+    """None of them where a data set has no line to compare."""
     return metrics.score(names, *texts(group, reader, config)) if group else {}
 
 
@@ -196,12 +197,9 @@ def read_task(reader: Reader, task: Task, beams: int, config: Config) -> Iterato
     """Every line of a data set with what was read."""
     count = min(config.limit or len(task.source), len(task.source))
     records = [_record(task.source, index) for index in range(count)]
-    options: dict[str, Any] = {"num_beams": beams}
-    if config.max_tokens:
-        options["max_new_tokens"] = config.max_tokens
-    lines = reader.stream(
-        (record.image for record in records), batch_size=config.batch_size or None, together=TOGETHER, **options
-    )
+    length = {} if config.max_tokens is None else {"max_new_tokens": config.max_tokens}
+    pictures = (record.image for record in records)
+    lines = reader.stream(pictures, batch_size=config.batch_size, together=TOGETHER, num_beams=beams, **length)
     for record, line in zip(records, lines, strict=True):
         yield Reading(task.name, record.name, record.image, record.text, line)
 
@@ -249,7 +247,7 @@ def summary(results: Sequence[Result], tasks: Sequence[Task], reader: Reader, co
     return {
         "model": reader.name,
         "dtype": str(reader.model.dtype.name),
-        "benchmark": config.benchmark or None,
+        "benchmark": config.benchmark,
         "results": [
             {
                 "beams": result.beams,
