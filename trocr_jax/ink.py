@@ -185,8 +185,11 @@ def _middle_of(first: np.ndarray, second: np.ndarray, third: np.ndarray) -> np.n
 
 def rule_rows(ink: np.ndarray) -> np.ndarray:
     """Which rows of level ink [height, width] belong to a rule, bool [height]: it is full, and thin beside what is written."""
-    covered = (ink > _HALF).mean(1)
-    filled = np.asarray(ndimage.binary_propagation(covered > _FULL, mask=covered > _FULL / 2))
+    covered = np.count_nonzero(ink > _HALF, axis=1)
+    full = covered > _FULL * ink.shape[1]
+    if not full.any():
+        return full
+    filled = np.asarray(ndimage.binary_propagation(full, mask=covered > _FULL / 2 * ink.shape[1]))
     labels: Any = ndimage.label(filled)
     thickness = np.bincount(labels[0])[labels[0]]
     thin = thickness <= max(_THIN * np.count_nonzero(covered), 3)

@@ -36,7 +36,7 @@ def parts(line: np.ndarray, width: int) -> list[Part]:
     """The pieces of a line for images of `width`, in order, without the paper at their ends, which a model takes for the end of
     the line; all of it where it is short and without wide gaps.
     """
-    letters = line * np.logical_not(rule_rows(line))[:, None]  # an underline fills the spaces between words
+    letters = _without_rules(line)
     inked = np.flatnonzero(letters.max(0) >= _INKED)
     ends = _ends(letters, inked, width)
     if len(ends) <= 2:
@@ -48,6 +48,12 @@ def parts(line: np.ndarray, width: int) -> list[Part]:
             continues = bool(found and inked[start] - inked[start - 1] <= _SPACE)
             found.append(Part(max(int(inked[start]) - _GAP, first), min(int(inked[stop - 1]) + 1 + _GAP, last), continues))
     return found
+
+
+def _without_rules(line: np.ndarray) -> np.ndarray:
+    """An underline fills the spaces between words."""
+    rule = rule_rows(line)
+    return np.where(rule[:, None], 0, line) if rule.any() else line
 
 
 def _ends(line: np.ndarray, inked: np.ndarray, width: int) -> list[int]:

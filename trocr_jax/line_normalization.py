@@ -105,8 +105,10 @@ def find_writing(image: Image.Image) -> Writing:
     Of a line that fills little of a high picture too few rows are left once that is averaged down: there it looks again.
     """
     writing, factor = _writing(image), _factor(image)
+    if factor == 1:
+        return writing
     first, last = (factor * row for row in _around(writing))
-    if factor == 1 or last - first > _FILLED * image.height:
+    if last - first > _FILLED * image.height:
         return writing
     return _writing(image.crop((0, max(first, 0), image.width, min(last, image.height))))
 
@@ -220,8 +222,10 @@ def _without_rules(rows: np.ndarray, columns: np.ndarray, ink: np.ndarray) -> tu
     left, right = int(columns.min()), int(columns.max()) + 1
     if right - left < _RULE_LENGTH * (rows.max() - rows.min()):  # a letter may have a bar as long as itself
         return rows, columns
-    places = np.clip(np.rint(rows), 0, len(ink) - 1).astype(np.intp)
-    off = np.logical_not(rule_rows(ink[:, left:right])[places])
+    rule = rule_rows(ink[:, left:right])
+    if not rule.any():
+        return rows, columns
+    off = np.logical_not(rule)[np.clip(np.rint(rows), 0, len(ink) - 1).astype(np.intp)]
     return (rows[off], columns[off]) if 0 < off.mean() < 1 - _ROUGH else (rows, columns)
 
 
