@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trocr_jax.cli import UsageError, check_writable, load, program
+from trocr_jax.cli import check_known, check_writable, load, program
 from trocr_jax.config import PRESETS, TrOCRConfig
 from trocr_jax.decoding import GenerateConfig, generate
 from trocr_jax.model import TrOCR
@@ -63,8 +63,7 @@ class Point:
 
 def run(config: Config) -> int:
     """Measures, writes and prints a row a point."""
-    if unknown := {config.model, *config.models} - PRESETS.keys():
-        raise UsageError(f"no model {', '.join(sorted(unknown))}; there are {', '.join(PRESETS)}")
+    check_known("model", (config.model, *config.models), PRESETS)
     for ending in (".json", ".png"):
         check_writable(config.out.with_suffix(ending), "--out")
     load("matplotlib", "the picture", "train")

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from trocr_jax import ahead_of_time, layers
+from trocr_jax.cli import check_known, program
 from trocr_jax.config import PRESETS
 from trocr_jax.model import TrOCR
 
@@ -54,6 +55,7 @@ class Config:
 
 def run(config: Config) -> int:
     """Prints a row a program and a row a loop, then a JSON line."""
+    check_known("model", config.models, PRESETS)
     mesh = described_mesh()
     layers.has_flash_attention = lambda q, k: q.dtype.itemsize == 2  # there is no GPU here to try cuDNN's attention on
     programs = [row for name in config.models for row in measure(mesh, name, config)]
@@ -65,7 +67,7 @@ def described_mesh() -> Mesh:
     """One H100, described. Before anything else of jax, which reads these settings once.
 
     Raises:
-        SystemExit: jax has no plugin for CUDA here.
+        ValueError: jax has no plugin for CUDA here.
     """
     from jax.experimental import topologies
 
@@ -75,7 +77,7 @@ def described_mesh() -> Mesh:
     try:
         devices = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=H100).devices
     except (RuntimeError, NotImplementedError) as error:
-        raise SystemExit(f"jax cannot compile for CUDA here: pip install 'trocr-jax[cuda]' ({error})") from None
+        raise ValueError(f"jax cannot compile for CUDA here: pip install 'trocr-jax[cuda]' ({error})") from None
     return ahead_of_time.data_mesh(devices)
 
 
@@ -108,6 +110,4 @@ def loop(source: str, round_: list[kernels.Kernel]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    raise SystemExit(run(tyro.cli(Config)))
+    raise SystemExit(program("trocr_jax.serve.gpu"))

@@ -1,6 +1,8 @@
 """Compiles the reading programs for a TPU that is not there: memory a chip, that the chips do not wait for each other, a price.
 
 libtpu compiles for a described topology on any machine. What it prints are compiler figures, not measurements.
+
+    JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m trocr_jax.serve.tpu --topology v5e:2x2 --engine --price
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from trocr_jax import ahead_of_time, decoding, sharding, slots
 from trocr_jax.chips import chip_of, estimate
+from trocr_jax.cli import check_known, program
 from trocr_jax.config import PRESETS
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.model import TrOCR
@@ -49,6 +52,7 @@ class Config:
 
 def run(config: Config) -> int:
     """Prints a row a program, then a JSON line."""
+    check_known("model", config.models, PRESETS)
     mesh = ahead_of_time.tpu_mesh(config.topology)
     programs = [row for name in config.models for row in measure(mesh, name, config)]
     print(
@@ -115,6 +119,4 @@ def shaped(mesh: Mesh, tree: Any, spec: PartitionSpec) -> Any:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    raise SystemExit(run(tyro.cli(Config)))
+    raise SystemExit(program("trocr_jax.serve.tpu"))

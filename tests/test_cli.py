@@ -12,6 +12,7 @@ from conftest import ROOT
 from PIL import Image
 
 from trocr_jax import cli
+from trocr_jax.config import PRESETS
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +171,12 @@ def test_wrong_flags_of_measurements_are_wrong_use(capsys, folder, tmp_path):
         assert (code, out) == (2, []) and len(err) == 1 and word in err[0], arguments
 
 
-@pytest.mark.parametrize("name", ["refill", "curves", "decode_rate", "load"])
+@pytest.mark.parametrize("name", [
+    "serve.refill", "serve.curves", "serve.decode_rate", "serve.load", "serve.tpu", "serve.gpu",
+    "train.bench", "train.draw", "train.package", "train.tesseract", "train.tpu",
+])  # fmt: skip
 def test_programs_beside_the_commands_tell_what_they_are_for(capsys, monkeypatch, name):
-    module = f"trocr_jax.serve.{name}"
+    module = f"trocr_jax.{name}"
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     with pytest.raises(SystemExit) as stop:
         cli.program(module)
@@ -181,10 +185,17 @@ def test_programs_beside_the_commands_tell_what_they_are_for(capsys, monkeypatch
     assert stop.value.code == 0 and out.startswith(f"usage: python -m {module} ") and about in out
 
 
-def test_mistakes_with_them_are_one_line(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["decode_rate", "absent"])
-    assert cli.program("trocr_jax.serve.decode_rate") == 1
-    assert capsys.readouterr().err.splitlines() == ["trocr-jax: no such file (absent)"]
+@pytest.mark.parametrize(("code", "name", "flags", "said"), [
+    (1, "serve.decode_rate", ["absent"], "no such file (absent)"),
+    (1, "train.package", ["absent"], "absent: no such file or directory, and not a hub name like owner/model"),
+    (2, "train.draw", ["--out", "x", "--levels", "clean", "dirty"], "no level dirty; there are clean, worn, rough"),
+    (2, "train.bench", ["--model", "mine"], f"no model mine; there are {', '.join(PRESETS)}"),
+    (2, "serve.gpu", ["--models", "mine"], f"no model mine; there are {', '.join(PRESETS)}"),
+])  # fmt: skip
+def test_mistakes_with_them_are_one_line(capsys, monkeypatch, code, name, flags, said):
+    monkeypatch.setattr(sys, "argv", [name, *flags])
+    assert cli.program(f"trocr_jax.{name}") == code
+    assert capsys.readouterr().err.splitlines() == [f"trocr-jax: {said}"]
 
 
 def test_no_flag_is_a_double_negation(capsys):

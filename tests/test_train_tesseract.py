@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from trocr_jax.cli import UsageError
 from trocr_jax.train import tesseract
 from trocr_jax.train.tesseract import Config, run, words_of_pages
 
@@ -23,7 +24,7 @@ def test_words_are_put_together_by_page():
 
 
 def test_mistakes_are_said():
-    with pytest.raises(ValueError, match="no level dirty; there are clean, worn, rough"):
+    with pytest.raises(UsageError, match="no level dirty; there are clean, worn, rough"):
         run(Config(levels=("dirty",)))
     with pytest.raises(ValueError, match="no-such-program is not installed; on Debian: apt install tesseract-ocr"):
         run(Config(program="no-such-program"))

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from trocr_jax.cli import check_known, program
 from trocr_jax.config import PRESETS, TrOCRConfig
 from trocr_jax.model import TrOCR
 
@@ -50,6 +51,7 @@ class Config:
 
 def run(config: Config) -> int:
     """Measures and prints a JSON line."""
+    check_known("model", [config.model], PRESETS)
     print(json.dumps(measure(PRESETS[config.model], config)))
     return 0
 
@@ -101,6 +103,4 @@ def arithmetic(model: TrOCRConfig, shapes: Mapping[str, Any], tokens: int) -> fl
 
 
 if __name__ == "__main__":
-    import tyro
-
-    raise SystemExit(run(tyro.cli(Config, prog="trocr_jax.train.bench", description=__doc__)))
+    raise SystemExit(program("trocr_jax.train.bench"))

@@ -1,4 +1,9 @@
-"""Draws lines of a new domain as a data set to train on, with a sheet of them to look at first."""
+"""Draws lines of a new domain as a data set to train on, with a sheet of them to look at first.
+
+    python -m trocr_jax.train.draw --out serials --pattern "@@-####-??#" --count 1500 --sheet sheet.png
+
+docs/tutorial.md goes on from there.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from numpy.random import Generator
 from PIL import Image
 
 from trocr_jax import files
+from trocr_jax.cli import check_known, program
 
 from . import fonts, synthesis
 from .texts import draw_text
@@ -50,10 +56,9 @@ def run(config: Config) -> int:
     """Draws; returns the exit code.
 
     Raises:
-        ValueError: no such level, no fonts, or a text that none of them can draw.
+        UsageError: no such level. ValueError: no fonts, or a text that none of them can draw.
     """
-    if wrong := set(config.levels) - synthesis.LEVELS.keys():
-        raise ValueError(f"no level {', '.join(sorted(wrong))}; there are {', '.join(synthesis.LEVELS)}")
+    check_known("level", config.levels, synthesis.LEVELS)
     faces, text = find_faces(config.fonts), text_maker(config)
     rows: list[dict[str, str]] = []
     with files.new_directory(config.out) as folder:
@@ -107,9 +112,4 @@ def fill(pattern: str, rng: Generator) -> str:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    try:
-        raise SystemExit(run(tyro.cli(Config, prog="trocr_jax.train.draw", description=__doc__)))
-    except (ValueError, OSError) as problem:
-        raise SystemExit(f"trocr_jax.train.draw: {problem}") from None
+    raise SystemExit(program("trocr_jax.train.draw"))

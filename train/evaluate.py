@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trocr_jax import metrics
-from trocr_jax.cli import UsageError, check_writable
+from trocr_jax.cli import UsageError, check_known, check_writable
 from trocr_jax.reader import TOGETHER, Reader
 
 from .benchmarks import BENCHMARKS, Benchmark, Part, size_name
@@ -92,8 +92,7 @@ def check(config: Config) -> None:
     """Raises UsageError for flags that mean nothing or do not fit each other, before a model is loaded."""
     if not (config.data and config.scores and config.beams):
         raise UsageError("--data, --scores and --beams need at least one value each")
-    if unknown := set(config.scores) - metrics.SCORES.keys():
-        raise UsageError(f"no score {', '.join(sorted(unknown))}; there are {', '.join(metrics.SCORES)}")
+    check_known("score", config.scores, metrics.SCORES)
     numbers = (*config.beams, config.max_tokens, config.batch_size, config.limit)
     if min(number for number in numbers if number is not None) < 1:
         raise UsageError("--beams, --max-tokens, --batch-size and --limit must be at least 1")

@@ -2,6 +2,7 @@
 
     python -m train.package RUN/model
 
+It replaces the one that is there, in this checkout.
 The weights are stored as float16: 2 bytes a number keep the wheel small, and 11 bits of mantissa (bfloat16 has 8) keep the texts
 that float32 gives. They are read into float32 or bfloat16.
 """
@@ -10,28 +11,43 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import jax.numpy as jnp
+import tyro
 
 from trocr_jax import files, pretrained
+from trocr_jax.cli import program
 from trocr_jax.model import TrOCR
 from trocr_jax.reader import Reader
 
 PICTURE = Path(__file__).resolve().parents[1] / "examples" / "print-1.png"
 
 
-def package(source: Path, target: Path = files.PACKAGED) -> None:
-    """Writes a model directory of `train` to the place of the packaged model, which it replaces."""
-    model = TrOCR.from_pretrained(source, dtype=jnp.float16)
-    companions = pretrained.companions(source)
+@dataclass(frozen=True)
+class Config:
+    """What to package.
+
+    Attributes:
+        model: directory that `trocr-jax train` wrote.
+    """
+
+    model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
+
+
+def run(config: Config) -> int:
+    """Packages; the exit code."""
+    model = TrOCR.from_pretrained(config.model, dtype=jnp.float16)
+    companions = pretrained.companions(config.model)
     with tempfile.TemporaryDirectory() as folder:
         draft = pretrained.save(model, Path(folder) / "draft", companions)
         answer = golden(Reader.from_pretrained(draft, dtype="float32"))
-    shutil.rmtree(target, ignore_errors=True)
-    pretrained.save(model, target, {**companions, "golden.png": PICTURE.read_bytes(), "golden.json": answer})
+    shutil.rmtree(files.PACKAGED, ignore_errors=True)
+    pretrained.save(model, files.PACKAGED, {**companions, "golden.png": PICTURE.read_bytes(), "golden.json": answer})
+    return 0
 
 
 def golden(reader: Reader) -> bytes:
@@ -47,4 +63,4 @@ def golden(reader: Reader) -> bytes:
 
 
 if __name__ == "__main__":
-    package(Path(sys.argv[1]))
+    raise SystemExit(program(f"{__package__}.package"))  # `train` in a bare checkout, `trocr_jax.train` where it is installed

@@ -24,6 +24,7 @@ from pathlib import Path
 from PIL import Image
 
 from trocr_jax import metrics
+from trocr_jax.cli import check_known, program
 from trocr_jax.cores import usable_cores
 from trocr_jax.reader import Reader
 
@@ -39,7 +40,7 @@ class Config:
     """What to compare.
 
     Attributes:
-        model: directory or hub name; empty is the model in the package, "none" runs Tesseract alone.
+        model: directory or hub name; by default the model in the package.
         count: lines of every level.
         levels: of synthesis.LEVELS.
         fonts: folder of fonts that training does not use.
@@ -49,9 +50,10 @@ class Config:
         language: of Tesseract: "eng", or "Latin" with letters of all Latin alphabets.
         process_a_line: start Tesseract for every picture, as pytesseract does, instead of once a core.
         program: Tesseract's name or path.
+        alone: run Tesseract without a model.
     """
 
-    model: str = ""
+    model: str | None = None
     count: int = 200
     levels: tuple[str, ...] = tuple(synthesis.LEVELS)
     fonts: Path = SyntheticConfig().held_out_fonts
@@ -61,6 +63,7 @@ class Config:
     language: str = "eng"
     process_a_line: bool = False
     program: str = "tesseract"
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,12 +87,11 @@ def run(config: Config) -> int:
     """Reads every level with both; a row a level on stderr, one JSON object on stdout.
 
     Raises:
-        ValueError: no such level, no Tesseract, or it fails.
+        UsageError: no such level. ValueError: no Tesseract, or it fails.
     """
-    if unknown := set(config.levels) - synthesis.LEVELS.keys():
-        raise ValueError(f"no level {', '.join(sorted(unknown))}; there are {', '.join(synthesis.LEVELS)}")
+    check_known("level", config.levels, synthesis.LEVELS)
     said = version(config.program)
-    reader = None if config.model == "none" else Reader.from_pretrained(config.model or None)
+    reader = None if config.alone else Reader.from_pretrained(config.model)
     faces = fonts.find_faces(config.fonts)
     levels: dict[str, dict[str, Score]] = {}
     for level in config.levels:
@@ -189,9 +191,4 @@ def words_of_pages(table: str, pages: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    try:
-        raise SystemExit(run(tyro.cli(Config, prog="trocr_jax.train.tesseract", description=__doc__)))
-    except (ValueError, OSError) as problem:
-        raise SystemExit(f"trocr_jax.train.tesseract: {problem}") from None
+    raise SystemExit(program("trocr_jax.train.tesseract"))

@@ -1,7 +1,8 @@
 """Compiles the training step for a TPU that is not there: memory a chip, and what the chips tell each other.
 
 libtpu compiles for a described topology on any machine. What it prints are compiler figures, not measurements.
-`JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m trocr_jax.train.tpu --topology v5e:2x2`
+
+    JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m trocr_jax.train.tpu --topology v5e:2x2
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from trocr_jax import ahead_of_time
 from trocr_jax.chips import Cost, chip_of, estimate
+from trocr_jax.cli import check_known, program
 from trocr_jax.config import PRESETS
 from trocr_jax.decoder_layer import DecoderLayer
 from trocr_jax.encoder import EncoderLayer
@@ -56,6 +58,7 @@ class Config:
 
 def run(config: Config) -> int:
     """Prints a row a model, then a JSON line."""
+    check_known("model", config.models, PRESETS)
     mesh = ahead_of_time.tpu_mesh(config.topology)
     rows = [measure(mesh, name, config) for name in config.models]
     print(json.dumps({"topology": config.topology, "chips": mesh.size, "batch_per_chip": config.batch_size, "programs": rows}))
@@ -126,6 +129,4 @@ def compile_step(mesh: Mesh, name: str, config: Config) -> Any:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    raise SystemExit(run(tyro.cli(Config, prog="trocr_jax.train.tpu", description=__doc__)))
+    raise SystemExit(program("trocr_jax.train.tpu"))

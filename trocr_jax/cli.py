@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,12 @@ def check_writable(path: Path, flag: str) -> None:
         raise UsageError(f"{flag} {path}: there is no folder {path.parent}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"{flag} {path}: no permission to write there")
+
+
+def check_known(kind: str, names: Iterable[str], known: Collection[str]) -> None:
+    """For names that a flag takes: raises UsageError for those that are not known, and tells which are."""
+    if unknown := set(names) - set(known):
+        raise UsageError(f"no {kind} {', '.join(sorted(unknown))}; there are {', '.join(known)}")
 
 
 def _allow_any_name(stream: Any) -> None:
