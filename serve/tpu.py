@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from trocr_jax import ahead_of_time, decoding, sharding, slots
+from trocr_jax import ahead_of_time, sharding, slots
 from trocr_jax.chips import chip_of, estimate
 from trocr_jax.cli import check_known, program
 from trocr_jax.config import PRESETS
@@ -90,12 +90,12 @@ def compiled(name: str, label: str, compile_it: partial[Any]) -> dict[str, Any]:
 
 def compile_reading(mesh: Mesh, model: TrOCR, batch_size: int, tokens: int, beams: int) -> Any:
     """`sharding.data_parallel`: each chip reads its own `batch_size` images and stops on its own."""
-    options = (("config", GenerateConfig(tokens, num_beams=beams)), ("mean", HALF), ("std", HALF))
+    work = sharding.Read(GenerateConfig(tokens, num_beams=beams), HALF, HALF)
     rows = batch_size * mesh.size
     images = shaped(mesh, jax.ShapeDtypeStruct((rows, *model.config.encoder.image_size, 3), jnp.uint8), PartitionSpec("data"))
     mask = shaped(mesh, jax.ShapeDtypeStruct((rows,), jnp.bool_), PartitionSpec("data"))
     placed = shaped(mesh, model, PartitionSpec())
-    return sharding.data_parallel.lower(placed, images, None, mask, (decoding.read_pixels, options), mesh).compile()
+    return sharding.data_parallel.lower(placed, images, None, mask, work, mesh).compile()
 
 
 def compile_engine(mesh: Mesh, model: TrOCR, batch_size: int, tokens: int) -> Any:

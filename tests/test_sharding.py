@@ -86,7 +86,7 @@ def test_copies_of_the_weights_never_wait_for_each_other(directory, options):
     """From pixels to tokens; weights that are cut must talk, which shows that the pattern finds it."""
     small = Reader.from_pretrained(directory)
     config = GenerateConfig(4, **options)
-    key = (decoding.read_pixels, (("config", config), ("mean", small.processor.mean), ("std", small.processor.std)))
+    work = sharding.Read(config, small.processor.mean, small.processor.std)
     found = {}
     for text in ("data=8", "data=4,model=2"):
         mesh = sharding.make_mesh(text)
@@ -94,7 +94,7 @@ def test_copies_of_the_weights_never_wait_for_each_other(directory, options):
             jax.device_put(x, NamedSharding(mesh, P("data"))) for x in (np.zeros((8, *tiny.SIZE, 3), np.uint8), np.ones(8, bool))
         )
         program = sharding.partitioned if "model" in text else sharding.data_parallel
-        compiled = program.lower(sharding.place(small.model, mesh), images, None, mask, key, mesh).compile().as_text()
+        compiled = program.lower(sharding.place(small.model, mesh), images, None, mask, work, mesh).compile().as_text()
         found[text] = len(COLLECTIVE.findall(compiled))
     assert found["data=8"] == 0 and found["data=4,model=2"] > 0, found
 

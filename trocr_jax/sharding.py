@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -112,13 +113,15 @@ def sharding_of(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> Na
     Raises:
         ValueError: no rule matches: what is forgotten is said, not copied in silence.
     """
-    for pattern, spec in rules:
-        if re.fullmatch(pattern, name):
-            padded = (*spec, *[None] * len(shape))[: len(shape)]
-            kept = [axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
-                    for axis, size in zip(padded, shape, strict=True)]  # fmt: skip
-            return NamedSharding(mesh, P(*kept))
-    raise ValueError(f"no sharding rule matches the parameter {name}")
+    spec = next((spec for pattern, spec in rules if re.fullmatch(pattern, name)), None)
+    if spec is None:
+        raise ValueError(f"no sharding rule matches the parameter {name}")
+
+    def kept(axis: Any, size: int) -> Any:
+        return axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
+
+    padded = (*spec, *[None] * len(shape))
+    return NamedSharding(mesh, P(*map(kept, padded, shape)))
 
 
 def putter(mesh: Mesh, rules: Rules | None = None) -> weights.Put:
@@ -143,7 +146,7 @@ def generate(
     model: TrOCR, memory: Array, config: GenerateConfig, seeds: Array | None = None, mask: Array | None = None, *, mesh: Mesh
 ) -> Generation:
     """`decoding.generate` on a mesh: memory [B,S,E] of any B -> Generation of B rows. The model lies on the mesh (`place`)."""
-    return _spread(partial(decoding.generate, config=config), model, memory, seeds, mask, mesh)
+    return _spread(Decode(config), model, memory, seeds, mask, mesh)
 
 
 def read_pixels(
@@ -151,7 +154,7 @@ def read_pixels(
     seeds: Array | None = None, mask: Array | None = None, *, mesh: Mesh,
 ) -> Generation:  # fmt: skip
     """`decoding.read_pixels` on a mesh: uint8 images [B,height,width,C] of any B -> Generation of B rows."""
-    return _spread(partial(decoding.read_pixels, config=config, mean=mean, std=std), model, images, seeds, mask, mesh)
+    return _spread(Read(config, mean, std), model, images, seeds, mask, mesh)
 
 
 @partial(jax.pmap, axis_name=DATA, static_broadcasted_argnums=2)
@@ -166,19 +169,38 @@ def pmap_generate(
     return decoding.generate(model, memory, config, seeds, mask)
 
 
-def _spread(
-    read: partial[Generation], model: TrOCR, rows: Array, seeds: Array | None, mask: Array | None, mesh: Mesh
-) -> Generation:
+@dataclass(frozen=True)
+class Decode:
+    """`decoding.generate` of rows that are image tokens [B,S,E]. Equal ones share a compiled program."""
+
+    config: GenerateConfig
+
+    def __call__(self, model: TrOCR, rows: Array, seeds: Array | None, mask: Array) -> Generation:
+        return decoding.generate(model, rows, self.config, seeds, mask)
+
+
+@dataclass(frozen=True)
+class Read:
+    """`decoding.read_pixels` of rows that are uint8 images [B,height,width,C]. Equal ones share a compiled program."""
+
+    config: GenerateConfig
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, model: TrOCR, rows: Array, seeds: Array | None, mask: Array) -> Generation:
+        return decoding.read_pixels(model, rows, self.config, self.mean, self.std, seeds, mask)
+
+
+def _spread(work: Decode | Read, model: TrOCR, rows: Array, seeds: Array | None, mask: Array | None, mesh: Mesh) -> Generation:
     """Fills up to the mesh, runs the program that fits the weights' places, and takes the filling off again."""
     mesh, count = auto(mesh), rows.shape[0]
     total = -(-count // mesh.shape[DATA]) * mesh.shape[DATA]
     mask = jnp.ones(count, bool) if mask is None else mask
     cut = NamedSharding(mesh, P(DATA))
     batch = tuple(None if x is None else jax.device_put(_fill(x, total), cut) for x in (rows, seeds, mask))
-    key = (read.func, tuple(read.keywords.items()))
     copied = all(x.sharding.is_fully_replicated for x in jax.tree.leaves(model))
     with jax.set_mesh(mesh):  # whichever mesh the caller has set
-        result = data_parallel(model, *batch, key, mesh) if copied else partitioned(model, *batch, key, mesh)
+        result = data_parallel(model, *batch, work, mesh) if copied else partitioned(model, *batch, work, mesh)
     return result if total == count else jax.tree.map(lambda x: x[:count], result)
 
 
@@ -186,24 +208,15 @@ def _fill(x: Array, total: int) -> Array | np.ndarray:
     return x if x.shape[0] == total else np.concatenate([x, np.zeros((total - x.shape[0], *x.shape[1:]), x.dtype)])
 
 
-@partial(jax.jit, static_argnames=("key", "mesh"))
-def data_parallel(model: TrOCR, rows: Array, seeds: Array | None, mask: Array, key: Any, mesh: Mesh) -> Generation:
-    """The program for copied weights: each device decodes its rows in a loop of its own.
-
-    Args:
-        key: static, (function of `decoding`, its fixed arguments as pairs).
-    """
-    read = partial(key[0], **dict(key[1]))
-
-    def local(model: TrOCR, rows: Array, seeds: Array | None, mask: Array) -> Generation:
-        return read(model, rows, seeds=seeds, mask=mask)
-
+@partial(jax.jit, static_argnames=("work", "mesh"))
+def data_parallel(model: TrOCR, rows: Array, seeds: Array | None, mask: Array, work: Decode | Read, mesh: Mesh) -> Generation:
+    """The program for copied weights: each device decodes its rows in a loop of its own."""
     specs = (P(), P(DATA), P(DATA), P(DATA))
-    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(DATA), check_vma=False)(model, rows, seeds, mask)
+    return jax.shard_map(work, mesh=mesh, in_specs=specs, out_specs=P(DATA), check_vma=False)(model, rows, seeds, mask)
 
 
-@partial(jax.jit, static_argnames=("key", "mesh"))
-def partitioned(model: TrOCR, rows: Array, seeds: Array | None, mask: Array, key: Any, mesh: Mesh) -> Generation:
+@partial(jax.jit, static_argnames=("work", "mesh"))
+def partitioned(model: TrOCR, rows: Array, seeds: Array | None, mask: Array, work: Decode | Read, mesh: Mesh) -> Generation:
     """The program for cut weights: one loop for all, its arrays placed by the compiler, the result whole on every device."""
-    result = partial(key[0], **dict(key[1]))(plain_attention(model), rows, seeds=seeds, mask=mask)
+    result = work(plain_attention(model), rows, seeds, mask)
     return jax.lax.with_sharding_constraint(result, NamedSharding(mesh, P()))
