@@ -219,7 +219,9 @@ async def _saturate(client: Client, bodies: Sequence[bytes], seconds: float, cli
     return done / (time.perf_counter() - start)
 
 
-async def _offer(client: Client, bodies: Sequence[bytes], share: float, rate: float, config: Config, rng: Any) -> Level:
+async def _offer(
+    client: Client, bodies: Sequence[bytes], share: float, rate: float, config: Config, rng: np.random.Generator
+) -> Level:
     """Sends at random moments, whatever becomes of what was sent before."""
     moments = np.cumsum(rng.exponential(1 / rate, max(1, int(rate * config.seconds))))
     served, refused, start = [], 0, time.perf_counter()

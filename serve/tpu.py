@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Compiled
 
 from trocr_jax import ahead_of_time, sharding, slots
 from trocr_jax.chips import chip_of, estimate
@@ -78,7 +80,7 @@ def measure(mesh: Mesh, name: str, config: Config) -> list[dict[str, Any]]:
     return rows
 
 
-def compiled(name: str, label: str, compile_it: partial[Any]) -> dict[str, Any]:
+def compiled(name: str, label: str, compile_it: Callable[[], Compiled]) -> dict[str, Any]:
     """Compiles one program and tells its memory and its collectives."""
     began = time.perf_counter()
     program = compile_it()
@@ -88,7 +90,7 @@ def compiled(name: str, label: str, compile_it: partial[Any]) -> dict[str, Any]:
     return {"model": name, "program": label, "bytes_per_chip": held, "collectives": collectives, "compile_s": seconds}
 
 
-def compile_reading(mesh: Mesh, model: TrOCR, batch_size: int, tokens: int, beams: int) -> Any:
+def compile_reading(mesh: Mesh, model: TrOCR, batch_size: int, tokens: int, beams: int) -> Compiled:
     """`sharding.data_parallel`: each chip reads its own `batch_size` images and stops on its own."""
     work = sharding.Read(GenerateConfig(tokens, num_beams=beams), HALF, HALF)
     rows = batch_size * mesh.size
@@ -98,7 +100,7 @@ def compile_reading(mesh: Mesh, model: TrOCR, batch_size: int, tokens: int, beam
     return sharding.data_parallel.lower(placed, images, None, mask, work, mesh).compile()
 
 
-def compile_engine(mesh: Mesh, model: TrOCR, batch_size: int, tokens: int) -> Any:
+def compile_engine(mesh: Mesh, model: TrOCR, batch_size: int, tokens: int) -> Compiled:
     """The engine's `advance` on every chip, each with `batch_size` slots of its own."""
     state = jax.eval_shape(lambda: slots.empty(model, batch_size * mesh.size, tokens))
     data = PartitionSpec("data")

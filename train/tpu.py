@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Compiled
 
 from trocr_jax import ahead_of_time
 from trocr_jax.chips import Cost, chip_of, estimate
@@ -112,7 +113,7 @@ def forward_and_backward(apply: Any, layer: Any, key: Any, *inputs: Any, remat: 
     return pull(output)
 
 
-def compile_step(mesh: Mesh, name: str, config: Config) -> Any:
+def compile_step(mesh: Mesh, name: str, config: Config) -> Compiled:
     """The step of training, with shapes in place of numbers."""
     model = PRESETS[name]
     parameters = named(TrOCR.abstract(model))

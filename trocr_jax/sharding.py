@@ -117,7 +117,7 @@ def sharding_of(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> Na
     if spec is None:
         raise ValueError(f"no sharding rule matches the parameter {name}")
 
-    def kept(axis: Any, size: int) -> Any:
+    def kept(axis: str | None, size: int) -> str | None:
         return axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
 
     padded = (*spec, *[None] * len(shape))
