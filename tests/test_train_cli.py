@@ -20,7 +20,7 @@ from trocr_jax.train import sheet as sheet_command
 from trocr_jax.train.config import FREE, PRESETS, Config, check, to_plain
 from trocr_jax.train.data import mixed_order
 from trocr_jax.train.log import Log, read_log
-from trocr_jax.train.loop import differences
+from trocr_jax.train.run_folder import differences
 from trocr_jax.train.sources import open_source
 
 

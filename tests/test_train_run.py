@@ -166,6 +166,20 @@ def test_a_folder_with_another_run_is_refused(straight, tmp_path):
         train(replace(base, seed=3, optimizer=replace(base.optimizer, lr=0.5)))
 
 
+def test_a_folder_in_which_another_process_trains_is_refused(straight, tmp_path):
+    """Or both would write the same checkpoints, as when a run is started again before it has ended."""
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); time.sleep(99)"
+    (tmp_path / "run").mkdir()
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run" / ".lock")], stdout=subprocess.PIPE)
+    assert other.stdout and other.stdout.readline()
+    config = tiny.config(straight, out=tmp_path / "run", steps=1)
+    with pytest.raises(ValueError, match="another process is training in"):
+        train(config)
+    other.kill()
+    other.communicate()
+    assert train(config) == 0
+
+
 def test_a_folder_in_which_no_step_was_kept_takes_another_configuration(straight, tmp_path):
     """A typo must not lock it."""
     config = tiny.config(straight, out=tmp_path / "run", steps=1)

@@ -11,7 +11,6 @@ Its folder:
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import time
@@ -25,22 +24,21 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from trocr_jax import files, pretrained, sharding
+from trocr_jax import pretrained, sharding
 
-from . import checkpoint, preflight, vocabulary
 from . import mesh as meshes
+from . import preflight, vocabulary
 from .batches import Batches, prefetch
 from .checkpoint import Checkpoints
-from .config import FREE, Config, check, to_plain
+from .config import Config, check
 from .data import training_lines
 from .evaluation import Lines, evaluate, held_out
 from .log import DIGITS, Log, evaluations
 from .optimizer import make_optimizer, schedule
 from .parameters import Arrays, build, frozen_layers, new_lora, rates, with_lora
+from .run_folder import CHECKPOINTS, claimed
 from .start import Start, opened, start, trimming
 from .step import Step, StepConfig, TrainState, inference, make_step, new_state
-
-CHECKPOINTS = "checkpoints"
 
 
 def train(config: Config) -> int:
@@ -52,7 +50,12 @@ def train(config: Config) -> int:
     """
     check(config)
     join_hosts(config)
-    claim(config)
+    with claimed(config):
+        _train(config)
+    return 0
+
+
+def _train(config: Config) -> None:
     log = Log(config.out, config.steps, config.tensorboard, quiet=jax.process_index() > 0)
     checkpoints = Checkpoints(config.out / CHECKPOINTS, config.keep, log)
     newest = checkpoints.newest()
@@ -66,7 +69,6 @@ def train(config: Config) -> int:
     if ended:
         publish(config, model, checkpoints, log)
     log.close()
-    return 0
 
 
 def _fresh(config: Config) -> Start:
@@ -269,31 +271,6 @@ def join_hosts(config: Config) -> None:
         jax.distributed.initialize()
     elif hosts.count > 1:
         jax.distributed.initialize(hosts.coordinator, hosts.count, hosts.index)
-
-
-def claim(config: Config) -> None:
-    """Makes the run folder and writes the configuration; refuses a folder that holds checkpoints of another run.
-
-    Raises:
-        ValueError: naming the fields that differ.
-    """
-    config.out.mkdir(parents=True, exist_ok=True)
-    path, plain = config.out / "config.json", to_plain(config)
-    if path.exists() and checkpoint.in_use(config.out / CHECKPOINTS):
-        free = FREE | ({"steps"} if config.optimizer.schedule in ("inverse_sqrt", "constant") else set())
-        changed = sorted(set(differences(files.read_json(path), plain)) - free)
-        if changed:
-            raise ValueError(f"{config.out} holds a run with another {', '.join(changed)}; choose another --out or remove it")
-    if jax.process_index() == 0:
-        files.write_atomically(path, (json.dumps(plain, indent=2) + "\n").encode())
-
-
-def differences(old: Any, new: Any, place: str = "") -> list[str]:
-    """Dotted names of the fields in which two plain configurations differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = {**old, **new}
-        return [x for name in names for x in differences(old.get(name), new.get(name), f"{place}.{name}" if place else name)]
-    return [] if old == new else [place]
 
 
 def parameter_counts(run: Run, parameters: Arrays) -> dict[str, int]:
