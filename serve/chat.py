@@ -15,8 +15,9 @@ from .conversation import JSON_ONLY, Conversation, ImagePart, TextFormat, last_i
 from .errors import ApiError, bad_request
 from .ids import fresh_id
 from .limits import Limits
+from .options import Options
 from .reading import Entry, Reading
-from .service import Options, Served
+from .service import Served
 from .sources import Source
 from .wire import ERRORS, Count, Empty, Nothing, Seed, Strict, Zero, logprob_objects, now, sse, trocr_object
 

@@ -15,8 +15,9 @@ from fastapi.responses import Response, StreamingResponse
 
 from .errors import bad_request, unsupported_media_type
 from .limits import Limits
+from .options import Options, options_for
 from .reading import Entry, Reading
-from .service import Options, Served, Service, options_for
+from .service import Served, Service
 from .sources import Source
 from .wire import Empty, Name, Strict, Temperature, TopLogprobs, TopP, TrocrOptions, media_type, reply
 
@@ -65,7 +66,7 @@ class Conversation(Strict):
     def _options(self, served: Served, limits: Limits, **own: Any) -> Options:
         """Options from the fields that both routes have, and from a route's own."""
         return options_for(
-            served, limits, temperature=self.temperature, top_p=self.top_p, top_logprobs=self.top_logprobs or 0,
+            served.engine, limits, temperature=self.temperature, top_p=self.top_p, top_logprobs=self.top_logprobs or 0,
             num_beams=self.trocr.num_beams if self.trocr else None, stream=bool(self.stream), **own,
         )  # fmt: skip
 

@@ -18,8 +18,9 @@ from trocr_jax.reader import Prepared
 
 from .errors import ApiError, bad_request, unsupported_media_type
 from .ids import fresh_id
+from .options import Options, options_for
 from .reading import Answer
-from .service import Options, Served, Service, Visit, options_for
+from .service import Served, Service, Visit
 from .sources import Source
 from .wire import ERRORS, Beams, Count, Name, Strict, line_object, media_type, now, reply
 
@@ -54,7 +55,7 @@ async def create(request: Request) -> Response:
     service: Service = request.app.state.service
     body, sources = await _parse(request, service.limits.images)
     served = service.model(body.model)
-    options = options_for(served, service.limits, num_beams=body.num_beams, max_tokens=body.max_tokens)
+    options = options_for(served.engine, service.limits, num_beams=body.num_beams, max_tokens=body.max_tokens)
     results, tokens = await _read(service, request.state.visit, served, sources, options)
     prompt_tokens = len(sources) * served.image_tokens
     return reply({

@@ -18,8 +18,9 @@ from .conversation import JSON_ONLY, Conversation, ImagePart, TextFormat, last_i
 from .errors import ApiError, bad_request
 from .ids import fresh_id
 from .limits import Limits
+from .options import Options
 from .reading import Delta, Entry, Reading
-from .service import Options, Served
+from .service import Served
 from .sources import Source
 from .wire import ERRORS, Count, Strict, logprob_objects, now, sse, trocr_object
 

@@ -7,7 +7,6 @@ come back as a `Reading`. Whatever happens to the request, its visit closes the 
 from __future__ import annotations
 
 import asyncio
-import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from trocr_jax.cores import usable_cores
-from trocr_jax.decoding import GenerateConfig
 from trocr_jax.engine import Engine, Job
 from trocr_jax.engine_thread import EngineThread
 from trocr_jax.images import MAX_PIXELS, ImageError
@@ -33,11 +31,11 @@ from .keys import Keys, RateLimit
 from .limits import Limits
 from .logs import log
 from .metrics import Metrics
+from .options import Options
 from .reading import Answer, Part, Reading, Signal
 from .sources import Source
 
 State = Literal["starting", "ready", "draining", "failed"]
-COLDEST = 0.01  # below, a temperature is 0: float32 scores over less overflow
 SMALL = 4_000_000  # pixels
 TOO_LARGE = str(ImageError("too_large"))
 
@@ -60,31 +58,6 @@ class Visit:
     deadline: float = float("inf")
     closers: list[Callable[[], None]] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a request wants its images read.
-
-    Attributes:
-        config: of every image.
-        choices: n.
-        budget: most tokens of one answer.
-        seed: of the draws.
-        alternatives: top_logprobs.
-        stops: strings that end an answer.
-        detailed: whether it wants the tokens.
-        stream: whether it wants them while they come.
-    """
-
-    config: GenerateConfig
-    choices: int = 1
-    budget: int = 1 << 30
-    seed: int = 0
-    alternatives: int = 0
-    stops: tuple[str, ...] = ()
-    detailed: bool = False
-    stream: bool = False
 
 
 @dataclass
@@ -292,36 +265,3 @@ class Service:
                 self.metrics.lines.labels(served.name, job.status).inc()
         if first := [job.first_token for job in jobs if job.first_token]:
             self.metrics.first_token_seconds.observe(min(first) - visit.started)
-
-
-def options_for(
-    served: Served, limits: Limits, *, temperature: float | None = None, top_p: float | None = None, seed: int | None = None,
-    n: int | None = None, max_tokens: int | None = None, num_beams: int | None = None, top_logprobs: int = 0,
-    stops: Sequence[str] = (), detailed: bool = False, stream: bool = False,
-) -> Options:  # fmt: skip
-    """A request's fields as Options.
-
-    Without a temperature the best text is read, as with 0: OpenAI's default of 1 would make reading a game of chance.
-
-    Raises:
-        ApiError: 400 naming the field.
-    """
-    defaults, choices = served.engine.defaults, n or 1
-    if choices > limits.choices:
-        raise bad_request(f"n is at most {limits.choices}", "n")
-    if num_beams is not None and num_beams not in (allowed := served.engine.beams):
-        raise bad_request(f"num_beams must be one of {', '.join(map(str, allowed))} here", "trocr.num_beams")
-    beams = num_beams or defaults.num_beams
-    warm = temperature is not None and temperature >= COLDEST
-    if beams > 1 and (warm or top_logprobs):
-        raise bad_request("beam search has neither temperature nor top_logprobs", "temperature" if warm else "top_logprobs")
-    if beams > 1 and choices > beams:
-        raise bad_request("n is at most num_beams", "n")
-    budget = min(max_tokens or defaults.max_new_tokens, defaults.max_new_tokens)
-    config = replace(defaults, num_beams=beams, num_return_sequences=1, max_new_tokens=budget)
-    if warm:
-        config = replace(config, do_sample=True, temperature=float(temperature or 0), top_p=1.0 if top_p is None else top_p)
-    return Options(
-        config, choices, max_tokens or 1 << 30, random.getrandbits(32) if seed is None else seed % 2**32, top_logprobs,
-        tuple(stops), detailed, stream,
-    )  # fmt: skip
