@@ -8,7 +8,8 @@ from conftest import ROOT
 LEAVES = {
     "images", "image_processor", "image_paths", "ink", "line_cutting", "line_normalization", "prepared", "line",
     "page_ink", "letters", "line_detection", "page_outlines", "containers",
-    "tokens", "metrics", "files", "tensor_files", "torch_files", "unpickle", "config", "generation_files", "chips", "cores",
+    "tokens", "tokenizer_files", "metrics", "files", "tensor_files", "torch_files", "unpickle", "config", "generation_files",
+    "chips", "cores",
 }  # fmt: skip
 # each module may import from the library what stands to its left in one of these chains (and any leaf)
 ORDER = [

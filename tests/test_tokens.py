@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, shared
 
-from trocr_jax.tokens import Tokenizer, TokenizerError, character_vocabulary
+from trocr_jax.tokenizer_files import TokenizerError
+from trocr_jax.tokens import Tokenizer, character_vocabulary
 
 IAM_LINE = 'industry, " Mr. Brown commented icily. " Let us have a'
 ROBERTA = ("RobertaTokenizer", "roberta", "microsoft__trocr-base-printed", ("vocab.json", "merges.txt"))
