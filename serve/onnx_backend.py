@@ -30,7 +30,8 @@ from trocr_jax.image_processor import ImageProcessor
 from trocr_jax.loop import Generation
 from trocr_jax.model import TrOCR
 from trocr_jax.prepared import Prepared, prepare, used_width
-from trocr_jax.reader import CPU_BATCH, Reader, Wait, in_order
+from trocr_jax.reader import CPU_BATCH, Reader, Wait
+from trocr_jax.streaming import in_order
 from trocr_jax.tokens import Tokenizer
 
 from .batch_decode import CHUNK, Decoders

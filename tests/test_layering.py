@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 LEAVES = {
-    "images", "image_processor", "image_paths", "ink", "line_cutting", "line_normalization", "prepared", "line",
+    "images", "image_processor", "image_paths", "ink", "line_cutting", "line_normalization", "prepared", "line", "streaming",
     "page_ink", "letters", "line_detection", "page_outlines", "containers",
     "tokens", "tokenizer_files", "metrics", "files", "tensor_files", "torch_files", "unpickle", "config", "generation_files",
     "chips", "cores",

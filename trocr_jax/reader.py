@@ -9,14 +9,13 @@ compiled) and read while the next batch is prepared. Results come in the order o
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +28,13 @@ from .decoding import GenerateConfig, Generation, read_pixels
 from .generation_files import read_settings
 from .image_processor import ImageProcessor
 from .lanes import Lanes
-from .line import NO_TEXT, Line, joined, line_from_tokens
+from .line import NO_TEXT, Line, line_from_tokens
 from .model import TrOCR
 from .packed import Packed, pack
 from .prepared import Prepared, prepare
 from .sampling import image_seed
+from .streaming import Piece, batches, by_place, in_order, in_pieces, whole
 from .tokens import Tokenizer
-
-T = TypeVar("T")
 
 SURE = 0.5
 """The confidence from which a text is believed although its image looks blank."""
@@ -51,20 +49,6 @@ AHEAD = 2
 
 Wait = Callable[[], Generation | None]
 """Gives the result of a batch when it is there; None where no image of the batch could be read."""
-
-
-class _Piece(NamedTuple):
-    """What the device reads at a time: an image, or a piece of one.
-
-    Attributes:
-        place: among all pieces of all sources.
-        source: the index of the image.
-        item: the piece.
-    """
-
-    place: int
-    source: int
-    item: Prepared
 
 
 class Reader:
@@ -136,8 +120,8 @@ class Reader:
     def stream(
         self, sources: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, together: int = 1, **options: Any
     ) -> Iterator[Line]:
-        """As `read` for many images, one Line at a time as they are done, in order. Ahead of the caller are two batches with
-        the device, and as many images as another batch and `together` ones have are being prepared.
+        """As `read` for many images, one Line at a time as they are done, in order. While the caller looks at a line, two
+        batches are with the device, and images for one more and for `together` ones are being prepared.
 
         Args:
             together: batches that are filled from the images of all of them by what seems to be their length, so that none waits
@@ -152,12 +136,12 @@ class Reader:
         if min(size, together) < 1:
             raise ValueError(f"batch_size and together must be at least 1, not {size} and {together}")
         counts: deque[int] = deque()  # of the pieces of every image that is being read
-        pieces = _in_pieces(self.prepare_all(sources, size + size * together), counts)
-        return _whole(_by_place(self._read(_batches(pieces, size, size * together), config, seed)), counts)
+        pieces = in_pieces(self.prepare_all(sources, size + size * together), counts)
+        return whole(by_place(self._read(batches(pieces, size, size * together), config, seed)), counts)
 
-    def _read(self, batches: Iterable[list[_Piece]], config: GenerateConfig, seed: int) -> Iterator[tuple[int, Line]]:
+    def _read(self, batches: Iterable[list[Piece]], config: GenerateConfig, seed: int) -> Iterator[tuple[int, Line]]:
         """(place, Line) of every piece, in the order of the batches."""
-        pending: deque[tuple[list[_Piece], Wait]] = deque()
+        pending: deque[tuple[list[Piece], Wait]] = deque()
         for batch in batches:
             pending.append((batch, self._submit(batch, config, seed)))
             if len(pending) > self.ahead:
@@ -223,14 +207,14 @@ class Reader:
         result = self.generate(pixels, config, seeds)
         return lambda: result
 
-    def _submit(self, batch: list[_Piece], config: GenerateConfig, seed: int) -> Wait:
+    def _submit(self, batch: list[Piece], config: GenerateConfig, seed: int) -> Wait:
         readable = [(source, item.pixels) for _, source, item in batch if item.pixels is not None]
         if not readable:
             return lambda: None
         index = np.array([source for source, _ in readable], np.uint64)
         return self.start(np.stack([pixels for _, pixels in readable]), config, image_seed(index, seed))
 
-    def _lines(self, batch: list[_Piece], wait: Wait) -> Iterator[tuple[int, Line]]:
+    def _lines(self, batch: list[Piece], wait: Wait) -> Iterator[tuple[int, Line]]:
         result = wait()
         rows = iter(()) if result is None else zip(*_host(result), strict=True)
         for place, _, item in batch:
@@ -244,52 +228,6 @@ class Reader:
 
 def _host(result: Generation) -> tuple[np.ndarray, ...]:
     return jax.device_get((result.tokens, result.logprobs, result.lengths, result.finished))
-
-
-def in_order(futures: Iterable[Future[T]], ahead: int) -> Iterator[T]:
-    """The results of futures in order. The iterator that makes them is drawn from as long as at most `ahead` are under way."""
-    waiting: deque[Future[T]] = deque()
-    try:
-        for future in futures:
-            waiting.append(future)
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:  # whoever stops early does not wait for what has not begun
-            future.cancel()
-
-
-def _in_pieces(images: Iterable[Prepared], counts: deque[int]) -> Iterator[_Piece]:
-    """All pieces of all images; how many each has goes into `counts`."""
-    place = itertools.count()
-    for source, image in enumerate(images):
-        counts.append(len(image.pieces))
-        yield from (_Piece(next(place), source, piece) for piece in image.pieces)
-
-
-def _whole(lines: Iterator[Line], counts: deque[int]) -> Iterator[Line]:
-    """The lines of pieces as those of images."""
-    for line in lines:
-        yield joined([line, *itertools.islice(lines, counts.popleft() - 1)])
-
-
-def _batches(pieces: Iterator[_Piece], size: int, together: int) -> Iterator[list[_Piece]]:
-    """`together` pieces at a time by length, the long ones first: what is left when lanes run out of work is short."""
-    while group := sorted(itertools.islice(pieces, together), key=lambda piece: -piece.item.aspect):
-        yield from (group[start : start + size] for start in range(0, len(group), size))
-
-
-def _by_place(lines: Iterable[tuple[int, Line]]) -> Iterator[Line]:
-    """The lines 0, 1, 2, ..., each as soon as those before it have come."""
-    done: dict[int, Line] = {}
-    first = 0
-    for place, line in lines:
-        done[place] = line
-        while first in done:
-            yield done.pop(first)
-            first += 1
 
 
 def cache_compilations() -> None:

@@ -1,0 +1,74 @@
+"""A stream of images in pieces, these in batches, and their lines in the order of the images again. No jax here."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from typing import NamedTuple, TypeVar
+
+from .line import Line, joined
+from .prepared import Prepared
+
+T = TypeVar("T")
+
+
+class Piece(NamedTuple):
+    """What the device reads at a time: an image, or a piece of one.
+
+    Attributes:
+        place: among all pieces of all sources.
+        source: the index of the image.
+        item: the piece.
+    """
+
+    place: int
+    source: int
+    item: Prepared
+
+
+def in_order(futures: Iterable[Future[T]], ahead: int) -> Iterator[T]:
+    """The results of futures in order. The iterator that makes them is drawn from as long as at most `ahead` are under way."""
+    waiting: deque[Future[T]] = deque()
+    try:
+        for future in futures:
+            waiting.append(future)
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:  # whoever stops early does not wait for what has not begun
+            future.cancel()
+
+
+def in_pieces(images: Iterable[Prepared], counts: deque[int]) -> Iterator[Piece]:
+    """All pieces of all images, in order; how many each image has goes into `counts`, for `whole`."""
+    place = itertools.count()
+    for source, image in enumerate(images):
+        counts.append(len(image.pieces))
+        yield from (Piece(next(place), source, piece) for piece in image.pieces)
+
+
+def whole(lines: Iterator[Line], counts: deque[int]) -> Iterator[Line]:
+    """The lines of pieces as those of images."""
+    for line in lines:
+        yield joined([line, *itertools.islice(lines, counts.popleft() - 1)])
+
+
+def batches(pieces: Iterator[Piece], size: int, together: int) -> Iterator[list[Piece]]:
+    """`together` pieces at a time by length, the long ones first: what is left when lanes run out of work is short."""
+    while group := sorted(itertools.islice(pieces, together), key=lambda piece: -piece.item.aspect):
+        yield from (group[start : start + size] for start in range(0, len(group), size))
+
+
+def by_place(lines: Iterable[tuple[int, Line]]) -> Iterator[Line]:
+    """The lines 0, 1, 2, ..., each as soon as those before it have come."""
+    done: dict[int, Line] = {}
+    first = 0
+    for place, line in lines:
+        done[place] = line
+        while first in done:
+            yield done.pop(first)
+            first += 1
