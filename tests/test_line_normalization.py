@@ -234,3 +234,17 @@ def test_a_rough_underline_does_not_make_the_writing_smaller(plain):
 def test_an_underlined_line_is_cut_between_words():
     pieces = line_normalization.find_writing(underlined(LONG, 3, 0)).pieces(HEIGHT, WIDTH)
     assert len(pieces) >= 2 and not any(piece.continues for piece in pieces), "the rule fills the spaces between words"
+
+
+def test_the_frame_of_a_cell_is_no_letter(plain):
+    framed = draw(margin=(30, 25))
+    ImageDraw.Draw(framed).rectangle((6, 3, framed.width - 7, framed.height - 4), outline=0, width=2)
+    assert likeness(plain, normal(framed)) > ALIKE
+    assert not (normal(framed) < 190).all(0).any(), "no stroke from top to bottom"
+
+
+def test_bars_of_a_text_stay():
+    """They are no higher than other letters."""
+    tallest = (normal(draw("| Hamburg |", margin=(10, 40))) < 128).sum(0)[:, 0]
+    width = np.flatnonzero(tallest)[-1] + 1
+    assert tallest[:8].max() > 15 and tallest[width - 4 : width].max() > 15

@@ -28,6 +28,8 @@ _REACH = 3.3  # rows kept on either side of the middle of the writing, in standa
 _VALLEY = 0.25  # of the edges of the fullest row; what lies between two lines has fewer
 _SLOPES = np.tan(np.radians(np.arange(-4.5, 5.0, 0.5))).astype(np.float32)
 _PARTS = 1000  # of a line, each with a paper of its own: a picture of one row of pixels would have millions
+_WALL = 8  # columns at either end
+_INKED = 64  # of 255
 _ROUGH = 0.18  # of all stroke edges, on rules: smooth ones have up to 0.15 where letters stand on them, rough ones from 0.22 on
 _RULE_LENGTH = 4  # heights of what is written
 _NOISE = 8  # grey levels by which half of all neighbours differ; on clean paper it is 0
@@ -89,7 +91,22 @@ class Writing:
         middle, spread = _middle_and_spread(rows)
         kept = columns[np.abs(rows - middle) < _REACH * spread]
         left, right = int(kept.min()), int(kept.max()) + 1
-        return _cut(level, (first, last), (left, right), middle, _REACH * spread, (height, width))
+        line = _cut(level, (first, last), (left, right), middle, _REACH * spread, (height, width))
+        return _without_walls(line)
+
+
+def _without_walls(line: Image.Image) -> Image.Image:
+    """Less the sides of a frame, as of a table's cell: strokes at either end from above all letters to below all of them."""
+    ink = np.asarray(line) > _INKED
+    walls = np.flatnonzero(ink.all(0))
+    if not walls.size:
+        return line
+    letters = ink & np.logical_not(rule_rows(np.asarray(line)))[:, None]
+    paper = np.flatnonzero(np.logical_not(letters.any(0)))
+    after, before = paper[paper > walls[0]], paper[paper < walls[-1]]
+    left = int(after[0]) if walls[0] < _WALL and after.size else 0
+    right = int(before[-1]) + 1 if walls[-1] >= line.width - _WALL and before.size else line.width
+    return line.crop((left, 0, right, line.height)) if left < right else line
 
 
 def _on_paper(line: Image.Image, width: int) -> np.ndarray:
