@@ -236,6 +236,15 @@ def test_an_underlined_line_is_cut_between_words():
     assert len(pieces) >= 2 and not any(piece.continues for piece in pieces), "the rule fills the spaces between words"
 
 
+@pytest.mark.parametrize("rules", [1, 2, 3])
+@pytest.mark.parametrize("height", [30, 96, 400])
+def test_a_form_line_without_writing_is_a_picture_too(height, rules):
+    """Nothing is left where its rules are no ink."""
+    picture = np.full((height, 3000), 255, np.uint8)
+    picture[np.linspace(height // 4, 3 * height // 4, rules).astype(int)] = 0
+    assert prepare(Image.fromarray(picture), ImageProcessor(height=HEIGHT, width=WIDTH, fit="line")).error is None
+
+
 def test_the_frame_of_a_cell_is_no_letter(plain):
     framed = draw(margin=(30, 25))
     ImageDraw.Draw(framed).rectangle((6, 3, framed.width - 7, framed.height - 4), outline=0, width=2)

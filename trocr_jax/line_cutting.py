@@ -47,7 +47,7 @@ def parts(line: np.ndarray, width: int) -> list[Part]:
         if start < stop:
             continues = bool(found and inked[start] - inked[start - 1] <= _SPACE)
             found.append(Part(max(int(inked[start]) - _GAP, first), min(int(inked[stop - 1]) + 1 + _GAP, last), continues))
-    return found
+    return found or [Part(0, line.shape[1], False)]  # of a rule alone
 
 
 def _without_rules(line: np.ndarray) -> np.ndarray:
