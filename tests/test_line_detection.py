@@ -6,6 +6,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from trocr_jax import line_detection
 from trocr_jax.line_detection import find_lines
 from trocr_jax.page_ink import find_ink
 
@@ -114,3 +115,12 @@ def test_a_photograph_between_lines_does_not_cost_them():
     taller.paste(image, (0, 460))
     taller.paste(Image.fromarray(picture).convert("RGB"), (300, 40))
     assert pages.found_in_order([quad + [0, 460] for quad in quads], find_lines(taller)) >= 0.97 * len(quads)
+
+
+def test_what_has_too_many_lines_is_a_picture(monkeypatch):
+    """The image of every line is kept until all are read: of tens of thousands they would fill memory."""
+    image, quads = page()
+    monkeypatch.setattr(line_detection, "MOST_LINES", len(quads))
+    assert len(find_lines(image)) == len(quads)
+    monkeypatch.setattr(line_detection, "MOST_LINES", len(quads) - 1)
+    assert find_lines(image) == []

@@ -47,7 +47,10 @@ def test_alternatives_are_the_most_probable_combinations():
         others = (replace(line, text=f"{line.text}{c}", confidence=c) for c in confidences)
         return replace(line, alternatives=tuple(others))
 
-    line = joined([with_others(ONE, 0.4, 0.1), with_others(TWO, 0.2, 0.15)])
+    pieces = [with_others(ONE, 0.4, 0.1), with_others(TWO, 0.2, 0.15)]
+    line = joined(pieces)
     assert line.text == "two words end"
     assert [x.text for x in line.alternatives] == ["two words end0.2", "two words0.4 end"]
     assert all(x.alternatives == () for x in line.alternatives)
+    drawn = joined(pieces, drawn=True)
+    assert [x.text for x in drawn.alternatives] == ["two words0.4 end0.2", "two words0.1 end0.15"], "no draw counts twice"

@@ -6,6 +6,7 @@ Its folder:
     run/log.jsonl       one object a line: steps, evaluations, checkpoints, records that cannot be used
     run/curves.png      loss and error over the steps
     run/checkpoints/    see checkpoint.py
+    run/.lock           held by the process at work; may be left lying there
     run/model/          the best checkpoint as a hub directory, when the run is done
 """
 

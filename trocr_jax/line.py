@@ -99,15 +99,23 @@ def _probability(logprobs: list[float]) -> float:
     return min(1.0, math.exp(math.fsum(logprobs)))
 
 
-def joined(pieces: Sequence[Line]) -> Line:
-    """The Line of a picture that was read in pieces: their texts with what is `between` them, all their tokens, and of the
-    alternatives the most probable combinations, as many as the piece with the most has."""
-    return reduce(_with_alternatives, pieces)
+def joined(pieces: Sequence[Line], *, drawn: bool = False) -> Line:
+    """The Line of a picture that was read in pieces: their texts with what is `between` them, and all their tokens.
+
+    Its alternatives are the most probable combinations, as many as the piece with the most has; of lines that were `drawn` at
+    random those of the first draw of every piece, of the second, and so on.
+    """
+    return reduce(_with_draws if drawn else _with_alternatives, pieces)
 
 
 def between(flags: Sequence[str]) -> str:
     """What stands in a text before a further piece of the same line that has these flags."""
     return "" if CONTINUES in flags else " "
+
+
+def _with_draws(line: Line, rest: Line) -> Line:
+    first, *others = map(_followed, (line, *line.alternatives), (rest, *rest.alternatives))
+    return replace(first, alternatives=tuple(others))
 
 
 def _with_alternatives(line: Line, rest: Line) -> Line:

@@ -10,6 +10,7 @@ left, as the writing runs.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from .letters import ALIKE, ORDINARY, Boxes, Connected, find_runs
 from .page_ink import find_ink, level
 
 WORKING = 2200  # pixels of the longer side that lines are looked for on
+MOST_LINES = 4000  # of a page, or cells of its tables; what has more is a picture, and the images of its lines would fill memory
 GUTTER = 1.1  # letters' heights between columns
 ROWS = 4, 2  # lines on both sides of a gutter, and of one that is twice as wide: spaces of a typewriter can be in line
 POINT = 0.01  # square heights of ink: what has less is no point
@@ -51,7 +53,7 @@ class Line(NamedTuple):
 
 
 def find_lines(image: Image.Image) -> list[np.ndarray]:
-    """The lines of an RGB page in reading order, as quadrilaterals [4,2]. An empty page has none."""
+    """The lines of an RGB page in reading order, as quadrilaterals [4,2]. An empty page has none, nor has a picture."""
     scale = min(1.0, WORKING / max(image.size))
     size = [max(1, round(side * scale)) for side in image.size]
     marks = find_ink(image.resize(size, Image.Resampling.BOX) if scale < 1 else image)
@@ -59,7 +61,8 @@ def find_lines(image: Image.Image) -> list[np.ndarray]:
         return []
     levelled, angle = level(marks)
     back = _way_back(marks.shape, levelled.shape, angle, scale)
-    return [back(box) for box in _lines(levelled)]
+    found = [back(box) for box in itertools.islice(_lines(levelled), MOST_LINES + 1)]
+    return found if len(found) <= MOST_LINES else []
 
 
 def _way_back(before: tuple[int, ...], after: tuple[int, ...], angle: float, scale: float) -> Any:

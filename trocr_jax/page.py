@@ -5,6 +5,8 @@ from trocr_jax.page import read_page
 
 for found in read_page(Reader.from_pretrained(), "scan.png").lines:
     print(found.box, found.line.text)
+
+`cut_out` gives the image of a line, to look at it or to train on it.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ class Reader:
             raise ValueError(f"batch_size and together must be at least 1, not {size} and {together}")
         counts: deque[int] = deque()  # of the pieces of every image that is being read
         pieces = in_pieces(self.prepare_all(sources, size + size * together), counts)
-        return whole(by_place(self._read(batches(pieces, size, size * together), config, seed)), counts)
+        return whole(by_place(self._read(batches(pieces, size, size * together), config, seed)), counts, config.do_sample)
 
     def _read(self, batches: Iterable[list[Piece]], config: GenerateConfig, seed: int) -> Iterator[tuple[int, Line]]:
         """(place, Line) of every piece, in the order of the batches."""

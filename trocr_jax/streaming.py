@@ -51,10 +51,10 @@ def in_pieces(images: Iterable[Prepared], counts: deque[int]) -> Iterator[Piece]
         yield from (Piece(next(place), source, piece) for piece in image.pieces)
 
 
-def whole(lines: Iterator[Line], counts: deque[int]) -> Iterator[Line]:
-    """The lines of pieces as those of images."""
+def whole(lines: Iterator[Line], counts: deque[int], drawn: bool) -> Iterator[Line]:
+    """The lines of pieces as those of images; `drawn` tells whether at random."""
     for line in lines:
-        yield joined([line, *itertools.islice(lines, counts.popleft() - 1)])
+        yield joined([line, *itertools.islice(lines, counts.popleft() - 1)], drawn=drawn)
 
 
 def batches(pieces: Iterator[Piece], size: int, together: int) -> Iterator[list[Piece]]:
