@@ -31,10 +31,10 @@ class Metrics:
         self.refused = make(Counter, "refused", "Requests refused at the door", ["code"])
         self.vanished = make(Counter, "vanished", "Clients that left before their answer")
         self.decoded = make(Counter, "images_decoded", "Images decoded to pixels")
-        self.lines = make(Counter, "lines", "Lines read", ["model", "finish_reason"])
+        self.lines = make(Counter, "lines", "Lines in answers", ["model", "finish_reason"])
         self.tokens = make(Counter, "tokens", "Tokens in answers", ["model"])
         self.first_token_seconds = make(Histogram, "first_token_seconds", "From header to first token", buckets=_SECONDS)
-        self.queue_seconds = make(Histogram, "queue_seconds", "An image's wait for a slot", ["model"], buckets=_SECONDS)
+        self.queue_seconds = make(Histogram, "queue_seconds", "Wait of image or piece for a slot", ["model"], buckets=_SECONDS)
         self.images = make(Gauge, "images", "Images that wait or are being read")
         self.ready = make(Gauge, "ready", "1 when ready for requests")
         self.compilations = make(Counter, "compilations", "Programs compiled")
@@ -58,7 +58,7 @@ class _EngineCollector:
 
     def collect(self) -> Iterator[Any]:
         """Counters are cumulative; batch fill over a time is rate(live) / rate(all)."""
-        waiting = GaugeMetricFamily("trocr_waiting", "Images that wait for the encoder", labels=["model"])
+        waiting = GaugeMetricFamily("trocr_waiting", "Images, or pieces, that wait for the encoder", labels=["model"])
         running = GaugeMetricFamily("trocr_slots_busy", "Slots in use", labels=["model"])
         steps = CounterMetricFamily("trocr_slot_steps", "Decoding steps of slots", labels=["model", "kind"])
         encoded = CounterMetricFamily("trocr_encoded", "Rows encoded", labels=["model", "kind"])

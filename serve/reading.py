@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -36,7 +37,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Delta:
-    """What an answer has grown by."""
+    """What an answer has grown by.
+
+    What stands between parts belongs to the next entry, so that all entries add up to the text as far as it ends with a token: an
+    image without text at the end leaves a newline that no token follows, and a stop string may leave a part of a token.
+    """
 
     text: str = ""
     entries: tuple[Entry, ...] = ()
@@ -117,6 +122,7 @@ class Answer:
     def __init__(self, reader: Reader, parts: list[Part], budget: int, stops: tuple[str, ...] = (), detailed: bool = False):
         self._reader, self._parts, self._budget, self._stops, self._detailed = reader, parts, budget, stops, detailed
         self.text, self.tokens = "", 0
+        self._told = 0  # characters of the text that the entries given so far add up to
         self.finish_reason: str | None = None
 
     @property
@@ -148,7 +154,7 @@ class Answer:
             if part.job.status in ("expired", "cancelled", "failed"):
                 raise timed_out() if part.job.status == "expired" else internal()
         complete = self._end_parts()
-        text = self._lay_out(partial=not complete)[0]
+        text, starts = self._lay_out(partial=not complete)
         end = min((at for at in map(text.find, self._stops) if at >= 0), default=None)
         if end is not None:
             self._finish("stop")
@@ -158,7 +164,7 @@ class Answer:
         else:
             end = len(text) - self._undecided(text)
         grown, self.text = text[len(self.text) : end], text[:end]
-        return Delta(grown, tuple(self._entries()) if self._detailed else ())
+        return Delta(grown, tuple(self._entries(starts)) if self._detailed else ())
 
     def close(self) -> None:
         """Drops what is still to be read."""
@@ -186,12 +192,16 @@ class Answer:
 
     def _lay_out(self, *, partial: bool) -> tuple[str, list[int]]:
         """The text of the parts that have ended, if asked for with the next one as far as it is, and where each begins in it."""
-        text, starts = "", []
+        text, starts, image = "", [], 0
         for part in self._parts:
             if part.line is None and not partial:
                 break
             own = part.text(self._reader.tokenizer)
-            text += part.before if own or part.before == NEW_IMAGE else ""
+            if part.place == 0:
+                text += part.before
+                image = len(text)
+            elif own and len(text) > image:  # as `joined`: only between two pieces that have text
+                text += part.before
             starts.append(len(text))
             text += own
             if part.line is None:
@@ -209,29 +219,31 @@ class Answer:
         self.tokens = self._kept + (begun if reason == "stop" else 0)
         self.close()
 
-    def _entries(self) -> Iterator[Entry]:
-        """Tokens not shown yet whose characters all lie within the text."""
+    def _entries(self, starts: list[int]) -> Iterator[Entry]:
+        """Tokens not shown yet whose characters all lie within the text, of parts that begin there."""
         tokenizer = self._reader.tokenizer
-        for part, start in zip(self._parts, self._lay_out(partial=True)[1], strict=False):
+        for part, start in zip(self._parts, starts, strict=False):
             ids = [] if part.is_blank else part.tokens
             spans = tokenizer.spans(ids) if part.shown < len(ids) else []
             for position in range(part.shown, len(spans)):
-                if start + spans[position][1] > len(self.text):
+                first, end = (start + at for at in spans[position])
+                if end > len(self.text):
                     return
                 part.shown = position + 1
                 if ids[position] not in tokenizer.special_ids:
-                    shown = entry(tokenizer, part.job, position)
-                    yield shown if position else _after(part.before, shown)
+                    yield _after(self.text[self._told : first], entry(tokenizer, part.job, position))
+                    self._told = end
 
 
-def _after(before: str, first: Entry) -> Entry:
-    """A part's first token with what stands before the part, so that all tokens add up to the text."""
-    return replace(first, text=before + first.text, data=before.encode() + first.data)
+def _after(before: str, shown: Entry) -> Entry:
+    """A token with what stands before it and is no token's: what is between its part and the one before."""
+    return replace(shown, text=before + shown.text, data=before.encode() + shown.data)
 
 
 def entry(tokenizer: Tokenizer, job: Job, position: int) -> Entry:
     """A job's token with its alternatives."""
-    before = job.tokens[:1] if position else []  # a line's first piece loses its space
+    written = (token for token in job.tokens[:position] if token not in tokenizer.special_ids)
+    before = list(islice(written, 1))  # a line's first piece loses its space, the others do not
 
     def one(token: int, logprob: float) -> Entry:
         data = tokenizer.pieces([*before, token])[-1]

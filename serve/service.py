@@ -261,7 +261,7 @@ class Service:
         for job in jobs:
             if job.started:
                 self.metrics.queue_seconds.labels(served.name).observe(job.started - job.submitted)
-            if job.status in ("stop", "length"):
-                self.metrics.lines.labels(served.name, job.status).inc()
+        for line in (line for answer in reading.answers for line in answer.lines):  # one of a long line in pieces, too
+            self.metrics.lines.labels(served.name, line.finish_reason).inc()
         if first := [job.first_token for job in jobs if job.first_token]:
             self.metrics.first_token_seconds.observe(min(first) - visit.started)

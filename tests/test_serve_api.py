@@ -460,6 +460,21 @@ def test_metrics_tell_what_happened(server, http):
         assert f"trocr_{name}" in text
 
 
+def test_a_long_line_counts_as_one(server, http, tmp_path):
+    """Whatever it is made of, and an answer that the budget cut too."""
+    picture, reasons = long_line(tmp_path / "long.png"), ("stop", "length")
+    wait_until(server.idle, 10)
+
+    def counts():
+        return [server.count("lines_total", model=MODEL, finish_reason=reason) for reason in reasons]
+
+    stop, length = counts()
+    http.post("/v1/chat/completions", json=chat(picture, PICTURES[0]))
+    wait_until(lambda: counts() == [stop + 2, length], 10)  # counted once the answer has left
+    http.post("/v1/chat/completions", json=chat(picture, max_tokens=len(reader().read(picture).tokens) - 5))
+    wait_until(lambda: counts() == [stop + 2, length + 1], 10)
+
+
 @pytest.mark.parametrize(
     ("module", "name", "fields"),
     [(slots, "advance", {}), (search_jobs, "generate", {"trocr": {"num_beams": 2}})],

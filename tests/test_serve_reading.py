@@ -1,0 +1,128 @@
+"""Answers made of jobs without a device: the Reader's text of pieces and images, and tokens that add up to it."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import serving
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
+
+from trocr_jax.decoding import GenerateConfig
+from trocr_jax.jobs import Job
+from trocr_jax.line import CONTINUES, NO_TEXT, joined
+from trocr_jax.serve.reading import Answer, Part, entry
+from trocr_jax.tokens import Tokenizer
+
+PIXELS = np.zeros((1, 1, 3), np.uint8)
+START = "<s>"
+"""At the beginning of a line, where a checkpoint was fine-tuned on labels that have it."""
+
+
+def ids(text):
+    own = serving.reader().tokenizer
+    return [own.bos_token_id] * text.startswith(START) + own.labels(text.removeprefix(START))
+
+
+def part(text, place=0, below=False, flags=(), status="stop"):
+    """What a job read that gave this text."""
+    tokens = ids(text)
+    job = Job(PIXELS, GenerateConfig(), tokens=tokens, logprobs=[-0.1] * len(tokens), status=status)
+    return Part(job, flags, place, below)
+
+
+def image(*pieces, below=True):
+    return [part(text, place, below) for place, text in enumerate(pieces)]
+
+
+def reader_text(pieces):
+    """What a Reader makes of the pieces of one image."""
+    return joined([replace(piece).end(serving.reader(), len(piece.job.tokens)) for piece in pieces]).text
+
+
+def in_steps(parts):
+    """The answer, and what its deltas show, of jobs that get a token at a time."""
+    wanted = [(one.job, one.job.tokens, one.job.status) for one in parts]
+    for job, _, _ in wanted:
+        job.tokens, job.status = [], "running"
+    answer, deltas = Answer(serving.reader(), parts, 1 << 30, detailed=True), []
+    for job, tokens, status in wanted:
+        for token in tokens:
+            job.tokens.append(token)
+            deltas.append(answer.grow())
+        job.status = status
+        deltas.append(answer.grow())
+    assert answer.text == "".join(delta.text for delta in deltas)
+    return answer, [one for delta in deltas for one in delta.entries]
+
+
+def at_once(parts):
+    answer = Answer(serving.reader(), parts, 1 << 30, detailed=True)
+    return answer, list(answer.grow().entries)
+
+
+@pytest.mark.parametrize("read", [at_once, in_steps])
+@pytest.mark.parametrize(
+    "images",
+    [
+        [["abc"], ["def"]], [[START + "abc"], [START + "def"]], [["abc", "def"], ["g"]], [[START + "abc", START + "def"]],
+        [["", "abc"]], [["x"], ["", "abc"]], [["abc", "", "def"]], [["", "", "abc", ""], ["x"]], [["é", "ü"], ["", "ß"]],
+        [[""], ["abc"]], [["abc"], [""], [START], ["def"]], [["abc", ""]],
+    ],
+)  # fmt: skip
+def test_text_is_the_readers_and_tokens_add_up_to_it(read, images):
+    """Where a line begins with a special token, and where an image, or a piece of one, reads as empty."""
+    rows = [image(*pieces, below=index > 0) for index, pieces in enumerate(images)]
+    wanted = [reader_text(row) for row in rows]
+    answer, entries = read([one for row in rows for one in row])
+    assert answer.text == "\n".join(wanted) and [line.text for line in answer.lines] == wanted
+    assert answer.finish_reason == "stop"
+    assert b"".join(one.data for one in entries).decode() == answer.text
+
+
+@pytest.mark.parametrize("read", [at_once, in_steps])
+def test_newlines_that_no_token_follows_are_nobodys(read):
+    blank = part("q", below=True, flags=(NO_TEXT,))
+    blank.job.logprobs = [-9.0] * 2  # the model is not sure of it
+    answer, entries = read([part("abc"), part("", below=True), blank])
+    assert answer.text == "abc\n\n" and "".join(one.text for one in entries) == "abc"
+
+
+def test_a_piece_that_goes_on_amid_a_word_gets_no_space():
+    answer, entries = at_once([part("ab"), part("c", 1, flags=(CONTINUES,)), part("d", 2)])
+    assert answer.text == "abc d" and [one.text for one in entries] == ["a", "b", "c", " d"]
+
+
+def test_a_token_that_the_budget_dropped_is_not_shown():
+    answer = Answer(serving.reader(), image("abc", "def", below=False), 4, detailed=True)
+    assert "".join(one.text for one in answer.grow().entries) == answer.text == "abc" and answer.finish_reason == "length"
+
+
+def sentence_pieces():
+    """Of the kind that writes the space before a word into its token, with words "▁a" and "▁b"."""
+    names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    backend = Backend(models.WordLevel({name: index for index, name in enumerate([*names, "▁a", "▁b"])}, "<unk>"))
+    backend.decoder = decoders.Metaspace()
+    backend.add_special_tokens(names)
+    return Tokenizer({"tokenizer.json": backend.to_str().encode()})
+
+
+WORDS = [0, 5, 6, 2]
+"""`<s>`, "▁a", "▁b", `</s>`"""
+
+
+def test_after_a_special_token_words_keep_their_spaces_but_the_first():
+    tokenizer, best = sentence_pieces(), [[(token, -0.1), (6, -0.2)] for token in WORDS]
+    job = Job(PIXELS, GenerateConfig(), alternatives=2, tokens=WORDS, logprobs=[-0.1] * 4, best=best)
+    shown = [entry(tokenizer, job, position) for position in range(4)]
+    assert tokenizer.decode(WORDS) == "a b" and [one.text for one in shown[1:3]] == ["a", " b"]
+    assert [one.best[1].text for one in shown] == ["b", "b", " b", " b"]
+
+
+def test_tokens_that_begin_with_spaces_add_up():
+    reader = copy.copy(serving.reader())
+    reader.tokenizer = sentence_pieces()
+    jobs = [Job(PIXELS, GenerateConfig(), tokens=WORDS, logprobs=[-0.1] * 4, status="stop") for _ in range(2)]
+    answer = Answer(reader, [Part(jobs[0], ()), Part(jobs[1], (), below=True)], 99, detailed=True)
+    assert "".join(one.text for one in answer.grow().entries) == answer.text == "a b\na b"
