@@ -4,6 +4,7 @@ import io
 import json
 import resource
 import tarfile
+from contextlib import closing
 from pathlib import Path
 
 import batching
@@ -11,6 +12,7 @@ import pytest
 from batching import pictures
 
 from trocr_jax.cli import UsageError
+from trocr_jax.containers import ContainerError, LineDatabase
 from trocr_jax.serve import batch_containers, batch_inputs, batch_places
 from trocr_jax.serve.batch_places import FetchError, PlaceError, expand, read_url
 from trocr_jax.serve.batch_units import Columns, Unit
@@ -170,6 +172,28 @@ def test_a_database_that_was_cut_off_is_refused_before_its_mapped_file_ends_the_
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(PlaceError, match="cut off"):
         plan_and_read(file.parent, tmp_path)
+
+
+@pytest.mark.parametrize("count", [b"9" * 5000, b"9" * 19, b"-1", b""], ids=len)
+def test_a_database_with_a_count_that_is_none_is_refused_and_closed(tmp_path, count):
+    """LMDB does not open a folder twice in a process: one left open is refused for another reason."""
+    import lmdb
+
+    place = batching.lmdb(tmp_path / "lmdb", IMAGES)
+    with lmdb.open(str(place)) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"num-samples", count)
+    for _ in range(2):
+        with pytest.raises(ContainerError, match="no num-samples, or one that is no count"):
+            LineDatabase(str(place))
+
+
+def test_a_database_is_closed_whatever_stops_its_opening(tmp_path, monkeypatch):
+    place = batching.lmdb(tmp_path / "lmdb", IMAGES)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) as stopped:
+        patched.setattr(LineDatabase, "_check_size", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        LineDatabase(str(place))
+    with closing(LineDatabase(str(place))) as database:
+        assert database.count == 10 and stopped.tb, "which keeps the first one"
 
 
 def test_parquet_rows_without_images_are_named(tmp_path):

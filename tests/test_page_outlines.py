@@ -1,6 +1,8 @@
 """Outlines of lines on a page: which are refused, which way round they are read; and what finding them costs."""
 
 import json
+import signal
+from contextlib import contextmanager
 
 import numpy as np
 import pages
@@ -76,6 +78,81 @@ def test_quadrilaterals_go_round_clockwise_from_their_first_point(write):
     assert parse_lines(write(downwards))[0].tolist() == downwards, "a line from top to bottom stays one"
     pentagon = [*ROUND, [50, 15]]
     assert parse_lines(write(pentagon))[0].tolist() == pentagon
+
+
+LINE = b"<span class='ocr_line' title='bbox 1 2 30 40'>"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        LINE, b'<SPAN id=a CLASS="x ocr_line" TITLE="image &quot;a>b.png&quot;; bbox 1 2 30 40; x_size 3"/>',
+        b"<div\nclass = ocrx_line title\n=\n'bbox 1 2 30 40'>", b"<p lang='de'title='bbox 1 2 30 40'class='ocr_header'>",
+        b"<p id=it's title='it&#39;s bbox 1 2 30 40' class='ocr_caption'>",
+        b"<i hidden class=ocr_textfloat title='poly 1 2 30 2 30 40 1 40'>",
+    ],
+)  # fmt: skip
+def test_hocr_is_read_as_html(line):
+    page = b'<!DOCTYPE html PUBLIC "a"><html><script src="a"/>1 < 2 " ' + line + b" it's</span>"
+    assert [points.tolist() for points in parse_lines(page)] == [[[1, 2], [30, 2], [30, 40], [1, 40]]]
+
+
+@pytest.mark.parametrize("hidden", [b"<!-- > %s -->", b"<script>'%s'</script>", b"<STYLE a='b'>%s</style>", b"<!--%s"])
+def test_what_is_no_tag_of_hocr_is_no_line(hidden):
+    assert len(parse_lines(b"<html>" + LINE + hidden % LINE)) == 1
+
+
+@contextmanager
+def at_most(seconds: float):
+    """Stops what takes more of the processor's time, a hundred times what it should."""
+    before = signal.signal(signal.SIGVTALRM, lambda *_: pytest.fail(f"takes more than {seconds} seconds"))
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+@pytest.mark.parametrize("part", [b"<a ", b"<!--", b"<![CDATA[", b"</", b"<script>", b"<a x='", b"<a x=", b"<"])
+def test_hocr_that_never_ends_is_given_up_at_once(part):
+    """html.parser looked through all the rest of the file at each of these: hours for what is here."""
+    with at_most(10), pytest.raises(PageFormatError, match="no lines"):
+        parse_lines(b"<html>" + part * 300_000)
+
+
+@pytest.mark.parametrize("part", [b" ", b"x", b" class='", b' x="', b"=", b"a =", b"/"])
+def test_a_tag_of_hocr_with_attributes_without_end_is_looked_through_once(part):
+    with at_most(10):
+        assert len(parse_lines(b"<html><a " + part * 300_000 + b">" + LINE)) == 1
+
+
+ALTO = b'<alto><TextLine HPOS="%s" VPOS="0" WIDTH="50" HEIGHT="5"/></alto>'
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b'<?xml version="1.0" encoding="foo"?><PcGts/>', "encoding"),
+        (b"[[1" + b"0" * 400 + b",1,2,3]]", "far outside"), (b"[[0,0,1e300,9]]", "far outside"),
+        (ALTO % b"NaN", "'NaN', not a number of pixels"), (ALTO % b"1e999", "'1e999', not"), (ALTO % b"1e300", "'1e300', not"),
+        (ALTO % b"", "'', not a number"), (b"<html><p class='ocr_line' title='&#" + b"9" * 5000 + b"'>", "damaged character"),
+    ],
+)  # fmt: skip
+def test_numbers_and_encodings_that_are_none_are_refused_in_a_line(content, message):
+    with pytest.raises(PageFormatError, match=message) as error:
+        parse_lines(content)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("space", [b"", b" xmlns='http://www.loc.gov/standards/alto/ns-v4#'"])
+def test_alto_that_does_not_measure_in_pixels_is_refused(space):
+    """Its lines would be cut out somewhere else."""
+    written = b"<alto%s><Description><MeasurementUnit>%s</MeasurementUnit></Description>" + (ALTO % b"0").removeprefix(b"<alto>")
+    assert len(parse_lines(written % (space, b" pixel\n"))) == 1
+    for unit in (b"mm10", b"inch1200"):
+        with pytest.raises(PageFormatError, match=f"measures in '{unit.decode()}'; its MeasurementUnit must be pixel"):
+            parse_lines(written % (space, unit))
 
 
 @pytest.mark.parametrize("counter", [False, True])

@@ -111,19 +111,20 @@ def page_xml(folder):
     return folder
 
 
-def alto(folder):
+def alto(folder, head="", place=None, unit="pixel"):
     folder.mkdir()
     page_of(TEXTS).save(folder / "p1.png")
     lines = "".join(
-        f'<TextLine HPOS="{a}" VPOS="{b}.0" WIDTH="{c - a}" HEIGHT="{d - b}">'
+        f'<TextLine HPOS="{place or a}" VPOS="{b}.0" WIDTH="{c - a}" HEIGHT="{d - b}">'
         + '<SP WIDTH="3"/>'.join(f'<String CONTENT="{w}"/>' for w in t.split())
         + "</TextLine>"
         for (a, b, c, d), t in zip(boxes(), TEXTS, strict=True)
     )
-    name = "<Description><sourceImageInformation><fileName>p1.png</fileName></sourceImageInformation></Description>"
+    name = "<sourceImageInformation><fileName>p1.png</fileName></sourceImageInformation>"
+    name = f"<Description><MeasurementUnit>{unit}</MeasurementUnit>{name}</Description>"
     space = "http://www.loc.gov/standards/alto/ns-v4#"
     layout = f"<Layout><Page><PrintSpace>{lines}</PrintSpace></Page></Layout>"
-    (folder / "p1.xml").write_text(f'<alto xmlns="{space}">{name}{layout}</alto>')
+    (folder / "p1.xml").write_text(f'{head}<alto xmlns="{space}">{name}{layout}</alto>')
     return folder
 
 
@@ -195,6 +196,10 @@ BROKEN = {
     "a document type": (lambda f: (page_xml(f), (f / "p1.xml").write_text("<!DOCTYPE a><PcGts/>")), "document type"),
     "no page image": (lambda f: (page_xml(f), (f / "p1.png").unlink()), "not beside it"),
     "broken xml": (lambda f: (page_xml(f), (f / "p1.xml").write_text("<PcGts>")), "not well-formed"),
+    "no encoding": (lambda f: alto(f, '<?xml version="1.0" encoding="foo"?>'), "p1.xml: .*encoding"),
+    "no number": (lambda f: alto(f, place="NaN"), "p1.xml: HPOS.*'NaN', not a number of pixels"),
+    "infinite": (lambda f: alto(f, place="1e999"), "'1e999', not a number of pixels"),
+    "tenths of millimetres": (lambda f: alto(f, unit="mm10"), "p1.xml: .*measures in 'mm10'"),
     "no parquet": (lambda f: (f.mkdir(), (f / "a.parquet").write_bytes(b"PAR1")), "not a parquet file"),
     "not a data set": (lambda f: f.write_text(""), "not a data set"),
 }

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from trocr_jax.page_outlines import PageFormatError, outline, tag, text_lines, xml_root
+from trocr_jax.page_outlines import NoOutlineError, PageFormatError, outline, tag, text_lines, xml_root
 
 from .records import Crops, SourceError, inside, read_text
 
@@ -19,16 +19,19 @@ def lines(files: list[Path]) -> Crops:
     """The lines of all files that have a place and a text; images are looked for beside the XML.
 
     Raises:
-        SourceError: a file is neither PAGE nor ALTO, or its image is missing.
+        SourceError: a file is neither PAGE nor ALTO, does not measure in pixels, or its image is missing.
     """
     return Crops([row for file in files for row in _page(file)])
 
 
 def _page(file: Path) -> list[tuple[Path, Box, str]]:
     try:
-        root = xml_root(read_text(file))
+        return _rows(file, xml_root(read_text(file)))
     except PageFormatError as error:
         raise SourceError(f"{file}: {error}") from None
+
+
+def _rows(file: Path, root: ElementTree.Element) -> list[tuple[Path, Box, str]]:
     named = _image_name(root)
     image = inside(file.parent.resolve(), Path(named.replace("\\", "/")).name) if named else file
     if not image.is_file() or image == file:
@@ -51,7 +54,7 @@ def _box(line: ElementTree.Element) -> Box | None:
     """Around the line's outline, in whole pixels; None where the file does not tell it."""
     try:
         points = np.reshape(outline(line), (-1, 2)).astype(int)
-    except PageFormatError:
+    except NoOutlineError:
         return None
     (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
     return left, top, right, bottom

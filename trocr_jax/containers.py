@@ -42,7 +42,7 @@ class LineDatabase:
         try:
             self._check_size()
             self.count = self._count()
-        except ContainerError:
+        except BaseException:
             self.close()
             raise
 
@@ -63,8 +63,8 @@ class LineDatabase:
 
     def _count(self) -> int:
         count = self._get("num-samples")
-        if count is None or not count.isdigit():
-            raise ContainerError("has no num-samples: not an LMDB of lines")
+        if count is None or not count.isdigit() or len(count) > 18:
+            raise ContainerError("has no num-samples, or one that is no count: not an LMDB of lines")
         return int(count)
 
     def _get(self, key: str) -> bytes | None:

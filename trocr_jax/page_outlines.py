@@ -1,7 +1,7 @@
 """Where the lines of a page are, as other programs and people tell it: PAGE-XML, ALTO, hOCR or JSON. No jax here.
 
-Files come from anywhere: XML with a document type (whose entities can grow without end or read files) is refused, and hOCR,
-which is HTML, goes through a parser that knows no entities but those of characters.
+Files come from anywhere: XML with a document type (whose entities can grow without end or read files) is refused, and of hOCR,
+which is HTML, only complete start tags are looked at: html.parser takes minutes for a file of tags that never end.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
+from html import unescape
 from typing import Any
 from xml.etree import ElementTree
 
@@ -17,11 +17,27 @@ import numpy as np
 
 MAX_LINES = 10_000
 MAX_BYTES = 50_000_000
+_FARTHEST = 1e6
+_OUTSIDE = "a line has no area, or lies far outside of any page"
 _NUMBER = r"-?\d{1,7}(?:\.\d+)?"
+_HOCR_LINES = frozenset(("ocr_line", "ocr_header", "ocr_caption", "ocr_textfloat", "ocrx_line"))
+
+# Both take a time in proportion to the text, whatever it is: what need not end there takes all the rest (\Z), a start tag is
+# given up at the next "<", and nothing that was taken is given back (the quantifiers with a +).
+_TAG = re.compile(
+    r"""<!--.*?(?:-->|\Z) | <(script|style)\b[^<>]*+(?<!/)>.*?(?:</\1|\Z)
+    | <[a-z](?P<attributes>(?:[^<>=]++|=\s*+(?:"[^"<]*+"|'[^'<]*+')?)*+)>""",
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
+_ATTRIBUTE = re.compile(r"""(?<=[\s"'/])([^\s=>"'/]++)\s*+=\s*+(?:"([^"]*+)"|'([^']*+)'|([^\s>]++))""")
 
 
 class PageFormatError(ValueError):
     """A file that does not tell where lines of the page are; the message says why."""
+
+
+class NoOutlineError(PageFormatError):
+    """A line whose place the file does not tell."""
 
 
 def parse_lines(content: bytes) -> list[np.ndarray]:
@@ -64,17 +80,19 @@ def _parser(text: str) -> Any:
 def _checked(points: Any) -> np.ndarray:
     """A box or polygon as [n,2]; a box becomes a quadrilateral."""
     try:
-        array = np.asarray(points, np.float32)
+        array = np.asarray(points, float)
     except (TypeError, ValueError):
         raise PageFormatError("a line must be a box or a polygon of numbers") from None
+    except OverflowError:
+        raise PageFormatError(_OUTSIDE) from None
     if array.shape == (4,):
         (left, right), (top, bottom) = np.sort(array[[0, 2]]), np.sort(array[[1, 3]])
-        array = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)
+        array = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
     if array.ndim != 2 or array.shape[1] != 2 or not 3 <= len(array) <= 10_000 or not np.isfinite(array).all():
         raise PageFormatError("a line must be [left, top, right, bottom] or a polygon [[x, y], ...] of at least three points")
-    if (np.ptp(array, axis=0) < 1).any() or np.abs(array).max() > 1e6:
-        raise PageFormatError("a line has no area, or lies far outside of any page")
-    return clockwise(array)
+    if (np.ptp(array, axis=0) < 1).any() or np.abs(array).max() > _FARTHEST:
+        raise PageFormatError(_OUTSIDE)
+    return clockwise(array.astype(np.float32))
 
 
 def clockwise(points: np.ndarray) -> np.ndarray:
@@ -104,14 +122,25 @@ def xml_root(text: str) -> ElementTree.Element:
     """The root of a PAGE or ALTO file.
 
     Raises:
-        PageFormatError: not well-formed, or it declares a document type.
+        PageFormatError: not well-formed, it declares a document type, or it does not measure in pixels.
     """
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise PageFormatError("the XML declares a document type, which PAGE and ALTO do not have")
     try:
-        return ElementTree.fromstring(text.encode())
+        root = ElementTree.fromstring(text.encode())
     except (ElementTree.ParseError, ValueError):
         raise PageFormatError("not well-formed XML") from None
+    except LookupError:
+        raise PageFormatError("the XML declares an encoding that nobody knows") from None
+    _check_unit(root)
+    return root
+
+
+def _check_unit(root: ElementTree.Element) -> None:
+    """ALTO may also have tenths of millimetres (mm10) and 1200ths of an inch (inch1200), but no resolution to go with them."""
+    for unit in ((element.text or "").strip() for element in root.iter() if tag(element) == "MeasurementUnit"):
+        if unit.lower() not in ("", "pixel"):
+            raise PageFormatError(f"the ALTO file measures in {unit[:20]!a}; its MeasurementUnit must be pixel")
 
 
 def text_lines(root: ElementTree.Element) -> Iterator[ElementTree.Element]:
@@ -123,16 +152,28 @@ def outline(line: ElementTree.Element) -> list[Any]:
     """A polygon of points (x, y) or a box [left, top, right, bottom] of a PAGE or ALTO line: the line's own, not its words'.
 
     Raises:
-        PageFormatError: it has none.
+        NoOutlineError: it has none.
+        PageFormatError: it has one that is no place on a page.
     """
     for parent, name, points in ((line, "Coords", "points"), (_child(line, "Shape"), "Polygon", "POINTS")):
         if found := _pairs(_child(parent, name).get(points, "")):
             return found
-    try:
-        left, top, width, height = (float(line.get(name, "")) for name in ("HPOS", "VPOS", "WIDTH", "HEIGHT"))
-    except ValueError:
-        raise PageFormatError("a TextLine has neither a polygon nor HPOS, VPOS, WIDTH and HEIGHT") from None
+    place = [line.get(name) for name in ("HPOS", "VPOS", "WIDTH", "HEIGHT")]
+    if None in place:
+        raise NoOutlineError("a TextLine has neither a polygon nor HPOS, VPOS, WIDTH and HEIGHT")
+    left, top, width, height = map(_length, place)
     return [left, top, left + width, top + height]
+
+
+def _length(text: str | None) -> float:
+    """A number of pixels; what is none, as NaN, or what no page has."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = float("nan")
+    if not abs(value) <= _FARTHEST:
+        raise PageFormatError(f"HPOS, VPOS, WIDTH or HEIGHT of a TextLine is {(text or '')[:20]!a}, not a number of pixels")
+    return value
 
 
 def _child(parent: ElementTree.Element, name: str) -> ElementTree.Element:
@@ -151,29 +192,25 @@ def _pairs(text: str) -> list[tuple[float, float]]:
     return list(zip(numbers[::2], numbers[1::2], strict=False))
 
 
-class _Hocr(HTMLParser):
-    """Collects the outlines of lines."""
-
-    CLASSES = frozenset(("ocr_line", "ocr_header", "ocr_caption", "ocr_textfloat", "ocrx_line"))
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[Any] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        if not self.CLASSES & set((values.get("class") or "").split()):
-            return
-        title = values.get("title") or ""
-        polygon = re.search(rf"\bpoly((?:\s+{_NUMBER})+)", title)
-        box = re.search(rf"\bbbox\s+({_NUMBER})\s+({_NUMBER})\s+({_NUMBER})\s+({_NUMBER})", title)
-        if not polygon and not box:
-            raise PageFormatError("a line of the hOCR file has no bbox")
-        self.found.append(_pairs(polygon[1]) if polygon else [float(x) for x in box.groups()] if box else None)
-
-
 def _from_hocr(text: str) -> Iterator[Any]:
-    parser = _Hocr()
-    parser.feed(text)
-    parser.close()
-    yield from parser.found
+    for skipped_or_tag in _TAG.finditer(text):
+        values = dict(_attributes(skipped_or_tag["attributes"] or ""))
+        if _HOCR_LINES & set(values.get("class", "").split()):
+            yield _hocr_outline(values.get("title", ""))
+
+
+def _attributes(text: str) -> Iterator[tuple[str, str]]:
+    for name, double, single, bare in _ATTRIBUTE.findall(text):
+        if name.lower() in ("class", "title"):
+            try:
+                yield name.lower(), unescape(double or single or bare)
+            except ValueError:  # the number of a character has thousands of digits
+                raise PageFormatError(f"a {name.lower()} in the hOCR file has a damaged character reference") from None
+
+
+def _hocr_outline(title: str) -> list[Any]:
+    if polygon := re.search(rf"\bpoly((?:\s+{_NUMBER})+)", title):
+        return _pairs(polygon[1])
+    if box := re.search(rf"\bbbox\s+({_NUMBER})\s+({_NUMBER})\s+({_NUMBER})\s+({_NUMBER})", title):
+        return [float(x) for x in box.groups()]
+    raise PageFormatError("a line of the hOCR file has no bbox")
