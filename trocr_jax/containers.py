@@ -63,7 +63,7 @@ class LineDatabase:
 
     def _count(self) -> int:
         count = self._get("num-samples")
-        if count is None or not count.isdigit() or len(count) > 18:
+        if count is None or not count.isdigit() or len(count) > 9:
             raise ContainerError("has no num-samples, or one that is no count: not an LMDB of lines")
         return int(count)
 
