@@ -185,7 +185,7 @@ def _middle_of(first: np.ndarray, second: np.ndarray, third: np.ndarray) -> np.n
 
 def rule_rows(ink: np.ndarray) -> np.ndarray:
     """Which rows of level ink [height, width] belong to a rule, bool [height]: it is full, and thin beside what is written."""
-    covered = np.count_nonzero(ink > _HALF, axis=1)
+    covered = (ink > _HALF).sum(1, dtype=np.uint32)
     full = covered > _FULL * ink.shape[1]
     if not full.any():
         return full

@@ -85,9 +85,12 @@ class Writing:
         if not self.rows.size:
             return Image.new("L", (1, height))
         level = _level(self.ink, self.slope, self.pivot)
-        first, last = _between_neighbours(self.rows, *self.cut)
-        own = (self.rows >= first) & (self.rows <= last)
-        rows, columns = _without_rules(self.rows[own], self.columns[own], np.asarray(level))
+        rows, columns = self.rows, self.columns
+        first, last = _between_neighbours(rows, *self.cut)
+        if math.isfinite(first) or math.isfinite(last):
+            own = (rows >= first) & (rows <= last)
+            rows, columns = rows[own], columns[own]
+        rows, columns = _without_rules(rows, columns, np.asarray(level))
         middle, spread = _middle_and_spread(rows)
         kept = columns[np.abs(rows - middle) < _REACH * spread]
         left, right = int(kept.min()), int(kept.max()) + 1
@@ -97,12 +100,11 @@ class Writing:
 
 def _without_walls(line: Image.Image) -> Image.Image:
     """Less the sides of a frame, as of a table's cell: strokes at either end from above all letters to below all of them."""
-    ink = np.asarray(line) > _INKED
-    walls = np.flatnonzero(ink.all(0))
+    ink = np.asarray(line)
+    walls = np.flatnonzero(ink.min(0) > _INKED)
     if not walls.size:
         return line
-    letters = ink & np.logical_not(rule_rows(np.asarray(line)))[:, None]
-    paper = np.flatnonzero(np.logical_not(letters.any(0)))
+    paper = np.flatnonzero(ink[np.logical_not(rule_rows(ink))].max(0, initial=0) <= _INKED)
     after, before = paper[paper > walls[0]], paper[paper < walls[-1]]
     left = int(after[0]) if walls[0] < _WALL and after.size else 0
     right = int(before[-1]) + 1 if walls[-1] >= line.width - _WALL and before.size else line.width
