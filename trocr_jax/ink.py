@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops
-from scipy import ndimage
 
 _ROWS = 256  # images are averaged down to fewer than twice as many rows
 _SLOPES = np.tan(np.radians(np.arange(-5.0, 5.5, 0.5))).astype(np.float32)
@@ -187,13 +185,19 @@ def rule_rows(ink: np.ndarray) -> np.ndarray:
     """Which rows of level ink [height, width] belong to a rule, bool [height]: it is full, and thin beside what is written."""
     covered = (ink > _HALF).sum(1, dtype=np.uint32)
     full = covered > _FULL * ink.shape[1]
-    if not full.any():
-        return full
-    filled = np.asarray(ndimage.binary_propagation(full, mask=covered > _FULL / 2 * ink.shape[1]))
-    labels: Any = ndimage.label(filled)
-    thickness = np.bincount(labels[0])[labels[0]]
-    thin = thickness <= max(_THIN * np.count_nonzero(covered), 3)
-    return np.asarray(ndimage.binary_dilation(np.logical_and(filled, thin)))
+    rule = np.zeros_like(full)
+    if full.any():
+        thickest = max(_THIN * np.count_nonzero(covered), 3)
+        for first, last in runs(covered > _FULL / 2 * ink.shape[1]):
+            if full[first:last].any() and last - first <= thickest:
+                rule[max(first - 1, 0) : last + 1] = True
+    return rule
+
+
+def runs(mask: np.ndarray) -> list[tuple[int, int]]:
+    """Where a mask [n] is true: the first place of every run and the one behind its last."""
+    turns = np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]])))
+    return list(zip(turns[::2].tolist(), turns[1::2].tolist(), strict=True))
 
 
 def quantiles(levels: np.ndarray, *shares: float) -> list[int]:
@@ -219,10 +223,9 @@ def _lines(profile: np.ndarray) -> int:
     """How many runs of rows look like lines of writing."""
     used = np.sort(profile[profile > 0])
     full = float(used[round(0.9 * (len(used) - 1))])
-    edges = np.diff(np.concatenate([[0], profile > 0.35 * full, [0]]))
-    starts, ends = np.nonzero(edges == 1)[0], np.nonzero(edges == -1)[0]
-    tallest = int((ends - starts).max())
-    kept = [(start, end) for start, end in zip(starts, ends, strict=True) if end - start >= max(4, 0.5 * tallest)]
+    found = runs(profile > 0.35 * full)
+    tallest = max(end - start for start, end in found)
+    kept = [(start, end) for start, end in found if end - start >= max(4, 0.5 * tallest)]
     gaps = [profile[end:start] for (_, end), (start, _) in zip(kept, kept[1:], strict=False)]
     clear = [0.3 * tallest <= len(gap) <= _APART * tallest and gap.min() < 0.12 * full for gap in gaps]
     return 1 + clear.count(True)

@@ -20,7 +20,17 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from . import line_cutting
-from .ink import packing_slope, places_of, quantiles, quantiles_of, rule_rows, steps_along_rows, varied_channel, without_specks
+from .ink import (
+    packing_slope,
+    places_of,
+    quantiles,
+    quantiles_of,
+    rule_rows,
+    runs,
+    steps_along_rows,
+    varied_channel,
+    without_specks,
+)
 
 _ROWS = 96  # images are averaged down to fewer than twice as many rows
 _FILLED = 2 / 3  # of a picture's height: a line with so much around is not looked at again
@@ -222,13 +232,12 @@ def _between_neighbours(rows: np.ndarray, cut_above: bool, cut_below: bool) -> t
     first_row = float(rows.min())
     counts = np.bincount(np.rint(rows - first_row).astype(np.int64))
     density = np.convolve(counts, np.ones(3) / 3, "same")
-    turns = np.flatnonzero(np.diff(np.concatenate([[0], density > _VALLEY * density.max(), [0]])))
-    runs = list(zip(turns[::2].tolist(), turns[1::2].tolist(), strict=True))
-    first, last = max(runs, key=lambda run: float(density[run[0] : run[1]].sum()))
+    found = runs(density > _VALLEY * density.max())
+    first, last = max(found, key=lambda run: float(density[run[0] : run[1]].sum()))
     low, high = -np.inf, np.inf
-    if cut_above and (start := runs[0])[1] < first and start[0] <= 2:
+    if cut_above and (start := found[0])[1] < first and start[0] <= 2:
         low = first_row + start[1] + int(density[start[1] : first].argmin())
-    if cut_below and (end := runs[-1])[0] > last and end[1] >= len(density) - 2:
+    if cut_below and (end := found[-1])[0] > last and end[1] >= len(density) - 2:
         high = first_row + last + int(density[last : end[0]].argmin())
     return low, high
 
