@@ -63,8 +63,8 @@ def test_dropped_lines_are_read(page):
 
 
 def test_text_comes_while_it_is_read(page, server, monkeypatch):
-    advance = type(server.engine)._advance
-    monkeypatch.setattr(type(server.engine), "_advance", lambda engine: (time.sleep(0.1), advance(engine))[1])
+    dispatch = type(server.engine).dispatch
+    monkeypatch.setattr(type(server.engine), "dispatch", lambda engine: (time.sleep(0.1), dispatch(engine))[1])
     page.run("""{ window.seen = []; new MutationObserver(() => {
         const text = document.querySelector(".text"); if (text) seen.push(text.textContent);
     }).observe(document.body, { subtree: true, childList: true, characterData: true }); }""")

@@ -179,7 +179,7 @@ def test_a_drawn_data_set_can_be_trained_on(font, tmp_path):
 
 
 def test_drawing_refuses_what_it_cannot_do(font, tmp_path):
-    with pytest.raises(ValueError, match="no level dirty; there are clean, worn, rough"):
+    with pytest.raises(UsageError, match="no level dirty; there are clean, worn, rough"):
         draw.run(draw.Config(tmp_path / "a", font, levels=("dirty",)))
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match="holds no texts"):
