@@ -17,7 +17,8 @@ _ROOMY = 3 / 4  # of the model's image: what is longer is read in pieces
 _PIECE = 5 / 8  # of the model's image, on the average of a line's pieces
 _SLACK = 0.3  # of a piece, by which either of its ends may move to a gap: then it fills the image
 _GAP = 7  # columns; in lines of 32 rows spaces are hardly narrower
-_SPACE = 5  # columns from ink to ink, that are none yet
+_SPACE = 5  # columns from ink to ink, that are none yet: what is farther apart are words
+_AMID = 0.25  # of the ink that is usual around a column: with less, what is closer are words with noise or little space between
 _WIDE = 1.5  # heights of a line: paper that is wider parts what is read apart, as in a table of contents
 _INKED = 64  # of 255: a column with less is paper
 LONGEST = 8 * _PIECE  # of the model's images: what is longer is squeezed into so much
@@ -41,13 +42,25 @@ def parts(line: np.ndarray, width: int) -> list[Part]:
     ends = _ends(letters, inked, width)
     if len(ends) <= 2:
         return [Part(0, line.shape[1], False)]
-    found = []
+    found, amid = [], _is_amid_a_word(letters)
     for first, last in itertools.pairwise(ends):
         start, stop = np.searchsorted(inked, (first, last)).tolist()
         if start < stop:
-            continues = bool(found and inked[start] - inked[start - 1] <= _SPACE)
-            found.append(Part(max(int(inked[start]) - _GAP, first), min(int(inked[stop - 1]) + 1 + _GAP, last), continues))
+            left, right = max(int(inked[start]) - _GAP, first), min(int(inked[stop - 1]) + 1 + _GAP, last)
+            close = inked[start] - inked[start - 1] <= _SPACE
+            found.append(Part(left, right, bool(found and close and amid[first])))
     return found or [Part(0, line.shape[1], False)]  # of a rule alone
+
+
+def _is_amid_a_word(line: np.ndarray) -> np.ndarray:
+    """For every column whether more ink is around than around a space."""
+    ink = _ink_around(line)
+    return ink > _AMID * np.median(ink[ink > _AMID * ink.max()])
+
+
+def _ink_around(line: np.ndarray) -> np.ndarray:
+    """Of as many columns as a space has, for every column the ink."""
+    return np.convolve(line.sum(0, dtype=np.float32), np.ones(_GAP), "same")
 
 
 def _without_rules(line: np.ndarray) -> np.ndarray:
@@ -70,7 +83,7 @@ def cuts(line: np.ndarray, width: int) -> list[int]:
     if length <= _ROOMY * width:
         return []
     count = math.ceil(length / (_PIECE * width))
-    ink = np.convolve(line.sum(0, dtype=np.float32), np.ones(_GAP), "same")
+    ink = _ink_around(line)
     share, slack = length / count, _SLACK * length / count
     starts = [int(share * number - slack) for number in range(1, count)]
     return [start + int(ink[start : start + int(2 * slack)].argmin()) for start in starts]
