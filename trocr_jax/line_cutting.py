@@ -40,7 +40,7 @@ def parts(line: np.ndarray, width: int) -> list[Part]:
     letters = _without_rules(line)
     inked = np.flatnonzero(letters.max(0) >= _INKED)
     ends = _ends(letters, inked, width)
-    if len(ends) <= 2:
+    if len(ends) <= 2 or not inked.size:
         return [Part(0, line.shape[1], False)]
     found, amid = [], _is_amid_a_word(letters)
     for first, last in itertools.pairwise(ends):
@@ -49,7 +49,7 @@ def parts(line: np.ndarray, width: int) -> list[Part]:
             left, right = max(int(inked[start]) - _GAP, first), min(int(inked[stop - 1]) + 1 + _GAP, last)
             close = inked[start] - inked[start - 1] <= _SPACE
             found.append(Part(left, right, bool(found and close and amid[first])))
-    return found or [Part(0, line.shape[1], False)]  # of a rule alone
+    return found
 
 
 def _is_amid_a_word(line: np.ndarray) -> np.ndarray:
