@@ -27,7 +27,7 @@ ROWS = 4, 2  # lines on both sides of a gutter, and of one that is twice as wide
 POINT = 0.01  # square heights of ink: what has less is no point
 
 
-class Line(NamedTuple):
+class LineBox(NamedTuple):
     """A box on the level ink, and the height of the letters in it."""
 
     left: float
@@ -36,15 +36,15 @@ class Line(NamedTuple):
     bottom: float
     size: float
 
-    def shares_height(self, other: Line) -> bool:
+    def shares_height(self, other: LineBox) -> bool:
         """Whether letters are of about the same size, and more than half of the lower one's height is common to both."""
         shared = min(self.bottom, other.bottom) - max(self.top, other.top)
         alike = max(self.size, other.size) < ALIKE * min(self.size, other.size)
         return alike and shared > 0.5 * min(self.bottom - self.top, other.bottom - other.top)
 
-    def grown(self, left: float, top: float, right: float, bottom: float) -> Line:
+    def grown(self, left: float, top: float, right: float, bottom: float) -> LineBox:
         """So far that it holds this box."""
-        return Line(min(self.left, left), min(self.top, top), max(self.right, right), max(self.bottom, bottom), self.size)
+        return LineBox(min(self.left, left), min(self.top, top), max(self.right, right), max(self.bottom, bottom), self.size)
 
     def with_margin(self) -> tuple[float, float, float, float]:
         """left, top, right, bottom with a little paper around."""
@@ -129,14 +129,14 @@ def _widest_gap(starts: np.ndarray, ends: np.ndarray) -> tuple[float, float] | N
     return float(gaps.max()), float(covered[np.argmax(gaps)])
 
 
-def _merged(runs: Boxes, enough: float = np.inf) -> list[Line]:
+def _merged(runs: Boxes, enough: float = np.inf) -> list[LineBox]:
     """Lines from top to bottom: runs that share more than half of the lower one's height are one. Stops at `enough`
     lines."""
-    lines: list[Line] = []
+    lines: list[LineBox] = []
     for i in np.argsort(runs.top + runs.bottom):
         if len(lines) >= enough:
             break
-        run = Line(*runs[i : i + 1].around(), float(runs.size[i]))
+        run = LineBox(*runs[i : i + 1].around(), float(runs.size[i]))
         for place, line in enumerate(lines):
             if line.shares_height(run):
                 lines[place] = line.grown(*run[:4])
@@ -146,7 +146,7 @@ def _merged(runs: Boxes, enough: float = np.inf) -> list[Line]:
     return sorted(lines, key=lambda line: line.top + line.bottom)
 
 
-def _whole(lines: list[Line], ink: Connected) -> Iterator[Line]:
+def _whole(lines: list[LineBox], ink: Connected) -> Iterator[LineBox]:
     """Lines grown by the points, commas and accents beside them; what is one speck alone is dropped."""
     x, y = (ink.boxes.left + ink.boxes.right) / 2, (ink.boxes.top + ink.boxes.bottom) / 2
     for line in lines:
