@@ -1,7 +1,8 @@
 """Sockets: limits that uvicorn does not have, and a shutdown that loses nobody.
 
 uvicorn waits without end for a header, and for the rest of a request that was answered early; and after SIGTERM it closes its
-socket at once, before a load balancer has seen that it should look elsewhere, and dies of the signal.
+socket at once, before a load balancer has seen that it should look elsewhere, then connections whose request is still on its
+way, and dies of the signal.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from .limits import Limits
 from .logs import log
 from .service import Service
+
+_LAST_SECONDS = 1.0
+"""For requests on connections that were taken before the socket closed."""
 
 
 class Corked:
@@ -58,6 +62,11 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
     class Connection(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
 
+        @property
+        def waits(self) -> bool:
+            """For a request, the first or a further one."""
+            return self.cycle is None or self.cycle.response_complete
+
         def connection_made(self, transport: Any) -> None:
             super().connection_made(Corked(transport, self.loop))  # pyright: ignore[reportArgumentType]
             if len(self.connections) > limits.connections:
@@ -67,8 +76,7 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            busy = self.cycle is not None and not self.cycle.response_complete
-            if busy:
+            if not self.waits:
                 self._stop_timer()
             elif self._timer is None and not self.transport.is_closing():
                 self._timer = self.loop.call_later(limits.header_seconds, self.transport.abort)
@@ -107,5 +115,14 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: Any = None) -> None:
+        for server in self.servers:
+            server.close()
+        await self._take_last()
         await super().shutdown(sockets)
         log("stopped")
+
+    async def _take_last(self) -> None:
+        """A client whose connection was taken may be sending its request: closed now, it would be lost."""
+        until = time.monotonic() + _LAST_SECONDS
+        while time.monotonic() < until and any(connection.waits for connection in self.server_state.connections):
+            await asyncio.sleep(0.02)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -84,6 +85,23 @@ def test_sigterm_loses_no_accepted_request(life):
     read = [e for e in life["log"] if e.get("route") == "/v1/chat/completions" and e.get("tokens")]
     assert len(read) == 1 + len(outcomes) - len(wrong), "the first, and each that a client saw answered"
     assert {body["choices"][0]["message"]["content"] for status, body in life["answers"] if status == 200} == {lines()[0].text}
+
+
+def test_a_connection_taken_before_the_end_may_still_send_its_request():
+    running = Running()
+    with socket.create_connection(("127.0.0.1", running.port)) as early:
+        wait_until(lambda: running.server.server_state.connections, 10)
+        running.server.handle_exit(signal.SIGTERM, None)
+        wait_until(lambda: _refuses(running.port), 10)
+        early.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = early.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 200 ") and b"connection: close" in answer and answer.endswith(b"ok")
+    running.stop()
+
+
+def _refuses(port):
+    with socket.socket() as late:
+        return late.connect_ex(("127.0.0.1", port)) != 0
 
 
 def test_readyz_says_no_before_the_socket_closes(life):
