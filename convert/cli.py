@@ -97,7 +97,8 @@ def _verify(dst: Path, source: Any) -> int:
 
 def _convert(config: Config) -> tuple[Any, dict[str, bytes], Any]:
     """The model, the files that go along with it, and the checkpoint that it came from."""
-    from trocr_jax import files, pretrained, weights
+    from trocr_jax import files, pretrained
+    from trocr_jax.checkpoints import weights
     from trocr_jax.config import TrOCRConfig
     from trocr_jax.model import TrOCR
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from trocr_jax import pretrained, weights
+from trocr_jax import pretrained
+from trocr_jax.checkpoints import weights
 from trocr_jax.pretrained import Checkpoint
 
 MODULE, WHOLE = 1e-5, 1e-4  # tolerances, of the largest value
@@ -228,8 +229,8 @@ def _stacked(given: dict[str, np.ndarray], part: str) -> np.ndarray:
 def _states(model: Any, pixels: Any, ids: Any, encoder: Any, decoder: Any, memory: Any) -> dict[str, Any]:
     import jax
 
-    from trocr_jax.decoder_layer import DecoderLayer
-    from trocr_jax.encoder import EncoderLayer
+    from trocr_jax.network.decoder_layer import DecoderLayer
+    from trocr_jax.network.encoder import EncoderLayer
 
     output = model.encoder.norm(encoder[-1])
     embedded, _ = model.decoder.states(ids, memory)

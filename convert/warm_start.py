@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trocr_jax import files, tensor_files, weights
+from trocr_jax import files
+from trocr_jax.checkpoints import tensor_files, weights
+from trocr_jax.checkpoints.tensor_files import ArrayLike
 from trocr_jax.config import Size, TrOCRConfig
-from trocr_jax.tensor_files import ArrayLike
 
 Branch = Literal["roberta2", "roberta"]
 Named = dict[str, ArrayLike]
@@ -132,7 +133,7 @@ def _resized(table: np.ndarray, source: dict[str, Any], config: TrOCRConfig, rem
     """Positions [1,S,D] of the checkpoint's image size, interpolated to the config's."""
     import jax.numpy as jnp
 
-    from trocr_jax.encoder import interpolate_grid
+    from trocr_jax.network.encoder import interpolate_grid
 
     old = [size // patch for size, patch in zip(_pair(source["image_size"]), config.encoder.patch_size, strict=True)]
     special, new = config.encoder.num_special_tokens, config.encoder.grid

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from trocr_jax import files, generation_files
+from trocr_jax import files
+from trocr_jax.checkpoints import generation_files
 from trocr_jax.cli import UsageError
 from trocr_jax.cores import usable_cores
 from trocr_jax.files import FilesError

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from trocr_jax.line import Line
-from trocr_jax.page_formats import Page
+from trocr_jax.pages.formats import Page
 
 Format = Literal["jsonl", "parquet"]
 

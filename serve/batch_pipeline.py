@@ -21,7 +21,7 @@ import numpy as np
 from trocr_jax.decoding import GenerateConfig, Generation
 from trocr_jax.line import Line, joined
 from trocr_jax.page import Layout
-from trocr_jax.page_formats import Page
+from trocr_jax.pages.formats import Page
 from trocr_jax.prepared import Prepared
 from trocr_jax.reader import Reader
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from trocr_jax import images
-from trocr_jax.image_processor import ImageProcessor
 from trocr_jax.page import Layout, prepare_page
+from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.prepared import Prepared, prepare
 
 from .batch_places import FetchError, PlaceError, is_url, patiently, read_url

@@ -27,8 +27,8 @@ from trocr_jax import cli, sharding
 from trocr_jax.cli import UsageError
 from trocr_jax.config import PRESETS
 from trocr_jax.decoding import GenerateConfig, generate, precision
+from trocr_jax.generation.packed import pack
 from trocr_jax.model import TrOCR
-from trocr_jax.packed import pack
 
 from . import peers, roofline
 

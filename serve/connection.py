@@ -124,5 +124,6 @@ class Server(uvicorn.Server):
     async def _take_last(self) -> None:
         """A client whose connection was taken may be sending its request: closed now, it would be lost."""
         until = time.monotonic() + _LAST_SECONDS
-        while time.monotonic() < until and any(connection.waits for connection in self.server_state.connections):
+        connections: set[Any] = self.server_state.connections
+        while time.monotonic() < until and any(connection.waits for connection in connections):
             await asyncio.sleep(0.02)

@@ -23,7 +23,7 @@ from trocr_jax.cli import program
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.cores import usable_cores
 from trocr_jax.image_paths import find_images
-from trocr_jax.image_processor import ImageProcessor
+from trocr_jax.pixels.image_processor import ImageProcessor
 
 from .batch_decode import CHUNK, Decoders
 from .batch_prepare import Decoded, decode

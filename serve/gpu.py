@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from trocr_jax import ahead_of_time, layers
+from trocr_jax import ahead_of_time
 from trocr_jax.cli import check_known, program
 from trocr_jax.config import PRESETS
 from trocr_jax.model import TrOCR
+from trocr_jax.network import layers
 
 from . import kernels, tpu
 

@@ -12,7 +12,7 @@ import uvicorn
 
 from trocr_jax.cli import UsageError
 from trocr_jax.files import expand
-from trocr_jax.loop import bucket
+from trocr_jax.generation.loop import bucket
 from trocr_jax.reader import Reader, cache_compilations
 
 from .app import create_app

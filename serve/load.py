@@ -31,8 +31,8 @@ from PIL import Image
 
 from trocr_jax import cli
 from trocr_jax.engine import Engine, Job
+from trocr_jax.generation.loop import whole_visits
 from trocr_jax.image_paths import find_images
-from trocr_jax.loop import whole_visits
 from trocr_jax.reader import Reader
 
 from .client import Client

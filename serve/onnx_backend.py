@@ -26,9 +26,9 @@ import numpy as np
 
 from trocr_jax.cores import usable_cores
 from trocr_jax.decoding import GenerateConfig
-from trocr_jax.image_processor import ImageProcessor
-from trocr_jax.loop import Generation
+from trocr_jax.generation.loop import Generation
 from trocr_jax.model import TrOCR
+from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.prepared import Prepared, prepare, used_width
 from trocr_jax.reader import CPU_BATCH, Reader, Wait
 from trocr_jax.streaming import in_order

@@ -21,9 +21,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from trocr_jax.decoder import POSITION_OFFSET, sinusoidal_table
-from trocr_jax.layers import Attention
 from trocr_jax.model import TrOCR
+from trocr_jax.network.decoder import POSITION_OFFSET, sinusoidal_table
+from trocr_jax.network.layers import Attention
 
 from .onnx_graph import MICROSOFT, Graph, Style, array
 

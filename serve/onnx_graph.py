@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from trocr_jax.layers import Attention, Mlp
+from trocr_jax.network.layers import Attention, Mlp
 
 OPSET = 20  # the first with Gelu
 IR_VERSION = 10

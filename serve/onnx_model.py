@@ -14,7 +14,7 @@ import onnx
 
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.decoding import GenerateConfig
-from trocr_jax.loop import Generation
+from trocr_jax.generation.loop import Generation
 from trocr_jax.model import TrOCR
 
 from . import onnx_export

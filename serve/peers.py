@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import save_file
 
-from trocr_jax import weights
+from trocr_jax.checkpoints import weights
 from trocr_jax.model import TrOCR
 
 Read = Callable[[np.ndarray, int], np.ndarray]

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trocr_jax.batching.slots import STEPS
 from trocr_jax.cli import program
-from trocr_jax.loop import whole_visits
-from trocr_jax.slots import STEPS
+from trocr_jax.generation.loop import whole_visits
 
 
 @dataclass(frozen=True)

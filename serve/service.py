@@ -17,11 +17,11 @@ from typing import Any, Literal
 from trocr_jax.cores import usable_cores
 from trocr_jax.engine import Engine, Job
 from trocr_jax.engine_thread import EngineThread
+from trocr_jax.generation.sampling import image_seed
 from trocr_jax.images import MAX_PIXELS, ImageError
-from trocr_jax.line_cutting import MOST_PIECES
+from trocr_jax.pixels.line_cutting import MOST_PIECES
 from trocr_jax.prepared import Prepared
 from trocr_jax.reader import Reader
-from trocr_jax.sampling import image_seed
 
 from .errors import ApiError, bad_request, overloaded, timed_out
 from .fetch import Fetcher

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled
 
-from trocr_jax import ahead_of_time, sharding, slots
+from trocr_jax import ahead_of_time, sharding
+from trocr_jax.batching import slots
 from trocr_jax.chips import chip_of, estimate
 from trocr_jax.cli import check_known, program
 from trocr_jax.config import PRESETS

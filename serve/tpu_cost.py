@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 
 from trocr_jax.ahead_of_time import cost, unstacked
 from trocr_jax.chips import Chip, Cost
-from trocr_jax.decoder_layer import KVCache, StepLayer
 from trocr_jax.model import TrOCR, normalize
+from trocr_jax.network.decoder_layer import KVCache, StepLayer
 
 HALF = (0.5, 0.5, 0.5)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from trocr_jax import weights
+from trocr_jax.checkpoints import weights
 from trocr_jax.config import DecoderConfig, EncoderConfig, TrOCRConfig
 from trocr_jax.model import TrOCR
 

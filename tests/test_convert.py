@@ -26,7 +26,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from trocr_jax import cli, pretrained, tensor_files, weights
+from trocr_jax import cli, pretrained
+from trocr_jax.checkpoints import tensor_files, weights
 from trocr_jax.config import PRESETS, TrOCRConfig
 from trocr_jax.convert import verify
 from trocr_jax.convert.cli import _check_tokenizer

@@ -14,8 +14,8 @@ from test_model import fixture, nhwc
 
 from trocr_jax import decoding
 from trocr_jax.decoding import GenerateConfig, generate, read_pixels
-from trocr_jax.logits import keep_top_k, keep_top_p
-from trocr_jax.loop import whole_visits
+from trocr_jax.generation.logits import keep_top_k, keep_top_p
+from trocr_jax.generation.loop import whole_visits
 from trocr_jax.model import TrOCR
 
 BEAMS = {

@@ -2,7 +2,8 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from trocr_jax import cli, doctor
+from trocr_jax import cli
+from trocr_jax.commands import doctor
 
 
 def test_what_is_not_installed_is_told(monkeypatch):

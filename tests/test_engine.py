@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from trocr_jax import slots as device
+from trocr_jax.batching import slots as device
 from trocr_jax.engine import Engine, Job, QueueFullError
 from trocr_jax.engine_thread import EngineThread
 from trocr_jax.reader import Reader

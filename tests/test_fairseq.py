@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from trocr_jax import fairseq
+from trocr_jax.checkpoints import fairseq
+from trocr_jax.checkpoints.torch_files import Inert
 from trocr_jax.config import ConfigError
-from trocr_jax.torch_files import Inert
 
 SHAPES = {
     "encoder.deit.cls_token": (1, 1, 64), "encoder.deit.pos_embed": (1, 5, 64),
@@ -22,7 +22,7 @@ TENSORS = {name: np.zeros(shape, "f4") for name, shape in SHAPES.items()}
 
 READER = """
 import dataclasses, json, sys
-from trocr_jax import fairseq, torch_files
+from trocr_jax.checkpoints import fairseq, torch_files
 content = torch_files.load(sys.argv[1])
 tensors = torch_files.state_dict(content, sys.argv[1])
 print(json.dumps(dataclasses.asdict(fairseq.infer_config(tensors, fairseq.arguments(content)))))

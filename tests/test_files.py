@@ -16,7 +16,8 @@ import safetensors.numpy
 import torch
 from conftest import ROOT
 
-from trocr_jax import files, tensor_files
+from trocr_jax import files
+from trocr_jax.checkpoints import tensor_files
 from trocr_jax.files import FilesError
 
 ARRAYS = {

@@ -7,7 +7,7 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 from test_layers import normal, same_gradients
 
-from trocr_jax import flash, layers
+from trocr_jax.network import flash, layers
 
 QUERY, MEMORY = (2, 259, 3, 8), (2, 257, 3, 8)
 

@@ -9,8 +9,8 @@ import transformers
 from conftest import ROOT
 
 from trocr_jax import Reader, TrOCR
-from trocr_jax.generation_files import read_settings
-from trocr_jax.loop import GenerateConfig
+from trocr_jax.checkpoints.generation_files import read_settings
+from trocr_jax.generation.loop import GenerateConfig
 from trocr_jax.pretrained import companions, save
 
 PACKAGED = ROOT / "trocr_jax" / "tiny-print"

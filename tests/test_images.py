@@ -18,8 +18,8 @@ from conftest import ROOT, shared
 from PIL import Image, ImageDraw, ImageFont
 
 from trocr_jax.image_paths import EXTENSIONS, find_images
-from trocr_jax.image_processor import ImageProcessor, PreprocessorError
 from trocr_jax.images import FIRST_OF_SEVERAL, ImageError, load
+from trocr_jax.pixels.image_processor import ImageProcessor, PreprocessorError
 
 PAPER = (255, 255, 255)
 VIT = {"image_processor_type": "ViTImageProcessor", "size": 384, "resample": 2}
@@ -526,5 +526,5 @@ def test_every_known_extension_is_one_of_the_formats() -> None:
 
 
 def test_no_jax_is_imported() -> None:
-    script = "import sys, trocr_jax.images, trocr_jax.ink; sys.exit(any(m in sys.modules for m in ('jax', 'torch')))"
+    script = "import sys, trocr_jax.images, trocr_jax.pixels.ink; sys.exit(any(m in sys.modules for m in ('jax', 'torch')))"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from trocr_jax.ink import is_blank, looks_like_several_lines
+from trocr_jax.pixels.ink import is_blank, looks_like_several_lines
 
 LINES = [
     "The quick brown fox jumps over",

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trocr_jax import layers
+from trocr_jax.network import layers
 
 
 def normal(shape, seed: int) -> jax.Array:

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from trocr_jax import line_detection
-from trocr_jax.line_detection import find_lines
-from trocr_jax.page_ink import find_ink
+from trocr_jax.pages import line_detection
+from trocr_jax.pages.ink import find_ink
+from trocr_jax.pages.line_detection import find_lines
 
 Drawn = tuple[Image.Image, list[np.ndarray]]
 

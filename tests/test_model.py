@@ -17,13 +17,14 @@ from conftest import FAMILIES, shared
 from flax import nnx
 from reference import VisionEncoderDecoderModel, close, nchw, ours, random_config, random_pixels, torch_model
 
-from trocr_jax import decoder, weights
+from trocr_jax.checkpoints import weights
 from trocr_jax.config import TrOCRConfig
-from trocr_jax.decoder import sinusoidal_table
 from trocr_jax.decoding import GenerateConfig, generate
-from trocr_jax.encoder import interpolate_grid, patchify
+from trocr_jax.generation.packed import pack, unpack
 from trocr_jax.model import TrOCR, cross_entropy, normalize, shift_right
-from trocr_jax.packed import pack, unpack
+from trocr_jax.network import decoder
+from trocr_jax.network.decoder import sinusoidal_table
+from trocr_jax.network.encoder import interpolate_grid, patchify
 
 
 def fixture(family: str) -> tuple[TrOCR, dict[str, np.ndarray]]:
@@ -268,7 +269,7 @@ def test_label_smoothing_equals_torch():
 
 
 def test_normalize_on_the_device_equals_the_processor():
-    from trocr_jax.image_processor import ImageProcessor
+    from trocr_jax.pixels.image_processor import ImageProcessor
 
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
     processor = ImageProcessor(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

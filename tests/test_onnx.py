@@ -10,8 +10,8 @@ from reference import ours, random_config, random_pixels, torch_model
 
 from trocr_jax import Reader, generate
 from trocr_jax.decoding import GenerateConfig
-from trocr_jax.encoder import EncoderLayer
-from trocr_jax.layers import scan_layers
+from trocr_jax.network.encoder import EncoderLayer
+from trocr_jax.network.layers import scan_layers
 from trocr_jax.prepared import used_width
 
 onnx_backend = pytest.importorskip("trocr_jax.serve.onnx_backend", reason="needs onnx")

@@ -15,10 +15,11 @@ import tiny
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy import ndimage
 
-from trocr_jax import Reader, cli, images, ink, page
+from trocr_jax import Reader, cli, images, page
 from trocr_jax.line import Line, Word, line_from_tokens
-from trocr_jax.page_formats import Format, Page, PageLine, render
-from trocr_jax.page_outlines import PageFormatError, parse_lines
+from trocr_jax.pages.formats import Format, Page, PageLine, render
+from trocr_jax.pages.outlines import PageFormatError, parse_lines
+from trocr_jax.pixels import ink
 from trocr_jax.prepared import SEVERAL_PAGES
 
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from trocr_jax import page_command
 from trocr_jax.cli import UsageError
-from trocr_jax.page_command import Job, Source, check, sources
-from trocr_jax.page_outlines import PageFormatError
+from trocr_jax.commands import page as page_command
+from trocr_jax.commands.page import Job, Source, check, sources
+from trocr_jax.pages.outlines import PageFormatError
 
 
 @pytest.mark.parametrize("other", ["b/1.png", "a/1.tif"])

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from trocr_jax import images, letters, line_detection, page
+from trocr_jax import images, page
 from trocr_jax.line import Line
-from trocr_jax.page_outlines import PageFormatError, parse_lines
+from trocr_jax.pages import letters, line_detection
+from trocr_jax.pages.outlines import PageFormatError, parse_lines
 
 QUAD = [[10, 20], [90, 20], [90, 40], [10, 40]]
 ROUND = [QUAD[0], QUAD[3], QUAD[2], QUAD[1]]

@@ -13,10 +13,11 @@ import tiny
 from conftest import ROOT
 from PIL import Image
 
-from trocr_jax import decoding, ink
+from trocr_jax import decoding
 from trocr_jax.cores import usable_cores
+from trocr_jax.generation.loop import bucket
 from trocr_jax.line import Line, line_from_tokens
-from trocr_jax.loop import bucket
+from trocr_jax.pixels import ink
 from trocr_jax.reader import Prepared, Reader
 
 

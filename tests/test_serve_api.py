@@ -10,7 +10,7 @@ from openai.types.responses import Response
 from PIL import Image, ImageDraw, ImageFont
 from serving import MODEL, PICTURES, chat, data_url, lines, message, reader, serving, wait_until
 
-from trocr_jax import search_jobs, slots
+from trocr_jax.batching import search_jobs, slots
 from trocr_jax.engine import Job
 
 LONGEST = max(range(len(PICTURES)), key=lambda i: len(lines()[i].tokens))

@@ -9,8 +9,8 @@ import serving
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
+from trocr_jax.batching.jobs import Job
 from trocr_jax.decoding import GenerateConfig
-from trocr_jax.jobs import Job
 from trocr_jax.line import CONTINUES, NO_TEXT, joined
 from trocr_jax.serve.reading import Answer, Part, entry
 from trocr_jax.tokens import Tokenizer

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, shared
 
-from trocr_jax.tokenizer_files import TokenizerError
+from trocr_jax.checkpoints.tokenizer_files import TokenizerError
 from trocr_jax.tokens import Tokenizer, character_vocabulary
 
 IAM_LINE = 'industry, " Mr. Brown commented icily. " Let us have a'

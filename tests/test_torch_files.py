@@ -16,8 +16,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from trocr_jax import torch_files
-from trocr_jax.torch_files import TorchFileError
+from trocr_jax.checkpoints import torch_files
+from trocr_jax.checkpoints.torch_files import TorchFileError
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
@@ -169,7 +169,7 @@ READER = """
 import json, pathlib, re, sys, time
 sys.modules["torch"] = None
 import numpy as np
-from trocr_jax import torch_files
+from trocr_jax.checkpoints import torch_files
 import encodings.cp437  # zipfile decodes names with it
 events, reading = [], False
 HARMLESS = ("open", "mmap.__new__", "object.__getattr__", "sys._getframe", "builtins.id")

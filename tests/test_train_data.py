@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from trocr_jax.image_processor import ImageProcessor
+from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.train.batches import Batches, prefetch
 from trocr_jax.train.data import Loader, mixed_order, parse_source
 from trocr_jax.train.records import Record, SourceError

@@ -9,8 +9,8 @@ import pytest
 import tiny
 from conftest import shared
 
-from trocr_jax.encoder import Encoder
 from trocr_jax.model import TrOCR
+from trocr_jax.network.encoder import Encoder
 from trocr_jax.tokens import Tokenizer, character_vocabulary
 from trocr_jax.train import preflight, vocabulary
 from trocr_jax.train.batches import Batch

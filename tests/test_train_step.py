@@ -16,7 +16,7 @@ from conftest import FAMILIES, shared
 from reference import close, nchw, ours, random_config, torch_model
 from transformers import VisionEncoderDecoderModel
 
-from trocr_jax import weights
+from trocr_jax.checkpoints import weights
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.model import TrOCR, normalize
 from trocr_jax.train import mesh as meshes

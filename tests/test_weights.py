@@ -17,11 +17,12 @@ import torch
 from conftest import FAMILIES, ROOT, shared
 from reference import random_config, torch_model
 
-from trocr_jax import fairseq, pretrained, tensor_files, weights
+from trocr_jax import pretrained
+from trocr_jax.checkpoints import fairseq, tensor_files, weights
+from trocr_jax.checkpoints.weights import WeightsError
 from trocr_jax.config import PRESETS, ConfigError, DecoderConfig, EncoderConfig, TrOCRConfig
 from trocr_jax.files import FilesError
 from trocr_jax.model import TrOCR
-from trocr_jax.weights import WeightsError
 
 UNUSED = ("pooler.dense", "_float_tensor")
 
@@ -175,7 +176,8 @@ READER = """
 import hashlib, json, sys
 sys.modules["torch"] = None
 import jax, jax.numpy as jnp
-from trocr_jax import files, pretrained, weights
+from trocr_jax import files, pretrained
+from trocr_jax.checkpoints import weights
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.model import TrOCR
 digests = {}

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from trocr_jax import pretrained
 from trocr_jax.config import DecoderConfig, EncoderConfig, TrOCRConfig
-from trocr_jax.image_processor import ImageProcessor
+from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.tokens import character_vocabulary
 from trocr_jax.train.config import Config, DataConfig, OptimizerConfig, PreflightConfig, StartConfig
 from trocr_jax.train.parameters import build

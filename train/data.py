@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from trocr_jax import images
-from trocr_jax.image_processor import ImageProcessor
+from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.tokens import Tokenizer
 
 from .config import Config

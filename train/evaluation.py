@@ -13,9 +13,9 @@ import numpy as np
 
 from trocr_jax import images
 from trocr_jax.decoding import GenerateConfig, read_pixels
-from trocr_jax.image_processor import ImageProcessor
 from trocr_jax.metrics import character_error_rate
 from trocr_jax.model import TrOCR
+from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.tokens import Tokenizer
 
 from . import fonts, synthesis

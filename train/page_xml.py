@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from trocr_jax.page_outlines import NoOutlineError, PageFormatError, outline, tag, text_lines, xml_root
+from trocr_jax.pages.outlines import NoOutlineError, PageFormatError, outline, tag, text_lines, xml_root
 
 from .records import Crops, SourceError, inside, read_text
 

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trocr_jax.checkpoints.weights import name_of
 from trocr_jax.config import TrOCRConfig
-from trocr_jax.layers import Array, Dtype
 from trocr_jax.model import TrOCR
-from trocr_jax.weights import name_of
+from trocr_jax.network.layers import Array, Dtype
 
 Arrays = dict[str, Any]
 STACK = re.compile(r"((?:encoder|decoder)\.layers)\.")

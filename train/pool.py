@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from trocr_jax import ink, line_normalization
-from trocr_jax.image_processor import ImageProcessor
+from trocr_jax.pixels import ink, line_normalization
+from trocr_jax.pixels.image_processor import ImageProcessor
 
 from . import fonts, synthesis
 from .config import SyntheticConfig, to_plain

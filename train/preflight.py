@@ -15,8 +15,8 @@ import numpy as np
 
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.decoding import GenerateConfig, precision, read_pixels
-from trocr_jax.layers import Array
 from trocr_jax.model import TrOCR, normalize, shift_right
+from trocr_jax.network.layers import Array
 from trocr_jax.tokens import Tokenizer
 
 from .batches import Batch

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from trocr_jax import files, pretrained, weights
+from trocr_jax import files, pretrained
+from trocr_jax.checkpoints import weights
 from trocr_jax.config import PRESETS, DecoderConfig, EncoderConfig, Size, TrOCRConfig
-from trocr_jax.encoder import interpolate_grid
-from trocr_jax.image_processor import ImageProcessor
 from trocr_jax.model import TrOCR
+from trocr_jax.network.encoder import interpolate_grid
+from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.tokens import Tokenizer, character_vocabulary
 
 from . import vocabulary

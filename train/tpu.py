@@ -23,9 +23,9 @@ from trocr_jax import ahead_of_time
 from trocr_jax.chips import Cost, chip_of, estimate
 from trocr_jax.cli import check_known, program
 from trocr_jax.config import PRESETS
-from trocr_jax.decoder_layer import DecoderLayer
-from trocr_jax.encoder import EncoderLayer
 from trocr_jax.model import TrOCR
+from trocr_jax.network.decoder_layer import DecoderLayer
+from trocr_jax.network.encoder import EncoderLayer
 
 from . import mesh as meshes
 from .config import OptimizerConfig

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 VERBS = {
-    "read": ("trocr_jax.read_command", "read the text of line images"),
+    "read": ("trocr_jax.commands.read", "read the text of line images"),
     "convert": ("trocr_jax.convert.cli", "convert weights: hub, fairseq, BEiT + RoBERTa, Orbax"),
     "train": ("trocr_jax.train.cli", "fine-tune or train a model"),
     "eval": ("trocr_jax.train.evaluate", "measure a model: CER, WER, accuracy, calibration"),
     "batch": ("trocr_jax.serve.batch", "read millions of line images, on any number of machines"),
     "serve": ("trocr_jax.serve.cli", "an OpenAI-compatible server with a web page"),
     "bench": ("trocr_jax.serve.bench", "measure speed beside other implementations"),
-    "doctor": ("trocr_jax.doctor", "check this machine and a checkpoint"),
+    "doctor": ("trocr_jax.commands.doctor", "check this machine and a checkpoint"),
 }
 EXTRAS = {"train": "train", "eval": "train", "batch": "batch"}
 

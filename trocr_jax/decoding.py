@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .beam import beam_search
-from .layers import Array, refuse_explicit
-from .loop import GenerateConfig, Generation, nothing
+from .generation.beam import beam_search
+from .generation.loop import GenerateConfig, Generation, nothing
+from .generation.packed import Packed, unpack
+from .generation.sampling import sample
 from .model import TrOCR, normalize
-from .packed import Packed, unpack
-from .sampling import sample
+from .network.layers import Array, refuse_explicit
 
 __all__ = ["GenerateConfig", "Generation", "generate", "precision", "read_pixels"]
 

@@ -35,16 +35,16 @@ from itertools import chain
 import jax
 import numpy as np
 
-from . import slots as device
+from .batching import slots as device
+from .batching.jobs import Counts, Job, Queue, QueueFullError, Status
+from .batching.search_jobs import SearchJobs
+from .batching.slot_jobs import SlotJobs
 from .decoding import GenerateConfig
-from .jobs import Counts, Job, Queue, QueueFullError, Status
+from .generation.loop import bucket
+from .generation.packed import pack
 from .lanes import Lanes
-from .layers import Array
-from .loop import bucket
 from .model import TrOCR
-from .packed import pack
-from .search_jobs import SearchJobs
-from .slot_jobs import SlotJobs
+from .network.layers import Array
 
 __all__ = ["Engine", "Job", "QueueFullError"]
 

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from . import pretrained, weights
+from . import pretrained
+from .checkpoints import weights
 from .config import TrOCRConfig
-from .decoder import Decoder
-from .encoder import Encoder
-from .layers import Array, Dtype, linear, refuse_explicit, split
+from .network.decoder import Decoder
+from .network.encoder import Encoder
+from .network.layers import Array, Dtype, linear, refuse_explicit, split
 
 
 class TrOCR(nnx.Module):

@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from . import images
-from .image_processor import ImageProcessor
 from .line import Line
-from .line_detection import find_lines
-from .page_formats import Page, PageLine, Points
-from .page_outlines import PageFormatError, clockwise
+from .pages.formats import Page, PageLine, Points
+from .pages.line_detection import find_lines
+from .pages.outlines import PageFormatError, clockwise
+from .pixels.image_processor import ImageProcessor
 from .prepared import Prepared, prepare
 
 
@@ -33,13 +33,13 @@ def read_page(reader: Any, source: Any, polygons: Sequence[np.ndarray] | None = 
     Args:
         reader: a Reader.
         source: the page as a path, bytes, a PIL image or an array.
-        polygons: the lines where they are known, in reading order: [n,2] x and y each, as `page_outlines.parse_lines` gives
+        polygons: the lines where they are known, in reading order: [n,2] x and y each, as `pages.outlines.parse_lines` gives
             them from another program's file; by default lines are found here.
         options: of `Reader.read` (batch_size, num_beams, ...).
 
     Returns:
         A Page: its width and height in pixels and its lines, each with the outline and the Line read there;
-        `page_formats.render` writes it. A page without writing has no lines.
+        `pages.formats.render` writes it. A page without writing has no lines.
 
     Raises:
         images.ImageError: the page cannot be read.

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from . import images, ink
-from .image_processor import ImageProcessor
+from . import images
 from .line import CONTINUES, NO_TEXT
-from .line_normalization import Writing, find_writing
+from .pixels import ink
+from .pixels.image_processor import ImageProcessor
+from .pixels.line_normalization import Writing, find_writing
 
 SEVERAL_LINES = "several_lines"
 SEVERAL_PAGES = "several_pages"

@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import fairseq, files, generation_files, tensor_files, torch_files, weights
+from . import files
+from .checkpoints import fairseq, generation_files, tensor_files, torch_files, weights
+from .checkpoints.tensor_files import Tensors
 from .config import TrOCRConfig
 from .files import FilesError
-from .tensor_files import Tensors
 
 Format = Literal["hub", "orbax"]
 

@@ -23,16 +23,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from . import files, images, sharding
+from .checkpoints.generation_files import read_settings
 from .cores import usable_cores
 from .decoding import GenerateConfig, Generation, read_pixels
-from .generation_files import read_settings
-from .image_processor import ImageProcessor
+from .generation.packed import Packed, pack
+from .generation.sampling import image_seed
 from .lanes import Lanes
 from .line import NO_TEXT, Line, line_from_tokens
 from .model import TrOCR
-from .packed import Packed, pack
+from .pixels.image_processor import ImageProcessor
 from .prepared import Prepared, prepare
-from .sampling import image_seed
 from .streaming import Piece, batches, by_place, in_order, in_pieces, whole
 from .tokens import Tokenizer
 

@@ -26,11 +26,12 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from . import decoding, weights
+from . import decoding
+from .checkpoints import weights
 from .decoding import GenerateConfig, Generation
-from .layers import Array, plain_attention
-from .loop import bucket
+from .generation.loop import bucket
 from .model import TrOCR
+from .network.layers import Array, plain_attention
 
 DATA, MODEL = "data", "model"
 Rules = Sequence[tuple[str, P]]

@@ -17,8 +17,8 @@ from typing import Any
 
 from tokenizers import AddedToken, decoders, processors
 
+from .checkpoints.tokenizer_files import SPECIALS, WORD_START, TokenizerError, dump, open_files, read, reporting
 from .files import TOKENIZER_FILES
-from .tokenizer_files import SPECIALS, WORD_START, TokenizerError, dump, open_files, read, reporting
 
 Span = tuple[int, int]
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from .config import EncoderConfig, Size
+from ..config import EncoderConfig, Size
 from .layers import Array, Attention, Dtype, Mlp, dropout, layer_norm, linear, scan_layers, split, stack
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from .loop import GenerateConfig
+from ..generation.loop import GenerateConfig
 
 Status = Literal["waiting", "running", "stop", "length", "cancelled", "expired", "failed"]
 

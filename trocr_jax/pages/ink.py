@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from . import ink
+from ..pixels import ink
 
 SMOOTH = 0.7  # pixels, before ink is told from paper
 AROUND = 41, 30  # pixels at least, and parts of the shorter side: the window that tells the paper; strokes fill less than half

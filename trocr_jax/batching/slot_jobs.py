@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
+from ..generation.loop import GenerateConfig
+from ..generation.packed import Packed
+from ..model import TrOCR
+from ..network.layers import Array
 from . import slots as device
 from .jobs import Counts, Job, Status
-from .layers import Array
-from .loop import GenerateConfig
-from .model import TrOCR
-from .packed import Packed
 
 
 class SlotJobs:

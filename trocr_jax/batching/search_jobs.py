@@ -11,10 +11,10 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from .decoding import GenerateConfig, Generation, generate
+from ..decoding import GenerateConfig, Generation, generate
+from ..generation.packed import Packed
+from ..network.layers import Array
 from .jobs import Job, Status
-from .layers import Array
-from .packed import Packed
 
 
 class SearchJobs:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from .layers import Array
+from ..network.layers import Array
 
 
 def forbid_end_before(scores: Array, produced: Array, minimum: int, eos_token_id: int) -> Array:

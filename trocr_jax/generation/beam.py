@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from .decoder import StepLayers
-from .decoder_layer import KVCache
-from .layers import Array, varying
+from ..model import TrOCR
+from ..network.decoder import StepLayers
+from ..network.decoder_layer import KVCache
+from ..network.layers import Array, varying
 from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_visits
-from .model import TrOCR
 
 NEVER = -1.0e9  # the score of what is not there; transformers' value, kept because sums with it decide ties
 

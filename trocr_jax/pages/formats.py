@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from .line import Line, one_line
+from ..line import Line, one_line
 
 Format = Literal["text", "json", "hocr", "alto", "page"]
 DOCUMENTS = ("hocr", "alto", "page")

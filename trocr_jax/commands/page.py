@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from . import files, images, page
-from .cli import UsageError
-from .line import one_line
-from .page_formats import DOCUMENTS, Page, render
-from .page_outlines import MAX_BYTES, PageFormatError, parse_lines
+from .. import files, images, page
+from ..cli import UsageError
+from ..line import one_line
+from ..pages.formats import DOCUMENTS, Page, render
+from ..pages.outlines import MAX_BYTES, PageFormatError, parse_lines
 
 SUFFIXES = {"text": ".txt", "tsv": ".tsv", "json": ".json", "hocr": ".hocr", "alto": ".alto.xml", "page": ".page.xml"}
 _FORMAT = re.compile(r"(\.(page|alto))?\.(xml|json|hocr|html?)$", re.IGNORECASE)  # what ends the name of a file of lines

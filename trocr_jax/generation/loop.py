@@ -17,9 +17,9 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 
+from ..config import TrOCRConfig
+from ..network.layers import Array
 from . import logits as processors
-from .config import TrOCRConfig
-from .layers import Array
 
 S = TypeVar("S")
 

@@ -15,8 +15,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from ..files import FilesError, read_json
 from . import torch_files
-from .files import FilesError, read_json
 
 WEIGHT_FILES = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",

@@ -16,15 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import logits as processors
-from .config import TrOCRConfig
-from .decoder import StepLayers
-from .decoder_layer import KVCache
-from .decoding import GenerateConfig, precision
-from .layers import Array
-from .loop import process
-from .model import TrOCR, normalize
-from .packed import Packed, unpack
+from ..config import TrOCRConfig
+from ..decoding import GenerateConfig, precision
+from ..generation import logits as processors
+from ..generation.loop import process
+from ..generation.packed import Packed, unpack
+from ..model import TrOCR, normalize
+from ..network.decoder import StepLayers
+from ..network.decoder_layer import KVCache
+from ..network.layers import Array
 
 STEPS = 4
 """k, steps between two looks of the host. A line that ends holds its slot for up to k - 1 more, and a stream grows by k tokens.

@@ -18,7 +18,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from .files import BYTE_LEVEL, SENTENCEPIECE, TOKENIZER_JSON
+from ..files import BYTE_LEVEL, SENTENCEPIECE, TOKENIZER_JSON
 
 _LAYOUTS = {  # files that make a tokenizer -> the classes that read them so
     BYTE_LEVEL: ("RobertaTokenizer", "RobertaTokenizerFast"),

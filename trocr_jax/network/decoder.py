@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from .config import DecoderConfig
+from ..config import DecoderConfig
 from .decoder_layer import LAYER_NORM_EPS, DecoderLayer, KVCache, StepLayer
 from .layers import (
     Array,

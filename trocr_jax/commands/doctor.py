@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from . import files, generation_files
-from .cli import package_version
+from .. import files
+from ..checkpoints import generation_files
+from ..cli import package_version
 
 if TYPE_CHECKING:
-    from .reader import Reader
+    from ..reader import Reader
 
 PACKAGES = (
     "jax",
@@ -76,7 +77,7 @@ def run(config: Config) -> int:
 
 def checks(name: str | None) -> Iterator[Check]:
     """All checks, as they are made."""
-    from .reader import Reader
+    from ..reader import Reader
 
     yield from machine()
     yield self_test(Reader.from_pretrained(dtype="float32"))
@@ -89,7 +90,7 @@ def machine() -> Iterator[Check]:
     """Versions, devices and precision."""
     import jax
 
-    from .reader import default_dtype
+    from ..reader import default_dtype
 
     yield Check("python", None, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield Check("trocr-jax", None, package_version())

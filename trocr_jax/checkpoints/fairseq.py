@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import ConfigError, DecoderConfig, EncoderConfig, TrOCRConfig
+from ..config import ConfigError, DecoderConfig, EncoderConfig, TrOCRConfig
 from .tensor_files import ArrayLike, Tensors
 from .torch_files import Inert
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import files
+from .. import files
 
 NAME = "generation_config.json"
 # Values that change nothing; old config.json files list them all, whoever set them.

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..config import TrOCRConfig
+from ..model import TrOCR
+from ..network.decoder import StepLayers
+from ..network.decoder_layer import KVCache
+from ..network.layers import Array, varying
 from . import logits as processors
-from .config import TrOCRConfig
-from .decoder import StepLayers
-from .decoder_layer import KVCache
-from .layers import Array, varying
 from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_visits
-from .model import TrOCR
 
 N = TypeVar("N", int, np.ndarray)
 

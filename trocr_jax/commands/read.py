@@ -14,12 +14,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from . import images
-from .cli import UsageError, load
-from .image_paths import find_images
-from .line import Line, one_line
-from .page_formats import DOCUMENTS
-from .prepared import SEVERAL_PAGES
+from .. import images
+from ..cli import UsageError, load
+from ..image_paths import find_images
+from ..line import Line, one_line
+from ..pages.formats import DOCUMENTS
+from ..prepared import SEVERAL_PAGES
 
 PROGRESS_FROM = 20
 INT8 = "trocr_jax.serve.onnx_backend"  # as the verbs are: named here, imported where it is asked for
@@ -87,7 +87,7 @@ def _checked(config: Config) -> dict[str, Any]:
 def _check_mesh(text: str | None) -> None:
     if text is None:
         return
-    from . import sharding
+    from .. import sharding
 
     try:
         sharding.parse_mesh(text)
@@ -122,7 +122,7 @@ def _read_lines(paths: list[Path], config: Config, options: dict[str, Any]) -> b
 
 def _read_pages(paths: list[Path], config: Config, options: dict[str, Any]) -> bool:
     """Whether one failed."""
-    from . import page_command
+    from . import page as page_command
 
     job, pages = page_command.Job(config.format, config.lines, config.output, options), page_command.sources(paths)
     page_command.check(job, pages)
@@ -133,7 +133,7 @@ def _make_reader(config: Config) -> Any:
     """A Reader, introduced on stderr."""
     import jax
 
-    from .reader import Reader, cache_compilations
+    from ..reader import Reader, cache_compilations
 
     cache_compilations()
     if config.dtype == "int8":

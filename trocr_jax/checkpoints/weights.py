@@ -17,8 +17,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from ..config import TrOCRConfig
 from . import fairseq
-from .config import TrOCRConfig
 from .tensor_files import ArrayLike, Tensors
 
 Put = Callable[[str, np.ndarray], Any]

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
-from .decoder import StepLayers
-from .layers import Array
-from .model import TrOCR
+from ..model import TrOCR
+from ..network.decoder import StepLayers
+from ..network.layers import Array
 
 
 class Structure:

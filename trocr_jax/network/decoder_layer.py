@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .config import DecoderConfig
+from ..config import DecoderConfig
 from .layers import Array, Attention, Dtype, Mlp, dropout, layer_norm, softmax_dtype, split, turn_kernels
 
 LAYER_NORM_EPS = 1e-5  # fixed in the reference; no config names it

@@ -44,7 +44,7 @@ def parse_lines(content: bytes) -> list[np.ndarray]:
     """The outlines of lines, [n,2] float32 each, in the order of the file: PAGE-XML, ALTO, hOCR, or JSON.
 
     JSON is a list of boxes [left, top, right, bottom] or of polygons [[x, y], ...], or an object with such a list as "lines",
-    whose items may also be objects with "polygon" or "box", as `page_formats.render` writes them.
+    whose items may also be objects with "polygon" or "box", as `formats.render` writes them.
 
     The points of a quadrilateral are top left, top right, bottom right, bottom left, as the writing runs: a line from top to
     bottom begins at the right. Counter-clockwise ones are turned round, still from their first point, as no line is a mirror

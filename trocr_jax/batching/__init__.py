@@ -1,0 +1,1 @@
+"""The insides of continuous batching; `engine.py` is the way in."""

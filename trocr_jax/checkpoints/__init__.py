@@ -1,0 +1,1 @@
+"""What lies in checkpoint files and how it becomes parameters and back; `pretrained.py` is the way in."""

@@ -1,0 +1,1 @@
+"""How tokens are chosen, one after another; `decoding.py` is the way in."""

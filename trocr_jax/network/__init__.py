@@ -1,0 +1,1 @@
+"""The network's parts, which `model.py` puts together."""

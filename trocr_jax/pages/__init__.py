@@ -1,0 +1,1 @@
+"""The lines of a page, found and written down; `page.py` is the way in."""

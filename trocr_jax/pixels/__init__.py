@@ -1,0 +1,1 @@
+"""From an RGB image to the pixels of a model."""
