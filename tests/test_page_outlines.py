@@ -81,6 +81,18 @@ def test_quadrilaterals_go_round_clockwise_from_their_first_point(write):
     assert parse_lines(write(pentagon))[0].tolist() == pentagon
 
 
+@pytest.mark.parametrize("coords", ["0,1 1e2,1.5 100,2e1 -0.0,20", "0 1 100 1.5 100,20 0,20", "0, 1\n100,\t1.5  100 ,20 0,20"])
+def test_points_are_any_numbers_in_pairs(coords):
+    content = f"<PcGts><TextLine><Coords points='{coords}'/></TextLine></PcGts>".encode()
+    assert parse_lines(content)[0].tolist() == [[0, 1], [100, 1.5], [100, 20], [0, 20]]
+
+
+@pytest.mark.parametrize("coords", ["0,1 100,1 100,20 0", "0;1 100;1 100;20", "0,1 100,1 0x64,20", "left,top right,top right,bottom"])
+def test_points_that_are_no_pairs_of_numbers_are_refused(coords):
+    with pytest.raises(PageFormatError, match="not pairs of numbers"):
+        parse_lines(f"<PcGts><TextLine><Coords points='{coords}'/></TextLine></PcGts>".encode())
+
+
 LINE = b"<span class='ocr_line' title='bbox 1 2 30 40'>"
 
 

@@ -188,8 +188,11 @@ def tag(element: ElementTree.Element) -> str:
 
 def _pairs(text: str) -> list[tuple[float, float]]:
     """ "1,2 3,4" or "1 2 3 4" -> points."""
-    numbers = [float(x) for x in re.findall(_NUMBER, text)]
-    return list(zip(numbers[::2], numbers[1::2], strict=False))
+    try:
+        numbers = [float(number) for number in text.replace(",", " ").split()]
+        return list(zip(numbers[::2], numbers[1::2], strict=True))
+    except ValueError:
+        raise PageFormatError(f"the points of a line are {text[:20]!a}..., not pairs of numbers") from None
 
 
 def _from_hocr(text: str) -> Iterator[Any]:
