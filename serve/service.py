@@ -108,7 +108,8 @@ class Service:
         self.state: State = "starting"
         self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="images")
         self._large = ThreadPoolExecutor(1, thread_name_prefix="large-images")
-        self._thread = EngineThread([s.engine for s in self.models.values()], wake, self._on_ready, self._on_error)
+        engines = [served.engine for served in self.models.values()]
+        self._thread = EngineThread(engines, wake, self._on_ready, self._on_error, self._on_death)
         self.on_ready: Callable[[], None] = lambda: None
         self.on_failed: Callable[[], None] = lambda: None
 
@@ -140,16 +141,21 @@ class Service:
 
     def _on_error(self, error: Exception) -> None:
         log("device error", level=40, error=error)
-        if self.state == "starting":
-            self.state = "failed"
-            self.on_failed()
+
+    def _on_death(self, error: Exception) -> None:
+        """Nothing will be read any more: whoever restarts servers should."""
+        log("device failed", level=40, error=error)
+        self.state = "failed"
+        self.metrics.ready.set(0)
+        self.on_failed()
 
     # --- requests ---
 
     def check_ready(self) -> None:
         """Raises ApiError 503 while the server cannot take images, or has as many as it takes."""
         if self.state in ("starting", "failed"):
-            raise ApiError(503, "the server is starting, try again soon", "not_ready", retry_after=2)
+            why = "is starting" if self.state == "starting" else "has lost its device"
+            raise ApiError(503, f"the server {why}, try again soon", "not_ready", retry_after=2)
         if self.images.full:
             raise overloaded(self.images.wait())
 

@@ -5,12 +5,14 @@ import time
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT
 
 from trocr_jax.batching import slots as device
-from trocr_jax.engine import Engine, Job, QueueFullError
+from trocr_jax.decoding import read_pixels
+from trocr_jax.engine import Engine, Job, QueueClosedError, QueueFullError
 from trocr_jax.engine_thread import EngineThread
 from trocr_jax.reader import Reader
 
@@ -273,6 +275,56 @@ def test_an_error_while_encoding_fails_what_was_taken_and_the_rest_is_read(engin
     assert [job.status == "failed" for job in jobs] == [True] * BATCH + [False] * 2 and len(errors) == 1
     if beams == 1:
         same(jobs[-1], lines[BATCH + 1])
+
+
+def test_a_device_that_does_not_start_anew_fails_every_job_and_ends_the_thread(reader, pixels, monkeypatch):
+    wake, errors, deaths, over = threading.Event(), [], [], threading.Semaphore(0)
+    engines = [make(reader, wake=wake), make(reader, wake=wake, slots=1)]
+    jobs = [[Job(image, reader.defaults, notify=over.release) for image in pixels[: BATCH + 2]] for _ in engines]
+    engines[1].submit(jobs[1])
+    for _ in range(2):
+        engines[1].turn()
+    assert engines[1].running and engines[1].waiting
+    engines[0].submit(jobs[0])
+
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(device, "encode", broken)
+    monkeypatch.setattr(device, "empty", broken)
+    monkeypatch.setattr(Engine, "warm_up", lambda _: None)
+    thread = EngineThread(engines, wake, on_error=errors.append, on_death=deaths.append)
+    thread.start()
+    for _ in range(2 * (BATCH + 2)):
+        assert over.acquire(timeout=30)
+    thread.join(30)
+    assert not thread.is_alive() and len(errors) == len(deaths) == 1
+    assert {job.status for job in jobs[0]} == {"failed"}
+    assert [job.status for job in jobs[1]].count("failed") >= BATCH, "under way and waiting ones of the other engine, too"
+    with pytest.raises(QueueClosedError):
+        engines[1].submit(jobs[1])
+
+
+def test_a_notify_that_raises_hinders_no_other_job(engine, reader, pixels, lines, caplog):
+    def broken():
+        raise RuntimeError("Event loop is closed")
+
+    jobs = [Job(pixels[0], reader.defaults, notify=broken, stream=True), Job(pixels[1], reader.defaults)]
+    run(engine, jobs)
+    same(jobs[0], lines[0])
+    same(jobs[1], lines[1])
+    assert "Event loop is closed" in caplog.text
+
+
+def test_top_k_of_the_defaults_is_drawn_from(reader, pixels):
+    drawn = replace(reader.defaults, do_sample=True, temperature=3.0, top_k=2)
+    engine = make(reader, drawn)
+    config = replace(drawn, num_return_sequences=4)
+    images = jax.device_put(pixels[0][None])
+    found = read_pixels(reader.model, images, config, reader.processor.mean, reader.processor.std, jnp.uint32([5]))
+    jobs = run(engine, [Job(pixels[0], drawn, seed=5, sample=r) for r in range(4)])
+    wanted = [found.tokens[0, r, : found.lengths[0, r]].tolist() for r in range(4)]
+    assert [job.tokens for job in jobs] == wanted and len({tuple(tokens) for tokens in wanted}) > 1
 
 
 def test_what_is_not_compiled_is_refused_by_name(engine, reader):

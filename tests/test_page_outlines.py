@@ -87,7 +87,9 @@ def test_points_are_any_numbers_in_pairs(coords):
     assert parse_lines(content)[0].tolist() == [[0, 1], [100, 1.5], [100, 20], [0, 20]]
 
 
-@pytest.mark.parametrize("coords", ["0,1 100,1 100,20 0", "0;1 100;1 100;20", "0,1 100,1 0x64,20", "left,top right,top right,bottom"])
+@pytest.mark.parametrize(
+    "coords", ["0,1 100,1 100,20 0", "0;1 100;1 100;20", "0,1 100,1 0x64,20", "left,top right,top right,base"]
+)
 def test_points_that_are_no_pairs_of_numbers_are_refused(coords):
     with pytest.raises(PageFormatError, match="not pairs of numbers"):
         parse_lines(f"<PcGts><TextLine><Coords points='{coords}'/></TextLine></PcGts>".encode())

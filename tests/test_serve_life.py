@@ -150,6 +150,25 @@ def test_a_device_that_fails_at_the_start_ends_the_server(monkeypatch):
     running.stop()
 
 
+def test_a_device_that_fails_for_good_is_told_and_ends_the_server(monkeypatch):
+    running = Running()
+    ended = threading.Event()
+    running.service.on_failed = ended.set
+
+    def fail(*_):
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr("trocr_jax.batching.slots.advance", fail)
+    monkeypatch.setattr("trocr_jax.batching.slots.empty", fail)
+    with running.client() as client:
+        assert client.post("/v1/chat/completions", json=chat(PICTURES[0])).status_code == 500
+        assert ended.wait(10)
+        assert (client.get("/healthz").status_code, client.get("/readyz").status_code) == (500, 503)
+        late = client.post("/v1/chat/completions", json=chat(PICTURES[0]))
+        assert late.status_code == 503 and "lost its device" in late.json()["error"]["message"]
+    running.stop()
+
+
 def test_no_slot_is_lost_over_many_rounds():
     """Readers, leavers and latecomers in turns; after each round everything is free again."""
     with serving(limits=Limits(request_seconds=5)) as running, running.client() as client:

@@ -28,7 +28,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 
@@ -36,7 +37,7 @@ import jax
 import numpy as np
 
 from .batching import slots as device
-from .batching.jobs import Counts, Job, Queue, QueueFullError, Status
+from .batching.jobs import Counts, Job, Queue, QueueClosedError, QueueFullError, Status
 from .batching.search_jobs import SearchJobs
 from .batching.slot_jobs import SlotJobs
 from .decoding import GenerateConfig
@@ -46,7 +47,7 @@ from .lanes import Lanes
 from .model import TrOCR
 from .network.layers import Array
 
-__all__ = ["Engine", "Job", "QueueFullError"]
+__all__ = ["Engine", "Job", "QueueClosedError", "QueueFullError"]
 
 _PER_JOB = {"max_new_tokens", "do_sample", "temperature", "top_p", "num_beams", "num_return_sequences"}
 
@@ -91,7 +92,7 @@ class Engine:
         self.beams = [1, *searches]
         self._packed, self._lanes = pack(model), Lanes()
         self._queue = Queue(self.beams, max_waiting)
-        self._taken: list[Job] = []  # from the queue, and not yet encoded
+        self._taken: list[Job] = []  # from the queue, and not yet in a place
         self._encoded: deque[_Encoded] = deque()
         self._slots = SlotJobs(model, self._packed, slots, defaults.max_new_tokens, self.counts)
         self._search = SearchJobs(self._packed, defaults, searches)
@@ -116,7 +117,7 @@ class Engine:
         """Queues jobs, all or none.
 
         Raises:
-            QueueFullError: too many are waiting. ValueError: see `check`.
+            QueueFullError: too many are waiting. QueueClosedError: after `close`. ValueError: see `check`.
         """
         for job in jobs:
             self.check(job.config, job.alternatives)
@@ -164,7 +165,20 @@ class Engine:
         return busy
 
     def fail(self) -> None:
-        """After an error of the device: every job under way fails and the slots start anew. Waiting jobs are not touched."""
+        """After an error of the device: every job under way fails and the slots start anew. Waiting jobs are not touched.
+
+        Raises whatever the device raises where it does not start anew; the jobs have failed by then.
+        """
+        self._fail_under_way()
+        self._slots.restart()
+
+    def close(self) -> None:
+        """After the last error of the device: every job fails, waiting ones too, and no more are taken."""
+        self._fail_under_way()
+        for job in self._queue.close():
+            self._end(job, "failed")
+
+    def _fail_under_way(self) -> None:
         lost = [*self._taken, *(job for encoded in self._encoded for _, job in encoded.rows)]
         self._taken = []
         self._encoded.clear()
@@ -193,26 +207,28 @@ class Engine:
         """As many as are waiting where slots are free; ahead of that only whole batches, and one of them."""
         ready, ahead = self._queue.count(1), sum(len(encoded.rows) for encoded in self._encoded)
         if ready and (len(self._slots.free) > ahead or (ready >= self.batch and ahead < self.batch)):
-            memory = self._encode_from_queue(1)
-            self._encoded.append(_Encoded(memory, deque(enumerate(self._taken))))
-            self._taken = []
+            with self._encoding(1) as (jobs, memory):
+                self._encoded.append(_Encoded(memory, deque(enumerate(jobs))))
 
     def _search_next(self) -> None:
         """Those that have waited longest, and whoever waits for as many beams."""
         if beams := self._queue.next_search():
-            memory = self._encode_from_queue(beams)
-            self._search.start(memory, self._taken)
-            self._taken = []
+            with self._encoding(beams) as (jobs, memory):
+                self._search.start(memory, jobs)
 
-    def _encode_from_queue(self, beams: int) -> Array:
-        """Takes at most a batch of jobs, which fail if the device does before they have their place; image tokens [n,S,E]."""
+    @contextmanager
+    def _encoding(self, beams: int) -> Iterator[tuple[list[Job], Array]]:
+        """At most a batch of jobs from the queue, and their image tokens [n,S,E]; they get their place inside. An error before
+        its end leaves them to `fail`.
+        """
         self._taken = jobs = self._queue.take(beams, self.batch)
         images = np.zeros((bucket(len(jobs)), *self._image_shape), np.uint8)
         for row, job in enumerate(jobs):
             images[row] = job.pixels
         self.counts.encoded += len(jobs)
         self.counts.encoded_rows += len(images)
-        return self._encode(images)
+        yield jobs, self._encode(images)
+        self._taken = []
 
     def _encode(self, images: np.ndarray) -> Array:
         return self._lanes.dispatch(device.encode, self._packed, jax.device_put(images), self.mean, self.std)

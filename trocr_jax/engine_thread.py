@@ -15,25 +15,31 @@ class EngineThread(threading.Thread):
         engines: which share `wake`.
         wake: set by whoever gives work.
         on_ready: called once when everything is compiled.
-        on_error: called with an exception of the device, after the jobs under way have failed; one before `on_ready` ends the
-            thread.
+        on_error: called with an exception of the device, which costs the jobs under way.
+        on_death: called with the exception that ends the thread: it came before `on_ready`, or the device did not start anew
+            after another. All jobs have failed, and no more are taken.
     """
 
     def __init__(
         self, engines: Sequence[Engine], wake: threading.Event, on_ready: Callable[[], object] = lambda: None,
         on_error: Callable[[Exception], object] = lambda error: None,
+        on_death: Callable[[Exception], object] = lambda error: None,
     ):  # fmt: skip
         super().__init__(name="engine", daemon=True)
-        self.engines, self.wake, self.on_ready, self.on_error = engines, wake, on_ready, on_error
+        self.engines, self.wake, self.on_ready, self.on_error, self.on_death = engines, wake, on_ready, on_error, on_death
         self._stopping = False
 
     def run(self) -> None:
         try:
-            for engine in self.engines:
-                engine.warm_up()
+            self._live()
         except Exception as error:
-            self.on_error(error)
-            return
+            for engine in self.engines:
+                engine.close()
+            self.on_death(error)
+
+    def _live(self) -> None:
+        for engine in self.engines:
+            engine.warm_up()
         self.on_ready()
         while not self._stopping:
             self.wake.clear()
@@ -54,7 +60,7 @@ class EngineThread(threading.Thread):
                 try:
                     busy = bool(act(engine)) or busy
                 except Exception as error:  # the device's errors have many types
-                    engine.fail()
                     self.on_error(error)
+                    engine.fail()
                     busy = True  # who still waits has its turn, whether or not another job comes
         return busy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -21,6 +22,10 @@ class QueueFullError(Exception):
     """The engine has as many waiting jobs as it may have; nothing was queued."""
 
 
+class QueueClosedError(Exception):
+    """The engine reads no more, its device has failed for good; nothing was queued."""
+
+
 @dataclass(eq=False)
 class Job:
     """One image to read, and what came of it so far. The engine's thread writes, others read; lists only grow.
@@ -33,7 +38,7 @@ class Job:
         alternatives: how many likeliest tokens to note at each step, at most slots.MAX_ALTERNATIVES.
         deadline: on `time.monotonic`; after it the job is dropped wherever it is.
         notify: called by the engine's thread when the job is over, and if `stream` after every turn that gave it tokens. Must not
-            block.
+            block; an exception of its own is logged, and hinders no other job.
         tokens: without the start token, the end token included.
         logprobs: of the tokens.
         best: for each token the `alternatives` likeliest ones as (token, log-probability).
@@ -83,10 +88,17 @@ class Job:
         self.logprobs += logprobs
         self.tokens += tokens
 
+    def tell(self) -> None:
+        """Calls `notify`, whatever it does."""
+        try:
+            self.notify()
+        except Exception:
+            logging.getLogger(__name__).exception("notify of a job failed")
+
     def end(self, status: Status) -> None:
         """Nothing more will come of it."""
         self.status = status
-        self.notify()
+        self.tell()
 
 
 @dataclass
@@ -117,6 +129,7 @@ class Queue:
     def __init__(self, beams: Iterable[int], most: int):
         self._most, self._lock = most, threading.Lock()
         self._queues: dict[int, deque[Job]] = {number: deque() for number in beams}
+        self._closed = False
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
@@ -126,8 +139,10 @@ class Queue:
         return len(self._queues[beams])
 
     def add(self, jobs: Sequence[Job]) -> None:
-        """All of them or, with QueueFullError, none."""
+        """All of them or, with QueueFullError or QueueClosedError, none."""
         with self._lock:
+            if self._closed:
+                raise QueueClosedError
             if len(self) + len(jobs) > self._most:
                 raise QueueFullError
             for job in jobs:
@@ -139,6 +154,12 @@ class Queue:
         with self._lock:
             queue = self._queues[beams]
             return [queue.popleft() for _ in range(min(most, len(queue)))]
+
+    def close(self) -> list[Job]:
+        """Takes no more jobs, and returns those that are there."""
+        with self._lock:
+            self._closed = True
+            return [queue.popleft() for queue in self._queues.values() for _ in range(len(queue))]
 
     def next_search(self) -> int | None:
         """Of the numbers of beams above 1, the one whose first job has waited longest; None where none waits."""

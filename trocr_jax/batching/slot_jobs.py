@@ -28,10 +28,12 @@ class SlotJobs:
         counts: where steps are counted.
     """
 
+    _slots: device.Slots
+
     def __init__(self, model: TrOCR, packed: Packed, slots: int, places: int, counts: Counts):
         self._model, self._packed, self._places, self._counts = model, packed, places, counts
         self._jobs: list[Job | None] = [None] * slots
-        self._slots = device.empty(model, slots, places)
+        self.restart()
         self._advancing: tuple[list[Job | None], device.Progress] | None = None
 
     @property
@@ -106,7 +108,7 @@ class SlotJobs:
                 self._jobs[slot] = None
                 yield job, status
             elif job.stream:
-                job.notify()
+                job.tell()
 
     def _end_within(self, job: Job, tokens: Sequence[int]) -> tuple[int, Status | None]:
         """How many of k new tokens belong to a job, and how it ends with them, if it does."""
@@ -126,12 +128,16 @@ class SlotJobs:
         return dropped
 
     def clear(self) -> list[Job]:
-        """Makes the device's state anew, after an error; returns the jobs whose state is lost."""
+        """Forgets the jobs and the device's state, after an error; returns the jobs. `restart` comes next."""
         lost = [job for job in self._jobs if job is not None]
-        self._advancing = None
-        self._slots = device.empty(self._model, len(self._jobs), self._places)
         self._jobs = [None] * len(self._jobs)
+        self._advancing = None
+        self._slots = None  # pyright: ignore[reportAttributeAccessIssue]  # what takes its place needs its memory
         return lost
+
+    def restart(self) -> None:
+        """Makes the device's state anew."""
+        self._slots = device.empty(self._model, len(self._jobs), self._places)
 
 
 def _likeliest(progress: device.Progress, slot: int, steps: int, count: int) -> list[list[tuple[int, float]]]:

@@ -18,9 +18,9 @@ import numpy as np
 
 from ..config import TrOCRConfig
 from ..decoding import GenerateConfig, precision
-from ..generation import logits as processors
 from ..generation.loop import process
 from ..generation.packed import Packed, unpack
+from ..generation.sampling import draw, sample_key
 from ..model import TrOCR, normalize
 from ..network.decoder import StepLayers
 from ..network.decoder_layer import KVCache
@@ -31,7 +31,7 @@ STEPS = 4
 Not `loop.STEPS_PER_VISIT`, after which nothing leaves the device.
 """
 MAX_SAMPLES = 8
-"""Most samples of one image. Sample r draws from key r of its seed, as in `generate`."""
+"""Most samples of one image."""
 MAX_ALTERNATIVES = 20
 """Most likeliest tokens that a job can ask for at each step."""
 
@@ -129,12 +129,11 @@ def encode(model: TrOCR | Packed, images: Array, mean: tuple[float, ...], std: t
 def insert(slots: Slots, memory: Array, settings: Settings, config: TrOCRConfig) -> Slots:
     """Starts a line in each slot that `settings` names, from the image tokens [n,S,E] of the same row."""
     place, n = settings.slot, memory.shape[0]
+    keys = jax.vmap(sample_key)(jnp.asarray(settings.seed), jnp.asarray(settings.sample))
     start = jnp.full((n, slots.tokens.shape[1]), config.pad_token_id, jnp.int32).at[:, 0].set(config.decoder_start_token_id)
-    keys = jax.vmap(lambda seed, sample: jax.random.split(jax.random.key(seed), MAX_SAMPLES)[sample])
-
     new = {
         "memory": memory, "tokens": start, "position": jnp.zeros(n, jnp.int32), "limit": settings.limit,
-        "done": jnp.zeros(n, bool), "keys": keys(settings.seed, settings.sample), "temperature": settings.temperature,
+        "done": jnp.zeros(n, bool), "keys": keys, "temperature": settings.temperature,
         "top_p": settings.top_p,
     }  # fmt: skip
     return replace(slots, **{name: getattr(slots, name).at[place].set(rows, mode="drop") for name, rows in new.items()})
@@ -145,7 +144,7 @@ def advance(model: TrOCR | Packed, slots: Slots, rules: GenerateConfig, full: bo
     """STEPS decoding steps of every slot.
 
     Args:
-        rules: static; of these the rules that forbid tokens are used.
+        rules: static; of these the rules that forbid tokens are used, and top_k.
         full: static; whether any slot has a temperature or wants alternatives, which sort the vocabulary for all of them.
     """
     model, layers = unpack(model)
@@ -159,7 +158,7 @@ def _step(model: TrOCR, layers: StepLayers, slots: Slots, rules: GenerateConfig,
     scores, cache = model.decoder.step(slots.tokens[rows, slots.position], slots.memory, slots.cache, slots.position, layers)
     scores = scores.astype(jnp.float32)
     logprobs = jax.nn.log_softmax(scores, axis=-1)
-    token = _choose(_forbid(scores, slots, rules, ids), slots, full)
+    token = _choose(_forbid(scores, slots, rules, ids), slots, rules.top_k, full)
     token = jnp.where(slots.done, ids.pad_token_id, token)
     position = jnp.where(slots.done, slots.position, slots.position + 1)
     best_logprobs, best = jax.lax.top_k(logprobs, min(MAX_ALTERNATIVES, logprobs.shape[-1]) if full else 0)
@@ -181,16 +180,13 @@ def _forbid(scores: Array, slots: Slots, rules: GenerateConfig, ids: TrOCRConfig
     return jax.vmap(row)(scores, slots.tokens, slots.position)
 
 
-def _choose(scores: Array, slots: Slots, draws: bool) -> Array:
-    """Next tokens [B]: the best ones, or, in slots with a temperature, drawn as `sampling.choose` does."""
+def _choose(scores: Array, slots: Slots, top_k: int, draws: bool) -> Array:
+    """Next tokens [B]: the best ones, or, in slots with a temperature, drawn ones."""
     best = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     if not draws:
         return best
 
-    def draw(scores: Array, key: Array, position: Array, temperature: Array, top_p: Array) -> Array:
-        kept = processors.keep_top_p(scores[None] / temperature, top_p)[0]
-        return jax.random.categorical(jax.random.fold_in(key, position), kept).astype(jnp.int32)
-
     warm = slots.temperature > 0
-    drawn = jax.vmap(draw)(scores, slots.keys, slots.position, jnp.where(warm, slots.temperature, 1.0), slots.top_p)
+    temperature = jnp.where(warm, slots.temperature, 1.0)
+    drawn = jax.vmap(partial(draw, top_k=top_k))(scores, slots.keys, slots.position, temperature, top_p=slots.top_p)
     return jnp.where(warm, drawn, best)

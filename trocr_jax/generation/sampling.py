@@ -61,7 +61,7 @@ def sample(
     rows = memory.shape[0] * R
     keys = None
     if seeds is not None:
-        keys = jax.vmap(lambda s: jax.random.split(jax.random.key(s), R))(seeds).reshape(rows)
+        keys = jax.vmap(sample_key)(jnp.repeat(seeds, R), jnp.tile(jnp.arange(R), memory.shape[0]))
     state = varying(_start(model, rows, config.max_new_tokens, jnp.repeat(~mask, R)), model, memory, keys)
 
     def step(state: State) -> State:
@@ -101,10 +101,19 @@ def choose(scores: Array, config: GenerateConfig, keys: Array | None, position: 
     """Next token [B] int32 from scores [B,V]: the best one, or one drawn with keys [B]."""
     if not config.do_sample or keys is None:
         return jnp.argmax(scores, axis=-1).astype(jnp.int32)
-    scores = scores / config.temperature
-    if config.top_k:
-        scores = processors.keep_top_k(scores, config.top_k)
-    if config.top_p < 1.0:
-        scores = processors.keep_top_p(scores, config.top_p)
-    draw = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, position), row))
-    return draw(keys, scores).astype(jnp.int32)
+    return jax.vmap(lambda row, key: draw(row, key, position, config.temperature, config.top_k, config.top_p))(scores, keys)
+
+
+def sample_key(seed: Array, number: Array) -> Array:
+    """The random key of sample `number` of an image with a seed, however many samples there are."""
+    return jax.random.fold_in(jax.random.key(seed), number)
+
+
+def draw(scores: Array, key: Array, position: Array, temperature: float | Array, top_k: int, top_p: float | Array) -> Array:
+    """The token [] int32 that a row with such a key draws at a position, from scores [V]."""
+    scores = scores[None] / temperature
+    if top_k:
+        scores = processors.keep_top_k(scores, top_k)
+    if isinstance(top_p, Array) or top_p < 1.0:
+        scores = processors.keep_top_p(scores, top_p)
+    return jax.random.categorical(jax.random.fold_in(key, position), scores[0]).astype(jnp.int32)
