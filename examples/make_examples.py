@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trocr_jax.train.fonts import DEFAULT_FOLDER, find_faces
-from trocr_jax.train.synthesis import draw_line
+from trocr_jax.train.drawing.fonts import DEFAULT_FOLDER, find_faces
+from trocr_jax.train.drawing.synthesis import draw_line
 
 HERE = Path(__file__).parent
 SEED = 2026

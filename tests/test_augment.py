@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trocr_jax.train import augment, rand_augment
+from trocr_jax.train.augmentation import da2 as augment
+from trocr_jax.train.augmentation import rand_augment
 
 OPERATIONS = {(group, name): operation for group, members in rand_augment.GROUPS.items() for name, operation in members.items()}
 

@@ -37,43 +37,40 @@ APPS = ("convert", "train", "serve")
 REFERENCE_ALLOWED = {"convert/verify.py", "serve/peers.py"}
 
 
+ROOMS = {folder: {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")} for folder in ("trocr_jax", *APPS)}
+ROOMS["trocr_jax"] -= {*APPS}  # where an install of a checkout has put them
+
+
+def modules(folder: str):
+    """The files of the library or of an app, those of its rooms too."""
+    rooms = [ROOT / folder, *(ROOT / folder / room for room in sorted(ROOMS[folder]))]
+    return [path for room in rooms for path in sorted(room.glob("*.py")) if path.stem != "__init__"]
+
+
+def place(path) -> str:
+    """What a file is called from inside of the library or of its app: "reader", "network.layers"."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts[1:])
+
+
 def imports(path) -> set[str]:
     """Names imported at any depth, relative ones as they are written: ".config", "jax", "trocr_jax.model"."""
-    found = set()
+    rooms, found = ROOMS[path.relative_to(ROOT).parts[0]], set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             prefix = "." * node.level + (node.module or "")
-            found |= {prefix} if node.module else {prefix + alias.name for alias in node.names}
-            if node.module in ROOMS:
-                found |= {f"{prefix}.{alias.name}" for alias in node.names}
-    return found - {"." * level + room for level in (1, 2) for room in ROOMS}
-
-
-LIBRARY = ROOT / "trocr_jax"
-ROOMS = {path.parent.name for path in LIBRARY.glob("*/__init__.py")} - {*APPS}
-
-
-def modules(folder: str):
-    return sorted((ROOT / folder).glob("*.py"))
-
-
-def library():
-    """The library's files, those of its rooms too."""
-    return [path for path in sorted(LIBRARY.rglob("*.py")) if path.stem != "__init__"]
-
-
-def place(path) -> str:
-    """What a file of the library is called from inside of it: "reader", "network.layers"."""
-    return ".".join(path.relative_to(LIBRARY).with_suffix("").parts)
+            inside = f"{prefix}." if node.module else prefix
+            found |= {inside + alias.name for alias in node.names} if node.module in {None, *rooms} and node.level else {prefix}
+    return found
 
 
 def own(path) -> set[str]:
-    """The modules of the library that one of them imports, by their places."""
+    """The modules beside it that one imports, by their places."""
     room = place(path).rpartition(".")[0]
     near = {name[1:] for name in imports(path) if name.startswith(".") and name[1] != "."}
     far = {name[2:] for name in imports(path) if name.startswith("..")}
+    assert room or not far, f"{path} reaches out of its folder"
     return far | {f"{room}.{name}" if room else name for name in near}
 
 
@@ -83,47 +80,23 @@ def before(name: str) -> set[str]:
     return left | {n for other in left for chain in ORDER if other in chain for n in chain[: chain.index(other)]}
 
 
-@pytest.mark.parametrize("path", library(), ids=place)
+@pytest.mark.parametrize("path", modules("trocr_jax"), ids=place)
 def test_library_imports_point_one_way(path):
-    assert own(path) <= {place(other) for other in library()}, "what it imports is there"
     wrong = own(path) - before(place(path)) - LEAVES
     assert not wrong, f"{place(path)} imports {sorted(wrong)}"
 
 
-def test_rooms_point_one_way():
-    """A folder is a room, and so is a file beside them."""
-    rooms = {}
-    for path in library():
-        room = place(path).partition(".")[0]
-        rooms[room] = rooms.get(room, set()) | {name.partition(".")[0] for name in own(path)} - {room}
-    assert len(rooms) > len(ROOMS) > 5
-    assert not circle(rooms)
-
-
-@pytest.mark.parametrize("path", library(), ids=place)
-def test_library_knows_no_app_and_leaves_no_jax(path):
-    names = imports(path)
-    assert not {n for n in names if n.lstrip(".").split(".")[0] in APPS or n.startswith(tuple(f"trocr_jax.{a}" for a in APPS))}
-    if place(path) in NO_JAX:
-        assert not {n for n in names if n.split(".")[0] in ("jax", "flax", "optax")}, f"{place(path)} is a leaf without jax"
-
-
-@pytest.mark.parametrize("app", APPS)
-def test_apps_import_themselves_relatively_and_the_library_absolutely(app):
-    for path in modules(app):
-        for name in imports(path):
-            assert not name.startswith(".."), f"{path}: {name}"
-            assert name.split(".")[0] not in APPS, f"{path}: {name} must be relative"
-            assert not name.startswith(tuple(f"trocr_jax.{a}" for a in APPS)), f"{path}: apps do not import apps"
-
-
 @pytest.mark.parametrize("folder", ("trocr_jax", *APPS))
-def test_no_files_import_each_other_in_a_circle(folder):
-    if folder == "trocr_jax":
-        arrows = {place(path): own(path) for path in library()}
-    else:
-        arrows = {p.stem: {n[1:].split(".")[0] for n in imports(p) if n.startswith(".")} - {p.stem} for p in modules(folder)}
-    assert len(arrows) > 3 and any(arrows.values()) and not circle(arrows)
+def test_files_and_rooms_point_one_way(folder):
+    """A folder is a room, and so is a file beside them."""
+    files = {place(path): own(path) for path in modules(folder)}
+    assert set().union(*files.values()) <= files.keys(), "what is imported is there"
+    rooms = {}
+    for name, names in files.items():
+        room = name.partition(".")[0]
+        rooms[room] = rooms.get(room, set()) | {other.partition(".")[0] for other in names} - {room}
+    assert len(files) > 3 and any(files.values())
+    assert not circle(files) and not circle(rooms)
 
 
 def circle(arrows: dict[str, set[str]]) -> list[str]:
@@ -133,7 +106,22 @@ def circle(arrows: dict[str, set[str]]) -> list[str]:
     return sorted(arrows)
 
 
+@pytest.mark.parametrize("path", modules("trocr_jax"), ids=place)
+def test_library_knows_no_app_and_leaves_no_jax(path):
+    names = imports(path)
+    assert not {n for n in names if n.lstrip(".").split(".")[0] in APPS or n.startswith(tuple(f"trocr_jax.{a}" for a in APPS))}
+    if place(path) in NO_JAX:
+        assert not {n for n in names if n.split(".")[0] in ("jax", "flax", "optax")}, f"{place(path)} is a leaf without jax"
+
+
+@pytest.mark.parametrize("path", [path for app in APPS for path in modules(app)], ids=lambda path: str(path.relative_to(ROOT)))
+def test_apps_import_themselves_relatively_and_the_library_absolutely(path):
+    for name in imports(path):
+        assert name.split(".")[0] not in APPS, f"{name} must be relative"
+        assert not name.startswith(tuple(f"trocr_jax.{a}" for a in APPS)), "apps do not import apps"
+
+
 def test_torch_and_transformers_are_imported_only_where_they_are_the_reference():
-    for path in [*library(), *(path for app in APPS for path in modules(app))]:
-        if f"{path.parent.name}/{path.name}" not in REFERENCE_ALLOWED:
+    for path in (path for folder in ("trocr_jax", *APPS) for path in modules(folder)):
+        if str(path.relative_to(ROOT)) not in REFERENCE_ALLOWED:
             assert not {n for n in imports(path) if n.split(".")[0] in ("torch", "transformers")}, path

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from trocr_jax.train import fonts, synthesis, texts
-from trocr_jax.train.fonts import Face
-from trocr_jax.train.synthesis import LEVELS, LineSource
+from trocr_jax.train.drawing import fonts, synthesis, texts
+from trocr_jax.train.drawing.fonts import Face
+from trocr_jax.train.drawing.synthesis import LEVELS, LineSource
 
 DEJAVU = Path("/usr/share/fonts/truetype/dejavu")
 

@@ -21,7 +21,7 @@ from trocr_jax.train.config import FREE, PRESETS, Config, check, to_plain
 from trocr_jax.train.data import mixed_order
 from trocr_jax.train.log import Log, read_log
 from trocr_jax.train.run_folder import differences
-from trocr_jax.train.sources import open_source
+from trocr_jax.train.sets.sources import open_source
 
 
 def test_the_presets_have_the_original_numbers():

@@ -10,8 +10,8 @@ import tiny
 from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.train.batches import Batches, prefetch
 from trocr_jax.train.data import Loader, mixed_order, parse_source
-from trocr_jax.train.records import Record, SourceError
-from trocr_jax.train.sources import open_source
+from trocr_jax.train.sets.records import Record, SourceError
+from trocr_jax.train.sets.sources import open_source
 
 PROCESSOR = ImageProcessor(height=16, width=48, fit="pad")
 

@@ -20,9 +20,9 @@ from trocr_jax.train.config import Config as TrainConfig
 from trocr_jax.train.config import DataConfig
 from trocr_jax.train.evaluate import Config, run
 from trocr_jax.train.evaluation import held_out
-from trocr_jax.train.records import SourceError, row_names
 from trocr_jax.train.report import difference, render
 from trocr_jax.train.results import Reading, Result, Task
+from trocr_jax.train.sets.records import SourceError, row_names
 
 
 @pytest.fixture(scope="module")

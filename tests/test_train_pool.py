@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trocr_jax.train import pool
 from trocr_jax.train.config import SyntheticConfig
+from trocr_jax.train.drawing import pool
 
 LINE = np.zeros((2, 2, 3), np.uint8)
 

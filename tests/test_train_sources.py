@@ -13,8 +13,8 @@ import tiny
 from PIL import Image
 
 from trocr_jax import images
-from trocr_jax.train.records import SourceError
-from trocr_jax.train.sources import open_source
+from trocr_jax.train.sets.records import SourceError
+from trocr_jax.train.sets.sources import open_source
 
 TEXTS = ["one", "two 2", "drei, vier"]
 

@@ -21,9 +21,9 @@ from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.tokens import Tokenizer
 
 from .config import Config
-from .pool import LinePool
-from .records import Source, SourceError
-from .sources import open_source
+from .drawing.pool import LinePool
+from .sets.records import Source, SourceError
+from .sets.sources import open_source
 from .start import Start
 
 Place = tuple[int, int]
@@ -246,11 +246,11 @@ def _pool(config: Config, processor: ImageProcessor) -> LinePool:
 def augmentation(name: str) -> Augment | None:
     """The recipe with this name, None for "none"."""
     if name == "da2":
-        from .augment import da2
+        from .augmentation.da2 import da2
 
         return da2
     if name == "rand":
-        from .rand_augment import rand_augment
+        from .augmentation.rand_augment import rand_augment
 
         return rand_augment
     return None

@@ -20,8 +20,8 @@ from PIL import Image
 from trocr_jax import files
 from trocr_jax.cli import check_known, program
 
-from . import fonts, synthesis
-from .texts import draw_text
+from .drawing import fonts, synthesis
+from .drawing.texts import draw_text
 
 DIGITS, CAPITALS = "0123456789", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -20,10 +20,10 @@ from trocr_jax.reader import TOGETHER, Reader
 from .benchmarks import BENCHMARKS, Benchmark, Part, size_name
 from .config import SyntheticConfig
 from .data import SYNTHETIC
-from .records import Record, Source, SourceError, row_names
 from .report import render
 from .results import Reading, Result, Task
-from .sources import open_source
+from .sets.records import Record, Source, SourceError, row_names
+from .sets.sources import open_source
 
 SCORES = ("cer", "wer", "accuracy")
 DRAWN = 1000  # lines of every level, where no limit is set
@@ -142,7 +142,7 @@ class Drawn:
     """Drawn lines as a source."""
 
     def __init__(self, level: str, count: int):
-        from . import fonts, synthesis
+        from .drawing import fonts, synthesis
 
         faces = fonts.find_faces(SyntheticConfig().held_out_fonts)
         self.lines = synthesis.heldout(level, count, 0, faces)
@@ -156,7 +156,7 @@ class Drawn:
 
 
 def drawn_sources(count: int) -> dict[str, Drawn]:
-    from .synthesis import LEVELS
+    from .drawing.synthesis import LEVELS
 
     return {level: Drawn(level, count) for level in LEVELS}
 

@@ -18,11 +18,11 @@ from trocr_jax.model import TrOCR
 from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.tokens import Tokenizer
 
-from . import fonts, synthesis
 from .config import Config, SyntheticConfig
 from .data import SYNTHETIC, parse_source
-from .records import row_names
-from .sources import open_source
+from .drawing import fonts, synthesis
+from .sets.records import row_names
+from .sets.sources import open_source
 
 BATCH = 64
 

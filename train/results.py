@@ -10,7 +10,7 @@ from typing import Any
 from trocr_jax import metrics
 from trocr_jax.line import Line
 
-from .records import Source
+from .sets.records import Source
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from trocr_jax.tokens import Tokenizer, character_vocabulary
 
 from . import vocabulary
 from .config import StartConfig
+from .drawing.texts import CHARACTERS
 from .parameters import Arrays, named
-from .texts import CHARACTERS
 
 _WIDTH = 256
 ARCHITECTURES: dict[str, TrOCRConfig] = {

@@ -28,8 +28,8 @@ from trocr_jax.cli import check_known, program
 from trocr_jax.cores import usable_cores
 from trocr_jax.reader import Reader
 
-from . import fonts, synthesis
 from .config import SyntheticConfig
+from .drawing import fonts, synthesis
 
 WORD = "5"
 """The level of a word in Tesseract's table."""

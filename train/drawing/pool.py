@@ -22,8 +22,8 @@ import numpy as np
 from trocr_jax.pixels import ink, line_normalization
 from trocr_jax.pixels.image_processor import ImageProcessor
 
+from ..config import SyntheticConfig, to_plain
 from . import fonts, synthesis
-from .config import SyntheticConfig, to_plain
 
 SHARD = 2048
 CODE = tuple(Path(__file__).with_name(name) for name in ("fonts.py", "synthesis.py", "texts.py", "words.py")) + (

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from scipy.ndimage import gaussian_filter
 from scipy.signal import fftconvolve
 
-from .augment import gaussian
+from .da2 import gaussian
 
 Operation = Callable[[Image.Image, Generator, int], Image.Image]
 

@@ -60,7 +60,7 @@ def _open(path: Path) -> Source:
         return page_xml.lines(pages)
     if boxes := [p for p in sorted(path.iterdir(), key=natural) if p.suffix.lower() in PHOTOS and p.with_suffix(".txt").exists()]:
         return sroie(boxes)
-    raise SourceError(f"{path}: no data set format recognised; see the list in train/sources.py")
+    raise SourceError(f"{path}: no data set format recognised; see the list in train/sets/sources.py")
 
 
 def _open_file(path: Path) -> Source:

@@ -57,7 +57,7 @@ def find_faces(folder: str | Path, families: Sequence[str] | None = None) -> lis
             found.setdefault((family, style), []).append(str(path))
     if not found:
         kinds = ", ".join(SUFFIXES)
-        script = Path(__file__).with_name("fetch_fonts.sh")
+        script = Path(__file__).parents[1] / "fetch_fonts.sh"
         raise FileNotFoundError(f"no fonts ({kinds}) under {folder}; `bash {script}` fetches free ones")
     for files in found.values():
         files.sort(key=lambda name: "-latin-ext-" in name)

@@ -1,0 +1,1 @@
+"""Damage done to images while training; `data.py` is the way in."""
