@@ -30,15 +30,14 @@ from trocr_jax.cli import UsageError
 from trocr_jax.cores import usable_cores
 from trocr_jax.files import FilesError
 
-from . import batch_inputs as inputs
-from . import batch_output as output
-from .batch_places import FetchError, PlaceError
-from .batch_progress import Progress, Share, report
-from .batch_units import Columns
-from .batch_work import Job, Worker, begin_job, disk_full, open_job
+from .batch_job import inputs, output
+from .batch_job.places import FetchError, PlaceError
+from .batch_job.progress import Progress, Share, report
+from .batch_job.units import Columns
+from .batch_job.work import Job, Worker, begin_job, disk_full, open_job
 
 if TYPE_CHECKING:
-    from .batch_pipeline import Reading
+    from .batch_job.pipeline import Reading
 
 
 @dataclass(frozen=True)
@@ -193,9 +192,9 @@ def _share(job: Job, worker: Worker, config: Config, began: float) -> Share:
     """Reads units until the job is done."""
     from trocr_jax.reader import Reader, cache_compilations
 
-    from .batch_decode import Decoders
-    from .batch_pipeline import Pipeline, windows
-    from .batch_prepare import Decoded, decode
+    from .batch_job.decode import Decoders
+    from .batch_job.pipeline import Pipeline, windows
+    from .batch_job.prepare import Decoded, decode
 
     cache_compilations()
     reader = Reader.from_pretrained(job.settings["model"], dtype=job.settings["dtype"])

@@ -12,7 +12,7 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult  # pyri
 
 from trocr_jax.reader import Reader, cache_compilations
 
-from . import batch_output as output
+from .batch_job import output
 
 
 class LineModelHandler(ModelHandler[Any, PredictionResult, Reader]):

@@ -1,7 +1,7 @@
 """Measures how fast a model reads, beside other implementations on the same weights, images and tokens, in one run.
 
 Rounds alternate between the candidates, so that a machine that slows down slows all of them. Prints a table for every batch
-size and number of tokens, then one JSON line. `--lines` reads real line images instead (`bench_lines`).
+size and number of tokens, then one JSON line. `--lines` reads real line images instead (`benchmark.lines`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trocr_jax.decoding import GenerateConfig, generate, precision
 from trocr_jax.generation.packed import pack
 from trocr_jax.model import TrOCR
 
-from . import peers, roofline
+from .benchmark import peers, roofline
 
 Read = peers.Read
 DTYPES = ("float32", "bfloat16")
@@ -88,7 +88,7 @@ def run(config: Config) -> int:
     """Measures, prints tables and a JSON line."""
     check(config)
     if config.lines is not None:
-        from . import bench_lines
+        from .benchmark import lines as bench_lines
 
         print(json.dumps(setting(config) | bench_lines.run(config.lines, config.model, config.rounds)))
         return 0
@@ -177,7 +177,7 @@ def available_peers() -> dict[str, peers.Make]:
     """The peers that this environment has, by name."""
     found = peers.available()
     if peers.installed("onnx", "onnxruntime"):
-        from . import onnx_peers
+        from .benchmark import onnx_peers
 
         found |= onnx_peers.available()
     return found

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from trocr_jax.cli import load
 
-from .config import Config
+from .api.config import Config
 
 __all__ = ["Config", "run"]
 
 
 def run(config: Config) -> int:
     """Serves until SIGTERM or SIGINT; 0 after an orderly end."""
-    return load("trocr_jax.serve.launch", "serve", "serve").launch(config)  # late: --help needs no web packages and no jax
+    return load("trocr_jax.serve.api.launch", "serve", "serve").launch(config)  # late: --help needs no web packages and no jax

@@ -23,7 +23,8 @@ from trocr_jax.decoding import GenerateConfig, generate
 from trocr_jax.generation.packed import pack
 from trocr_jax.model import TrOCR
 
-from . import bench, roofline
+from . import bench
+from .benchmark import roofline
 
 
 @dataclass(frozen=True)

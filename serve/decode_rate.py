@@ -25,9 +25,9 @@ from trocr_jax.cores import usable_cores
 from trocr_jax.image_paths import find_images
 from trocr_jax.pixels.image_processor import ImageProcessor
 
-from .batch_decode import CHUNK, Decoders
-from .batch_prepare import Decoded, decode
-from .batch_units import groups
+from .batch_job.decode import CHUNK, Decoders
+from .batch_job.prepare import Decoded, decode
+from .batch_job.units import groups
 
 
 @dataclass(frozen=True)

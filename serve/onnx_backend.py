@@ -1,6 +1,6 @@
 """Reading with ONNX Runtime instead of XLA: greedy decoding, float32 or int8, on the CPU.
 
-The graphs are written from the same weights (`onnx_export`), so any checkpoint that this package loads can be read this way.
+The graphs are written from the same weights (`onnx.export`), so any checkpoint that this package loads can be read this way.
 float32 gives the tokens of `generate`. int8 is faster than XLA, for large models and for the one in the package; it reads some
 lines otherwise (docs/performance.md has both). The activations of linear maps are rounded with one scale for all rows of a batch,
 and columns that are empty in all of them are left out where the model knows that (`ImageProcessor.trimmed`), so that a line's
@@ -34,11 +34,11 @@ from trocr_jax.reader import CPU_BATCH, Reader, Wait
 from trocr_jax.streaming import in_order
 from trocr_jax.tokens import Tokenizer
 
-from .batch_decode import CHUNK, Decoders
-from .batch_units import groups
-from .onnx_graph import Style
-from .onnx_model import OnnxModel, check
-from .onnx_session import fast_session
+from .batch_job.decode import CHUNK, Decoders
+from .batch_job.units import groups
+from .onnx.graph import Style
+from .onnx.model import OnnxModel, check
+from .onnx.session import fast_session
 
 Precision = Literal["float32", "int8"]
 

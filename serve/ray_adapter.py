@@ -9,7 +9,7 @@ from typing import Any
 
 from trocr_jax.reader import Reader, cache_compilations
 
-from . import batch_output as output
+from .batch_job import output
 
 
 class LineReader:

@@ -22,12 +22,12 @@ import uvicorn
 from conftest import ROOT
 
 from trocr_jax.reader import Reader
-from trocr_jax.serve.app import create_app
-from trocr_jax.serve.connection import Server, protocol
-from trocr_jax.serve.keys import Keys
-from trocr_jax.serve.launch import _listen
-from trocr_jax.serve.limits import Limits
-from trocr_jax.serve.service import Service
+from trocr_jax.serve.api.app import create_app
+from trocr_jax.serve.api.connection import Server, protocol
+from trocr_jax.serve.api.keys import Keys
+from trocr_jax.serve.api.launch import _listen
+from trocr_jax.serve.api.limits import Limits
+from trocr_jax.serve.api.service import Service
 
 MODEL = "tiny-print"
 SLOTS, BATCH, BEAMS = 4, 2, (2,)

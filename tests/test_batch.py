@@ -20,9 +20,11 @@ from trocr_jax.cli import UsageError
 from trocr_jax.prepared import Prepared
 from trocr_jax.reader import Reader
 from trocr_jax.serve import batch as batch_module
-from trocr_jax.serve import batch_decode, batch_pipeline, decode_rate
-from trocr_jax.serve.batch_places import FetchError, read_url
-from trocr_jax.serve.batch_prepare import Decoded, decode
+from trocr_jax.serve import decode_rate
+from trocr_jax.serve.batch_job import decode as batch_decode
+from trocr_jax.serve.batch_job import pipeline as batch_pipeline
+from trocr_jax.serve.batch_job.places import FetchError, read_url
+from trocr_jax.serve.batch_job.prepare import Decoded, decode
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +244,7 @@ def decoders_alive(mark: str) -> list[str]:
             command, environment = ((process / name).read_bytes() for name in ("cmdline", "environ"))
         except OSError:
             continue
-        if b"trocr_jax.serve.batch_decode" in command and mark.encode() in environment:
+        if b"trocr_jax.serve.batch_job.decode" in command and mark.encode() in environment:
             found.append(process.name)
     return found
 
@@ -441,7 +443,7 @@ def test_what_cannot_be_fetched_now_is_read_by_the_next_run(model, capsys, tmp_p
             pass
 
     monkeypatch.setattr(batch_decode.Decoder, "start", Here)
-    monkeypatch.setattr("trocr_jax.serve.batch_places.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("trocr_jax.serve.batch_job.places.PAUSES", (0.0, 0.0))
     web.files.update(pictures(4))
     names = [f"flaky://{name}" for name in [*pictures(4), "absent.png"]]
     (tmp_path / "x.txt").write_text("".join(f"{name}\n" for name in names))
@@ -476,7 +478,7 @@ def test_what_is_no_fault_of_an_image_comes_out_of_its_decoder(url, error, messa
 def test_a_failure_ends_a_worker_that_waits_for_others(model, images, tmp_path, monkeypatch):
     """The feeder waits for a unit that another host holds; what fails in the meantime must not wait with it."""
     from trocr_jax.serve import batch
-    from trocr_jax.serve.batch_work import Worker
+    from trocr_jax.serve.batch_job.work import Worker
 
     def fail(*_):
         raise ValueError("the device is gone")

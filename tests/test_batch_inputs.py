@@ -13,9 +13,11 @@ from batching import pictures
 
 from trocr_jax.cli import UsageError
 from trocr_jax.containers import ContainerError, LineDatabase
-from trocr_jax.serve import batch_containers, batch_inputs, batch_places
-from trocr_jax.serve.batch_places import FetchError, PlaceError, expand, read_url
-from trocr_jax.serve.batch_units import Columns, Unit
+from trocr_jax.serve.batch_job import containers as batch_containers
+from trocr_jax.serve.batch_job import inputs as batch_inputs
+from trocr_jax.serve.batch_job import places as batch_places
+from trocr_jax.serve.batch_job.places import FetchError, PlaceError, expand, read_url
+from trocr_jax.serve.batch_job.units import Columns, Unit
 
 IMAGES = pictures(10)
 NAMES = list(IMAGES)

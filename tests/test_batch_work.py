@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from trocr_jax.files import FilesError
-from trocr_jax.serve import batch_work
-from trocr_jax.serve.batch_units import Unit
-from trocr_jax.serve.batch_work import Worker, begin_job, open_job
+from trocr_jax.serve.batch_job import work as batch_work
+from trocr_jax.serve.batch_job.units import Unit
+from trocr_jax.serve.batch_job.work import Worker, begin_job, open_job
 
 
 def plan(count):

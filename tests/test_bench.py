@@ -16,7 +16,9 @@ from trocr_jax import images
 from trocr_jax.cli import UsageError
 from trocr_jax.config import PRESETS
 from trocr_jax.model import TrOCR
-from trocr_jax.serve import bench, bench_lines, curves, refill, roofline
+from trocr_jax.serve import bench, curves, refill
+from trocr_jax.serve.benchmark import lines as bench_lines
+from trocr_jax.serve.benchmark import roofline
 
 BASE = PRESETS["microsoft/trocr-base-handwritten"]
 

@@ -86,7 +86,7 @@ def test_int8_reads_with_onnx_runtime_where_that_is_installed(capsys, monkeypatc
 
 
 def test_serve_without_its_packages_says_what_installs_them(capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "trocr_jax.serve.launch", raising=False)
+    monkeypatch.delitem(sys.modules, "trocr_jax.serve.api.launch", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     code, out, err = call(capsys, "serve")
     assert (code, out) == (1, [])

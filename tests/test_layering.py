@@ -34,7 +34,7 @@ ORDER = [
 ]
 NO_JAX = LEAVES | {"checkpoints.fairseq", "page", "pages.formats", "commands.page"}
 APPS = ("convert", "train", "serve")
-REFERENCE_ALLOWED = {"convert/verify.py", "serve/peers.py"}
+REFERENCE_ALLOWED = {"convert/verify.py", "serve/benchmark/peers.py"}
 
 
 ROOMS = {folder: {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")} for folder in ("trocr_jax", *APPS)}

@@ -13,9 +13,9 @@ import httpcore2
 import pytest
 from serving import MODEL, PICTURES, chat, data_url, lines, process, serving
 
-from trocr_jax.serve.errors import ApiError
-from trocr_jax.serve.fetch import Fetcher, is_public
-from trocr_jax.serve.limits import Limits
+from trocr_jax.serve.api.errors import ApiError
+from trocr_jax.serve.api.fetch import Fetcher, is_public
+from trocr_jax.serve.api.limits import Limits
 
 LEAK = re.compile(r"0x[0-9a-f]{6,}|Traceback|/home|/usr|site-packages|\.py\b|object at", re.IGNORECASE)
 CODES = {"invalid_image", "invalid_base64", "invalid_data_url", "url_not_allowed"}
@@ -302,7 +302,7 @@ def answering(reply: bytes, fetch_with):
 )  # fmt: skip
 def test_what_answers_is_not_believed(monkeypatch, reply, code):
     async def attempt(port):
-        monkeypatch.setattr("trocr_jax.serve.fetch._PORTS", {"http": port, "https": port})
+        monkeypatch.setattr("trocr_jax.serve.api.fetch._PORTS", {"http": port, "https": port})
         fetcher = Fetcher(["localhost"], 1000, 1, allowed=lambda address: True)
         start = time.monotonic()
         with pytest.raises(ApiError) as error:
@@ -321,7 +321,7 @@ def test_an_allowed_url_is_read(monkeypatch):
     reply = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content
 
     async def attempt(port):
-        monkeypatch.setattr("trocr_jax.serve.fetch._PORTS", {"http": port})
+        monkeypatch.setattr("trocr_jax.serve.api.fetch._PORTS", {"http": port})
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
         fetcher = Fetcher(["localhost"], 1 << 20, 5, allowed=lambda address: True)
         try:

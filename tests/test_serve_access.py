@@ -9,10 +9,10 @@ import openai
 import pytest
 from serving import MODEL, PICTURES, chat, lines, message, serving, wait_until
 
-from trocr_jax.serve.errors import ApiError
-from trocr_jax.serve.guard import OPEN
-from trocr_jax.serve.keys import Keys, read_keys
-from trocr_jax.serve.limits import Limits
+from trocr_jax.serve.api.errors import ApiError
+from trocr_jax.serve.api.guard import OPEN
+from trocr_jax.serve.api.keys import Keys, read_keys
+from trocr_jax.serve.api.limits import Limits
 
 KEY, OTHER = "sk-" + "a" * 24, "sk-" + "b" * 24
 METHODS = ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND")

@@ -11,8 +11,8 @@ import pytest
 from conftest import ROOT
 from serving import MODEL, PICTURES, lines, serving
 
+from trocr_jax.serve.api.limits import Limits
 from trocr_jax.serve.cli import Config
-from trocr_jax.serve.limits import Limits
 
 DOCUMENT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 KEY = "sk-" + "e" * 24

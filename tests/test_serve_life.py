@@ -15,9 +15,9 @@ import pytest
 from serving import MODEL, PICTURES, Running, chat, data_url, lines, process, serving, wait_until
 
 from trocr_jax.cli import UsageError
-from trocr_jax.serve import launch
-from trocr_jax.serve.config import Config
-from trocr_jax.serve.limits import Limits
+from trocr_jax.serve.api import launch
+from trocr_jax.serve.api.config import Config
+from trocr_jax.serve.api.limits import Limits
 
 KEY = "sk-" + "c" * 24
 

@@ -16,13 +16,13 @@ import pytest
 from serving import MODEL, PICTURES, SLOTS, chat, collected, data_url, lines, message, process, reader, serving, wait_until
 
 from trocr_jax.prepared import Prepared
+from trocr_jax.serve.api.errors import ApiError
+from trocr_jax.serve.api.gate import Gate
+from trocr_jax.serve.api.keys import Keys, RateLimit
+from trocr_jax.serve.api.limits import Limits
+from trocr_jax.serve.api.service import Service, Visit
+from trocr_jax.serve.api.sources import Source
 from trocr_jax.serve.client import Client
-from trocr_jax.serve.errors import ApiError
-from trocr_jax.serve.gate import Gate
-from trocr_jax.serve.keys import Keys, RateLimit
-from trocr_jax.serve.limits import Limits
-from trocr_jax.serve.service import Service, Visit
-from trocr_jax.serve.sources import Source
 
 QUEUE = 8
 
@@ -331,7 +331,7 @@ def test_a_hundred_clients_vanish_in_flight():
 
 def test_a_client_that_stops_reading_is_dropped(monkeypatch):
     """A stream whose reader sleeps fills the sockets' buffers; then the server gives it up."""
-    monkeypatch.setattr("trocr_jax.serve.chat._Chat.chunk", lambda *_: b"data: {}\n\n" + b" " * 4_000_000)
+    monkeypatch.setattr("trocr_jax.serve.api.chat._Chat.chunk", lambda *_: b"data: {}\n\n" + b" " * 4_000_000)
     with serving(limits=Limits(send_seconds=0.5)) as running:
         with socket.create_connection(("127.0.0.1", running.port)) as client:
             client.sendall(request_bytes(chat(stream=True), running.port))

@@ -12,7 +12,7 @@ import pytest
 from browser import Browser, chromium
 from serving import MODEL, PICTURES, lines, serving, wait_until
 
-from trocr_jax.serve.limits import Limits
+from trocr_jax.serve.api.limits import Limits
 
 KEY = "sk-" + "d" * 24
 DONE = "document.querySelector('.line') && !document.querySelector('.waiting')"

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from trocr_jax import files
 
-from .batch_work import Job
+from .work import Job
 
 CALM = 10.0
 """Seconds between signs of life in a log file."""

@@ -10,7 +10,7 @@ from trocr_jax.page import Layout, prepare_page
 from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.prepared import Prepared, prepare
 
-from .batch_places import FetchError, PlaceError, is_url, patiently, read_url
+from .places import FetchError, PlaceError, is_url, patiently, read_url
 
 Image = str | bytes | None
 """A path, a URL or the bytes of a file; None where the record has no image."""

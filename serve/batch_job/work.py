@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 from trocr_jax import files
 from trocr_jax.files import FilesError
 
-from .batch_units import Unit
+from .units import Unit
 
 VERSION = 3
 POLL = 1.0

@@ -1,7 +1,7 @@
 """Decoding images on all cores, in processes of their own: threads of one process hold each other up in Python's lock.
 
-A decoder is `python -m trocr_jax.serve.batch_decode FD`: it imports no jax, takes what to do and then lists of images from its
-end of a pipe, and ends when the other end is gone, however its parent died. One that a hostile image kills is replaced, and
+A decoder is `python -m trocr_jax.serve.batch_job.decode FD`: it imports no jax, takes what to do and then lists of images from
+its end of a pipe, and ends when the other end is gone, however its parent died. One that a hostile image kills is replaced, and
 that image named.
 """
 
@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from trocr_jax.cli import UsageError
 
-from .batch_places import FetchError
+from .places import FetchError
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ class Decoder:
 def _start_process(pipe: int) -> subprocess.Popen[bytes]:
     """With -P modules are not looked for where the images are; in a session of its own, Ctrl-C is for the parent alone, which
     then closes the pipe."""
-    command = [sys.executable, "-P", "-m", "trocr_jax.serve.batch_decode", str(pipe)]
+    command = [sys.executable, "-P", "-m", "trocr_jax.serve.batch_job.decode", str(pipe)]
     nothing = subprocess.DEVNULL
     return subprocess.Popen(command, pass_fds=[pipe], stdin=nothing, stdout=nothing, start_new_session=True)
 

@@ -25,9 +25,9 @@ from trocr_jax.pages.formats import Page
 from trocr_jax.prepared import Prepared
 from trocr_jax.reader import Reader
 
-from .batch_decode import CHUNK, Decoders
-from .batch_prepare import Decoded
-from .batch_units import Item, groups
+from .decode import CHUNK, Decoders
+from .prepare import Decoded
+from .units import Item, groups
 
 WINDOW = 1024
 """Images of a window."""

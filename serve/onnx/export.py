@@ -25,7 +25,7 @@ from trocr_jax.model import TrOCR
 from trocr_jax.network.decoder import POSITION_OFFSET, sinusoidal_table
 from trocr_jax.network.layers import Attention
 
-from .onnx_graph import MICROSOFT, Graph, Style, array
+from .graph import MICROSOFT, Graph, Style, array
 
 
 def encoder(model: TrOCR, style: Style) -> onnx.ModelProto:

@@ -17,9 +17,9 @@ from trocr_jax.decoding import GenerateConfig
 from trocr_jax.generation.loop import Generation
 from trocr_jax.model import TrOCR
 
-from . import onnx_export
-from .onnx_graph import Style
-from .onnx_session import fast_session
+from . import export as onnx_export
+from .graph import Style
+from .session import fast_session
 
 ENDED_SHARE = 0.25
 """With so many ended rows among those that a step reads, the others go on alone."""

@@ -23,9 +23,9 @@ from typing import BinaryIO
 
 from trocr_jax.image_paths import EXTENSIONS
 
-from . import batch_containers as containers
-from .batch_places import PlaceError, check_scheme, expand, is_url, join, opened, parent, steadily
-from .batch_units import Columns, Item, Unit, groups
+from . import containers
+from .places import PlaceError, check_scheme, expand, is_url, join, opened, parent, steadily
+from .units import Columns, Item, Unit, groups
 
 FILE_KEYS = ("image", "file_name", "file", "filename", "path", "image_path", "url")
 LISTS, TARS = (".txt", ".list", ".jsonl"), (".tar", ".tar.gz", ".tgz")

@@ -55,7 +55,7 @@ def make_candidates(model: str | None) -> dict[str, ReadAll]:
         "trocr-jax (XLA, bfloat16)": lambda: Reader.from_pretrained(model, dtype="bfloat16"),
     }
     if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime"):
-        from .onnx_backend import OnnxReader
+        from ..onnx_backend import OnnxReader
 
         for precision in ("float32", "int8"):
             readers[f"trocr-jax (ONNX Runtime, {precision})"] = lambda p=precision: OnnxReader.from_pretrained(model, precision=p)

@@ -18,8 +18,8 @@ from trocr_jax.containers import IMAGE_COLUMNS, ContainerError, LineDatabase, im
 from trocr_jax.image_paths import EXTENSIONS
 from trocr_jax.images import MAX_PIXELS
 
-from .batch_places import PlaceError, opened
-from .batch_units import Columns, Item, Unit
+from .places import PlaceError, opened
+from .units import Columns, Item, Unit
 
 ID_COLUMNS = ("id", "key", "__key__")
 ROWS = 64  # of a parquet file in memory at a time

@@ -1,6 +1,6 @@
 """ONNX Runtime and OpenVINO as people use them: plain graphs of standard operators with every layer's keys and values cached.
 
-"dynamic int8" is ONNX Runtime's own tool with its defaults. Beside them ours: graphs written for ONNX Runtime (`onnx_model`).
+"dynamic int8" is ONNX Runtime's own tool with its defaults. Beside them ours: graphs written for ONNX Runtime (`onnx.model`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import onnx
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.model import TrOCR
 
-from .onnx_graph import Style
-from .onnx_model import OnnxModel
-from .onnx_session import Arrays, Session, fast_session
+from ..onnx.graph import Style
+from ..onnx.model import OnnxModel
+from ..onnx.session import Arrays, Session, fast_session
 from .peers import Make, Read, installed
 
 PLAIN = Style(cross_cache=True, plain=True)

@@ -1,0 +1,1 @@
+"""The HTTP server; `cli.py` is the way in."""

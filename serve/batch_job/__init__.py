@@ -1,0 +1,1 @@
+"""The insides of a batch job; `batch.py` is the way in."""

@@ -1,0 +1,1 @@
+"""What `bench` runs and measures against; `bench.py` is the way in."""
