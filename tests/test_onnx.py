@@ -16,7 +16,7 @@ from trocr_jax.prepared import used_width
 
 onnx_backend = pytest.importorskip("trocr_jax.serve.onnx_backend", reason="needs onnx")
 pytest.importorskip("onnxruntime", reason="needs onnxruntime")
-from trocr_jax.serve import onnx_model  # noqa: E402
+from trocr_jax.serve.onnx import model as onnx_model  # noqa: E402
 from trocr_jax.serve.onnx.graph import Style, quantize, quantize_blocks  # noqa: E402
 from trocr_jax.serve.onnx.model import Going, OnnxModel  # noqa: E402
 
