@@ -1,5 +1,6 @@
 """Training on a mesh of data x model, and by two processes: what one device computes; its checkpoints go on anywhere."""
 
+import json
 import os
 import shutil
 import signal
@@ -35,6 +36,41 @@ folder, index, address = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 sys.exit(train(tiny.config(folder, devices=None, log_every=1, hosts=HostsConfig(2, index, address))))
 """
 
+ROWS = """
+import json, sys
+from pathlib import Path
+import jax
+import numpy as np
+folder, index, address = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+jax.distributed.initialize(address, 2, index)
+from trocr_jax.train import mesh as meshes
+hosts = np.array(jax.devices()).reshape(2, 4)
+mesh = jax.sharding.Mesh(hosts.T.reshape(8, 1), ("data", "model"))
+rows = meshes.own_rows(mesh, 16)
+batch = meshes.global_array(mesh, np.array(rows)[:, None], 16)
+assert batch.shape == (16, 1)
+for shard in batch.addressable_shards:
+    assert shard.data.ravel().tolist() == list(range(16))[shard.index[0]]
+(folder / str(index)).write_text(json.dumps(rows))
+"""
+
+
+def run_processes(code: str, folder: Path, devices: int = 1) -> None:
+    """Two real processes of some devices each, which talk through gloo on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    commands = [[sys.executable, "-c", code, str(folder), str(index), address] for index in range(2)]
+    running = [subprocess.Popen(c, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) for c in commands]
+    try:
+        for process in running:
+            _, said = process.communicate(timeout=300)
+            assert process.returncode == 0, said[-3000:]
+    finally:
+        for process in running:
+            process.kill()  # one that waits for the other ignores a SIGTERM
+
 
 @pytest.fixture(autouse=True)
 def _keep_the_signal_handler():
@@ -55,7 +91,7 @@ def steps_on(axes: str, fsdp: bool = False) -> tuple[object, list[float]]:
     for _ in range(3):
         images = rng.integers(0, 256, (8, *tiny.SIZE, 3)).astype(np.uint8)
         labels = rng.integers(4, tiny.MODEL.decoder.vocab_size, (8, 6)).astype(np.int32)
-        state, metrics = step(state, *(meshes.global_array(mesh, x) for x in (images, labels)))
+        state, metrics = step(state, *(meshes.global_array(mesh, x, 8) for x in (images, labels)))
         losses.append(float(metrics["loss"]))
     return state, losses
 
@@ -73,11 +109,35 @@ def test_weights_cut_over_a_mesh_give_the_losses_of_one_device(axes, fsdp, monke
 
 
 def test_the_batch_is_cut_over_data_alone():
-    assert meshes.own_rows(meshes.make_mesh(None, "data=2,model=4"), 6) == range(6)
+    assert meshes.own_rows(meshes.make_mesh(None, "data=2,model=4"), 6) == [*range(6)]
     with pytest.raises(ValueError, match="--batch-size 7 must be a multiple of the 2 devices"):
         meshes.own_rows(meshes.make_mesh(None, "data=2,model=4"), 7)
     with pytest.raises(ValueError, match="needs 16 devices, but there are 8"):
         meshes.make_mesh(None, "data=16")
+
+
+def test_a_host_without_a_device_of_the_mesh_is_named(monkeypatch):
+    """By every host: one that stops alone leaves the others waiting."""
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(ValueError, match="none of the mesh's 4 devices is on host 1, 2: use all, or fewer hosts"):
+        meshes.make_mesh(4)
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, AssertionError])
+def test_a_shape_that_the_chips_of_a_tpu_do_not_have_is_one_line(error, monkeypatch):
+    def make_mesh(*_, **__):
+        raise error("data=8,model=2 of v6e:4x4, or three chips of v5e:2x2")
+
+    monkeypatch.setattr(jax, "make_mesh", make_mesh)
+    with pytest.raises(ValueError, match="the mesh data=3,model=1 does not fit how these chips are wired: use another"):
+        meshes.make_mesh(3)
+
+
+def test_hosts_whose_devices_are_no_neighbours_hold_their_own_rows(tmp_path):
+    """As those of v5e:4x8 are in a mesh of data=32: two hosts in turn, each of four devices, and a batch of 16."""
+    run_processes(ROWS, tmp_path, devices=4)
+    rows = [json.loads((tmp_path / str(index)).read_text()) for index in range(2)]
+    assert rows == [[0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]]
 
 
 def parameters(run: Path, step: int) -> dict[str, np.ndarray]:
@@ -102,22 +162,10 @@ def losses(run: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> Path:
-    """20 steps by two real processes of one device each, which talk through gloo on this machine."""
+    """20 steps by two real processes of one device each."""
     folder = tmp_path_factory.mktemp("two")
     tiny.config(folder)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    commands = [[sys.executable, "-c", PROCESS, str(folder), str(index), address] for index in range(2)]
-    running = [subprocess.Popen(c, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) for c in commands]
-    try:
-        for process in running:
-            _, said = process.communicate(timeout=300)
-            assert process.returncode == 0, said[-3000:]
-    finally:
-        for process in running:
-            process.kill()  # one that waits for the other ignores a SIGTERM
+    run_processes(PROCESS, folder)
     return folder
 
 

@@ -209,7 +209,7 @@ def run(config: StepConfig, steps=4, rows=8, optimizer=None, devices=1, fsdp=Fal
     state = jax.device_put(state, shardings)
     step, losses = make_step(optimizer, config, (shardings, meshes.replicated(mesh))), []
     for seed in range(steps):
-        images, labels = (meshes.global_array(mesh, np.asarray(x)) for x in batch(config.model, rows, seed=seed))
+        images, labels = (meshes.global_array(mesh, np.asarray(x), rows) for x in batch(config.model, rows, seed=seed))
         state, metrics = step(state, images, labels)
         losses.append(float(metrics["loss"]))
     return state, losses

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,7 +51,7 @@ class Batches:
     seed: int
     pad: int
     max_tokens: int
-    rows: range | None = None
+    rows: Sequence[int] | None = None
     group: int = 1
     threads: int = 1
     cut: int = 0

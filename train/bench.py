@@ -64,9 +64,9 @@ def measure(model: TrOCRConfig, config: Config) -> dict[str, Any]:
     state = jax.device_put(new_state(step_config, parameters, {}, optimizer, 0), meshes.replicated(mesh))
     rng = np.random.default_rng(0)
     shape = (config.batch_size, *model.encoder.image_size, 3)
-    images = meshes.global_array(mesh, rng.integers(0, 256, shape, np.uint8))
+    images = meshes.global_array(mesh, rng.integers(0, 256, shape, np.uint8), config.batch_size)
     ids = rng.integers(4, model.decoder.vocab_size, (config.batch_size, config.tokens)).astype(np.int32)
-    labels = meshes.global_array(mesh, ids)
+    labels = meshes.global_array(mesh, ids, config.batch_size)
     step = make_step(optimizer, step_config)
     for _ in range(2):
         state, metrics = step(state, images, labels)

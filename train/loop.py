@@ -156,7 +156,7 @@ class Run:
     def _loop(self, state: TrainState, step: Step, first: int) -> tuple[TrainState, bool]:
         config, pending, timer = self.config, [], Timer()
         for index, batch in timer.waiting(prefetch(self.batches, first, config.steps)):
-            images, labels = (meshes.global_array(self.mesh, x) for x in (batch.images, batch.labels))
+            images, labels = (meshes.global_array(self.mesh, x, config.batch_size) for x in (batch.images, batch.labels))
             state, metrics = step(state, images, labels)
             pending.append(metrics)
             done = index + 1

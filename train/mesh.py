@@ -24,14 +24,18 @@ def make_mesh(devices: int | None = None, axes: str | None = None) -> Mesh:
     """All devices of all hosts, or the first so many, along "data"; or as `axes` says, "data=4,model=2".
 
     Raises:
-        ValueError: there are not so many, or `axes` is no mesh.
+        ValueError: there are not so many, `axes` is no mesh, or a host is left without a device.
     """
     available = jax.devices()
-    if axes:
-        return sharding.make_mesh(axes, available)
     if devices and devices > len(available):
         raise ValueError(f"--devices {devices}, but there are {len(available)}")
-    return sharding.make_mesh({sharding.DATA: devices or len(available), sharding.MODEL: 1}, available)
+    mesh = sharding.make_mesh(axes or {sharding.DATA: devices or len(available), sharding.MODEL: 1}, available)
+    idle = sorted({*range(jax.process_count())} - {device.process_index for device in mesh.devices.flat})
+    if idle:  # said on all hosts, so that none waits for another
+        raise ValueError(
+            f"none of the mesh's {mesh.size} devices is on host {', '.join(map(str, idle))}: use all, or fewer hosts"
+        )
+    return mesh
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -57,8 +61,10 @@ def state_shardings(state: Any, mesh: Mesh, cut: bool) -> Any:
     return jax.tree_util.tree_map_with_path(place, state)
 
 
-def own_rows(mesh: Mesh, batch_size: int) -> range:
-    """The rows of every global batch that this host puts on its devices.
+def own_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """The rows of every global batch that this host puts on its devices, in order.
+
+    Not always neighbours: on a TPU the mesh follows the wires between the chips, which lead from one host to another and back.
 
     Raises:
         ValueError: the batch cannot be cut evenly.
@@ -66,12 +72,17 @@ def own_rows(mesh: Mesh, batch_size: int) -> range:
     parts = mesh.shape[AXIS]
     if batch_size % parts:
         raise ValueError(f"--batch-size {batch_size} must be a multiple of the {parts} devices that it is cut over")
-    devices = mesh.devices.reshape(parts, -1)
-    places = [i for i, row in enumerate(devices) if any(device.process_index == jax.process_index() for device in row)]
-    each = batch_size // parts
-    return range(places[0] * each, (places[-1] + 1) * each)
+    places = NamedSharding(mesh, PartitionSpec(AXIS)).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for place in places if place for row in range(batch_size)[place[0]]})
 
 
-def global_array(mesh: Mesh, rows: np.ndarray) -> jax.Array:
-    """This host's rows as its part of the global batch."""
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(AXIS)), rows)
+def global_array(mesh: Mesh, rows: np.ndarray, batch_size: int) -> jax.Array:
+    """This host's rows, those of `own_rows`, as its part of the global batch."""
+    place = {row: i for i, row in enumerate(own_rows(mesh, batch_size))}
+    each = batch_size // mesh.shape[AXIS]
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        first = place[index[0].start or 0]
+        return rows[first : first + each]
+
+    return jax.make_array_from_callback((batch_size, *rows.shape[1:]), NamedSharding(mesh, PartitionSpec(AXIS)), part)

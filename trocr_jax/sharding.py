@@ -82,14 +82,19 @@ def make_mesh(sizes: str | dict[str, int], devices: Sequence[Any] | None = None)
         devices: by default those of this host: reading needs no others, and a dead peer must not end it.
 
     Raises:
-        ValueError: not a mesh, or more devices than there are.
+        ValueError: not a mesh, more devices than there are, or on a TPU a shape that does not fit the wires between its chips.
     """
     sizes = parse_mesh(sizes) if isinstance(sizes, str) else sizes
     shape = (sizes.get(DATA, 1), sizes.get(MODEL, 1))
     available = list(jax.local_devices() if devices is None else devices)
     if (count := shape[0] * shape[1]) > len(available):
         raise ValueError(f"the mesh data={shape[0]},model={shape[1]} needs {count} devices, but there are {len(available)}")
-    return jax.make_mesh(shape, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=available[:count])
+    try:
+        return jax.make_mesh(shape, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=available[:count])
+    except (NotImplementedError, AssertionError):
+        raise ValueError(
+            f"the mesh data={shape[0]},model={shape[1]} does not fit how these chips are wired: use another"
+        ) from None
 
 
 def auto(mesh: Mesh) -> Mesh:
