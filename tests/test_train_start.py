@@ -1,5 +1,6 @@
 """Where training starts: checkpoints, larger images, other vocabularies, random numbers; and the checks before the first step."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 import tiny
 from conftest import shared
+from transformers import AutoProcessor, AutoTokenizer, TrOCRProcessor
 
+from trocr_jax import pretrained
 from trocr_jax.model import TrOCR
 from trocr_jax.network.encoder import Encoder
 from trocr_jax.tokens import Tokenizer, character_vocabulary
@@ -97,6 +100,85 @@ def test_an_extended_model_reads_what_it_read_before(model):
     old, new = logits(model), logits(grown)
     places = [grown.tokenizer.vocabulary[token] for token in model.tokenizer.vocabulary]
     np.testing.assert_allclose(new[..., places], old[..., list(model.tokenizer.vocabulary.values())], atol=1e-5)
+
+
+def test_another_vocabulary_changes_ids_and_nothing_else_about_decoding(model):
+    """A model that starts at <s> and searches with beams does so with more characters, too; <mask> moves, 999 is no token."""
+    settings = {"num_beams": 4, "no_repeat_ngram_size": 3, "forced_bos_token_id": None, "decoder_start_token_id": 0}
+    mask, old = model.tokenizer.vocabulary["<mask>"], model.tokenizer
+    ids = {"eos_token_id": [2, mask], "bad_words_ids": [[mask]], "suppress_tokens": [999]}
+    found = replace(
+        model,
+        config=replace(model.config, decoder_start_token_id=old.bos_token_id),
+        companions={**model.companions, "generation_config.json": json.dumps({**settings, **ids}).encode()},
+    )
+    for tokenizer in (vocabulary.extended(old, "ż"), character_vocabulary("éż")):
+        other, moved = with_tokenizer(found, tokenizer, 0), tokenizer.vocabulary["<mask>"]
+        assert other.config.decoder_start_token_id == tokenizer.bos_token_id
+        written = json.loads(other.companions["generation_config.json"])
+        assert written == {**settings, "eos_token_id": [2, moved], "bad_words_ids": [[moved]]}
+    assert moved == mask + 1
+    with pytest.raises(ValueError, match="^generation_config.json is not valid json$"):
+        with_tokenizer(replace(found, companions={"generation_config.json": b"["}), tokenizer, 0)
+
+
+def test_transformers_prepares_images_of_the_new_size(model, tmp_path):
+    """Its version 5 looks into processor_config.json first, where it saves everything."""
+    both = {"processor_class": "TrOCRProcessor", "image_processor": model.processor.to_hf()}
+    kept = {name: content for name, content in model.companions.items() if name != "preprocessor_config.json"}
+    found = replace(model, companions={**kept, "processor_config.json": json.dumps(both).encode()})
+    wide = with_image_size(found, (16, 80), "interpolate")
+    pretrained.save(build(wide.config, wide.parameters), tmp_path / "wide", wide.companions)
+    for kind in (TrOCRProcessor, AutoProcessor):
+        pixels = kind.from_pretrained(tmp_path / "wide")(images=tiny.draw("12"), return_tensors="np").pixel_values
+        assert pixels.shape == (1, 3, 16, 80), kind
+
+
+def test_bytes_become_characters_without_changing_others():
+    """가 takes two more tokens: of the choices for the first, the one that fewer other characters have."""
+    old = Tokenizer.from_directory(shared("tokenizer", "roberta"))
+    new = vocabulary.extended(old, "가")
+    written = [chr(i) for i in range(0x80, 0xD800)]
+    changed = [c for c in written if old.labels(c) != new.labels(c)]
+    assert new.size == old.size + 2 and "가" in changed and len(changed) < 15
+
+
+def test_every_added_character_is_one_token_alone_and_behind_a_space():
+    """Merges of RoBERTa's take the last bytes of 사 and 성, and the space with the first of 나."""
+    added = "사성킬나жꙮ☃😀"
+    new = vocabulary.extended(Tokenizer.from_directory(shared("tokenizer", "roberta")), added)
+    for character in added:
+        for text in (character, " " + character, f"x{character}y {character}"):
+            tokens = [new.decode([i]) for i in new.labels(text)[:-1]]
+            assert "".join(tokens) == text and "\ufffd" not in tokens
+
+
+def test_a_part_of_a_character_starts_as_the_mean_of_its_own_parts(model):
+    new = vocabulary.extended(model.tokenizer, "あ")
+    old = np.asarray(model.parameters[vocabulary.EMBEDDING])
+    rows = np.asarray(vocabulary.resized(model.parameters, model.tokenizer, new, 0)[vocabulary.EMBEDDING])
+    first, *_ = new.vocabulary.keys() - model.tokenizer.vocabulary.keys() - {"ãģĤ"}
+    parts = [old[model.tokenizer.vocabulary[symbol]] for symbol in first]
+    assert len(parts) == 2
+    np.testing.assert_allclose(rows[new.vocabulary[first]], np.mean(parts, axis=0), atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["roberta", "trocr-small"])
+@pytest.mark.parametrize("saved", ["added_tokens_decoder", "added_tokens.json"])
+def test_vocabularies_with_added_tokens_grow_too(name, saved, tmp_path):
+    """transformers saves the ids of such tokens, which stand behind the vocabulary's own."""
+    plain = Tokenizer.from_directory(shared("tokenizer", name))
+    ids = {token: plain.vocabulary[token] for token in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")} | {"<line>": plain.size}
+    config = json.loads(plain.files["tokenizer_config.json"])
+    config["added_tokens_decoder"] = {index: {"content": token, "special": token != "<line>"} for token, index in ids.items()}
+    changed = {"tokenizer_config.json": config} if saved == "added_tokens_decoder" else {saved: {"<line>": plain.size}}
+    old = Tokenizer({**plain.files, **{file: json.dumps(content).encode() for file, content in changed.items()}})
+    new = vocabulary.extended(old, "ꙮᚠ")
+    assert len(set(new.vocabulary.values())) == len(new.vocabulary) == new.size and old.vocabulary.keys() < new.vocabulary.keys()
+    assert new.decode(new.labels("xꙮᚠy")) == "xꙮᚠy" and new.decode([new.vocabulary["<line>"]]) == "<line>"
+    new.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs("xꙮ<line>y ᚠ", add_special_tokens=False).input_ids == new.labels("xꙮ<line>y ᚠ")[:-1]
 
 
 def test_an_untied_head_is_resized_with_the_embeddings():

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from trocr_jax import files, pretrained
-from trocr_jax.checkpoints import weights
+from trocr_jax.checkpoints import generation_files, weights
 from trocr_jax.config import PRESETS, DecoderConfig, EncoderConfig, Size, TrOCRConfig
 from trocr_jax.model import TrOCR
 from trocr_jax.network.encoder import interpolate_grid
@@ -45,6 +45,8 @@ ARCHITECTURES: dict[str, TrOCRConfig] = {
 }  # fmt: skip
 """Models that can be trained from scratch, by name; their vocabulary is the characters of `texts`."""
 POSITIONS = "encoder.position_embedding"
+_TOKEN_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids")
+"""Settings of generation_config.json that hold token ids, beside those whose names end with _token_id."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +167,10 @@ def with_image_size(found: Start, size: Iterable[int], positions: str) -> Start:
 
 
 def with_processor(found: Start, processor: ImageProcessor) -> Start:
-    """The same model with other preprocessing, and the file that says so."""
+    """The same model with other preprocessing, and the files that say so: transformers 5 prefers processor_config.json."""
     companions = {**found.companions, "preprocessor_config.json": _json(processor.to_hf())}
+    if combined := _parsed(found, "processor_config.json"):
+        companions["processor_config.json"] = _json({**combined, "image_processor": processor.to_hf()})
     return replace(found, processor=processor, companions=companions)
 
 
@@ -179,18 +183,46 @@ def continue_grid(table: jax.Array, sinusoidal: np.ndarray, old: Size, new: Size
 
 def with_tokenizer(found: Start, tokenizer: Tokenizer, seed: int) -> Start:
     """The same model with another tokenizer: embeddings and head get its rows, config and files its ids, all at once."""
+    places = _places(found.tokenizer, tokenizer)
     config = replace(
         found.config,
         decoder=replace(found.config.decoder, vocab_size=tokenizer.size),
-        decoder_start_token_id=tokenizer.eos_token_id,  # as every public checkpoint: a line begins after the end of one
+        # where that token is gone, as every public checkpoint: a line begins after the end of one
+        decoder_start_token_id=places.get(found.config.decoder_start_token_id, tokenizer.eos_token_id),
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
     parameters = vocabulary.resized(found.parameters, found.tokenizer, tokenizer, seed)
     kept = {name: content for name, content in found.companions.items() if name not in files.TOKENIZER_FILES}
-    kept.pop("generation_config.json", None)  # it names the old ids
+    if settings := _parsed(found, generation_files.NAME):
+        kept[generation_files.NAME] = _json(_renumbered(settings, places))
     return replace(found, config=config, parameters=parameters, tokenizer=tokenizer, companions={**kept, **tokenizer.files})
+
+
+def _places(old: Tokenizer, new: Tokenizer) -> dict[int, int]:
+    """Old id -> new id, of the same token or the same role."""
+    same = {index: new.vocabulary[token] for token, index in old.vocabulary.items() if token in new.vocabulary}
+    roles = ("bos_token_id", "pad_token_id", "eos_token_id")
+    return same | {getattr(old, role): getattr(new, role) for role in roles}
+
+
+def _renumbered(settings: dict[str, Any], places: dict[int, int]) -> dict[str, Any]:
+    """Those of a generation_config.json with the ids that its tokens have now, without what names a token that is gone."""
+    renumbered = {}
+    for name, value in settings.items():
+        try:
+            renumbered[name] = _moved(value, places) if name.endswith("_token_id") or name in _TOKEN_LISTS else value
+        except KeyError:
+            continue
+    return renumbered
+
+
+def _moved(value: Any, places: dict[int, int]) -> Any:
+    """Ids, in lists of any depth, at their new places; None stays. Raises KeyError for a token that has none."""
+    if isinstance(value, list):
+        return [_moved(item, places) for item in value]
+    return None if value is None else places[value]
 
 
 def _characters(text: str) -> str:
@@ -208,6 +240,14 @@ def _with_dropout(config: TrOCRConfig, rate: float) -> TrOCRConfig:
 def _pair(size: Iterable[int]) -> Size:
     height, width = size
     return int(height), int(width)
+
+
+def _parsed(found: Start, name: str) -> dict[str, Any]:
+    """A companion's json, empty where there is none."""
+    try:
+        return dict(json.loads(found.companions.get(name, b"{}")))
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is not valid json") from None
 
 
 def _json(content: dict[str, Any]) -> bytes:
