@@ -32,7 +32,9 @@ def state_of(step: int, model: Start) -> TrainState:
 
 def save(checkpoints: Checkpoints, step: int, model: Start, **metrics) -> None:
     state = state_of(step, model)
-    checkpoints.save(state, state.model, model, metrics)
+    checkpoints.save(state, state.model, model)
+    if metrics:
+        checkpoints.score(step, metrics)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def saved(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "checkpoints"
     checkpoints = Checkpoints(folder)
     for step in (1, 2):
-        save(checkpoints, step, model)
+        save(checkpoints, step, model, score=1.0)
     checkpoints.wait()
     return folder
 
@@ -114,6 +116,39 @@ def test_the_newest_and_the_best_stay(model, tmp_path):
     checkpoints.wait()
     assert checkpoints.steps() == [2, 4, 5] and checkpoints.best() == 2
     assert json.loads((checkpoints.path(2) / "metrics.json").read_text()) == {"step": 2, "score": 1.0}
+
+
+def test_scores_of_other_lines_do_not_compete(model, tmp_path):
+    """What was evaluated last says which lines count."""
+    checkpoints = Checkpoints(tmp_path / "c", keep=4)
+    for step, (score, valid) in enumerate([(1.0, "easy"), (4.0, "hard"), (5.0, "hard")], 1):
+        save(checkpoints, step, model, score=score, valid=valid)
+    save(checkpoints, 4, model)
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2, 3, 4] and checkpoints.best() == 2
+
+
+@pytest.mark.parametrize("writes", range(4))
+def test_an_evaluation_that_is_added_leaves_a_whole_checkpoint_at_any_time(writes, saved, tmp_path, monkeypatch):
+    """It takes the place of another one, as after a change of --data.valid, and the disk fills up after so many writes."""
+    shutil.copytree(saved, tmp_path / "c")
+    write, done = files.write_atomically, []
+
+    def until_full(path, data):
+        if len(done) == writes:
+            raise files.FilesError("full")
+        done.append(path)
+        write(path, data)
+
+    monkeypatch.setattr(files, "write_atomically", until_full)
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.score(2, {"score": 7.0})
+    if writes < 3:
+        with pytest.raises(files.FilesError, match="cannot be written"):
+            checkpoints.wait()
+    checkpoints.wait()
+    assert Checkpoints(tmp_path / "c").newest() == 2
+    assert checkpoints.metrics(2)["score"] == (1.0 if writes < 2 else 7.0)
 
 
 def test_a_restored_state_lies_where_the_new_mesh_wants_it(saved, model):

@@ -268,6 +268,74 @@ def test_a_loss_that_explodes_ends_the_run(tmp_path):
         train(replace(config, optimizer=OptimizerConfig(lr=1e30, warmup=0, schedule="constant")))
 
 
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+    """Though the loss is looked at only every so many steps; and the advice names a checkpoint to go on from."""
+    explodes = OptimizerConfig(lr=1e30, warmup=10, schedule="constant")
+    config = tiny.config(tmp_path, log_every=100, save_every=1, eval_every=100, keep=100, optimizer=explodes)
+    with pytest.raises(ValueError) as caught:
+        train(config)
+    found = sorted((config.out / "checkpoints").iterdir())
+    assert f"in a new --out with --start.model {found[-1].resolve()}" in str(caught.value)
+    for checkpoint in found:
+        for part in (files.ORBAX, "state"):
+            assert all(np.isfinite(x).all() for x in pretrained._load_orbax(checkpoint / part).values()), checkpoint
+    assert train(tiny.config(tmp_path, out=tmp_path / "anew", steps=1, start=StartConfig(model=str(found[0])))) == 0
+
+
+def test_a_mistake_in_the_validation_data_is_said_before_the_first_step(tmp_path):
+    config = tiny.config(tmp_path)
+    valid = tiny.line_folder(tmp_path / "valid", 12)
+    (valid.parent / "image" / "007.png").write_bytes(b"no image")
+    config = replace(config, eval_lines=None, data=replace(config.data, valid=(str(valid),)))
+    with pytest.raises(ValueError, match=r"valid/gt_train.txt: 007.png: "):
+        train(config)
+    assert not (config.out / "log.jsonl").exists()
+
+
+def test_an_evaluation_that_fails_costs_no_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr("trocr_jax.train.loop.evaluate", lambda *_: 1 / 0)
+    config = tiny.config(tmp_path, steps=2)
+    with pytest.raises(ZeroDivisionError):
+        train(config)
+    monkeypatch.undo()
+    assert train(config) == 0
+    events = read_log(config.out)
+    assert [e["step"] for e in events if e["kind"] == "start"] == [0, 2]
+    assert [e["step"] for e in events if e["kind"] == "eval"] == [2]
+
+
+def test_what_a_sigterm_left_unevaluated_is_evaluated_when_the_run_goes_on(tmp_path, monkeypatch):
+    """And published, where it is the best: here it is the only one."""
+
+    def stop(run, step):
+        run.terminated = step == 2
+        return run.terminated
+
+    monkeypatch.setattr("trocr_jax.train.loop.Run._stop_asked", stop)
+    config = tiny.config(tmp_path, steps=2)
+    assert train(config) == 0
+    assert not [e for e in read_log(config.out) if e["kind"] in ("eval", "done")]
+    monkeypatch.undo()
+    assert train(config) == 0
+    done = [(e["kind"], e["step"]) for e in read_log(config.out) if e["kind"] in ("train", "eval", "done")]
+    assert done == [("train", 1), ("train", 2), ("eval", 2), ("done", 2)]
+
+
+def test_scores_of_another_validation_set_are_not_compared(tmp_path):
+    """Neither for the best checkpoint nor for patience: the newest is evaluated anew, and competes with what follows."""
+    still = replace(tiny.config(tmp_path).optimizer, lr=1e-30)
+    changes = {"eval_every": 1, "save_every": 1, "keep": 9, "patience": 2, "optimizer": still}
+    assert train(tiny.config(tmp_path, steps=2, **changes)) == 0
+    other = tiny.line_folder(tmp_path / "other", 12)
+    data = replace(tiny.config(tmp_path).data, valid=(str(other),))
+    assert train(tiny.config(tmp_path, steps=9, data=data, **changes)) == 0
+    events = [e for e in map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines()) if e["kind"] == "eval"]
+    assert [e["step"] for e in events] == [1, 2, 2, 3, 4], "patience begins anew"
+    assert events[0]["valid"] == events[1]["valid"] != events[2]["valid"] == events[4]["valid"]
+    metrics = json.loads((tmp_path / "run" / "checkpoints" / "00000004" / "metrics.json").read_text())
+    assert metrics["valid"] == events[4]["valid"]
+
+
 def test_lora_and_averages_survive_a_pause(straight, tmp_path):
     """The model to read with is merged and averaged; the run goes on from what it was made of."""
     for part in ("start", "lines"):

@@ -3,7 +3,7 @@
     checkpoints/00001000/   config.json, tokenizer, preprocessing: `Reader.from_pretrained` reads it
         orbax/              parameters to read with (averaged, LoRA merged)
         state/              step, seed, optimizer, and the parameters as trained where they are others
-        metrics.json        of the evaluation at this step
+        metrics.json        of the evaluation at this step, when it has been made
         manifest.json       sha256 of every file: Orbax does not notice a flipped bit
 
 Orbax writes in the background, from every host, into a directory with another name; when all is there and listed, the first host
@@ -12,10 +12,12 @@ gives it its own. A checkpoint that does not agree with its manifest is passed o
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +45,8 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2, say: Callable[..., None] = lambda *_, **__: None):
         self.folder, self.keep, self.say = Path(folder).resolve(), max(keep, 1), say
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._writer: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self._writer = ThreadPoolExecutor(1)
+        self._work: list[Future[None]] = []
         if jax.process_index() == 0:
             for leftover in self.folder.glob(".*"):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -57,7 +59,7 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         return self.folder / f"{step:08d}"
 
-    def save(self, state: TrainState, parameters: Arrays, model: Start, metrics: dict[str, Any]) -> None:
+    def save(self, state: TrainState, parameters: Arrays, model: Start) -> None:
         """Starts to write a checkpoint and returns when the arrays are copied. Waits for the one before.
 
         Args:
@@ -75,42 +77,60 @@ class Checkpoints:
             partial.mkdir()
         _barrier(f"checkpoint {step} begun")
         writing = [ocp.save_async(str(partial / files.ORBAX), parameters), ocp.save_async(str(partial / STATE), _rest(state))]
-        self._writer = threading.Thread(target=self._finish, args=(writing, partial, step, model, metrics))
-        self._writer.start()
+        self._work.append(self._writer.submit(self._finish, writing, partial, step, model))
+
+    def score(self, step: int, metrics: dict[str, Any]) -> None:
+        """Starts to add an evaluation to a checkpoint, as soon as that is written. Every host calls it, the first one has it."""
+        self._work.append(self._writer.submit(self._add, step, metrics))
 
     def wait(self) -> None:
-        """Until the checkpoint under way is on disk.
+        """Until what is under way is on disk.
 
         Raises:
             FilesError: it could not be written.
         """
-        if self._writer is not None:
-            self._writer.join()
-            self._writer = None
-            _barrier("checkpoint written")
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise files.FilesError(f"{self.folder}: a checkpoint cannot be written; is the disk full?") from failure
+        if not self._work:
+            return
+        work, self._work = self._work, []
+        failures = [failure for done in work if (failure := done.exception())]
+        _barrier("checkpoint written")
+        if failures:
+            raise files.FilesError(f"{self.folder}: a checkpoint cannot be written; is the disk full?") from failures[0]
 
-    def _finish(self, writing: list[Any], partial: Path, step: int, model: Start, metrics: dict[str, Any]) -> None:
-        try:
-            for response in writing:
-                response.result()
-            if jax.process_index() == 0:
-                self._publish(partial, step, model, metrics)
-                self.say("saved", step=step)
-                self._remove_old()
-        except BaseException as error:  # told by the next wait(), in the thread that can do something about it
-            self._failure = error
+    def close(self) -> None:
+        """Lets what is under way end, on this host alone, and takes no more."""
+        self._writer.shutdown()
 
-    def _publish(self, partial: Path, step: int, model: Start, metrics: dict[str, Any]) -> None:
+    def _finish(self, writing: list[Any], partial: Path, step: int, model: Start) -> None:
+        for response in writing:
+            response.result()
+        if jax.process_index() == 0:
+            self._publish(partial, step, model)
+            self.say("saved", step=step)
+            self._remove_old()
+
+    def _add(self, step: int, metrics: dict[str, Any]) -> None:
+        """The manifest forgets an old file before it knows the new one: killed in between, the checkpoint is whole."""
+        if jax.process_index() > 0:
+            return
+        content = json.dumps({"step": step, **metrics}, indent=2).encode() + b"\n"
+        entry = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        listed = files.read_json(self.path(step) / files.MANIFEST)["files"]
+        self._list(step, {name: known for name, known in listed.items() if name != METRICS})
+        files.write_atomically(self.path(step) / METRICS, content)
+        self._list(step, {**listed, METRICS: entry})
+        self._remove_old()
+
+    def _list(self, step: int, entries: dict[str, Any]) -> None:
+        files.write_atomically(self.path(step) / files.MANIFEST, json.dumps({"files": entries}, indent=2).encode() + b"\n")
+
+    def _publish(self, partial: Path, step: int, model: Start) -> None:
         with files.new_directory(self.path(step)) as folder:
             for part in partial.iterdir():
                 part.rename(folder / part.name)
             for file, content in model.companions.items():
                 (folder / file).write_bytes(content)
             files.write_json(folder / "config.json", {**model.config.to_hf(), "dtype": "float32", "torch_dtype": "float32"})
-            files.write_json(folder / METRICS, {"step": step, **metrics})
         partial.rmdir()
 
     def _remove_old(self) -> None:
@@ -127,8 +147,14 @@ class Checkpoints:
             return {}
 
     def best(self) -> int | None:
-        """The step with the lowest `score`; where none has one, the newest."""
-        return min(self.steps(), key=lambda step: (self.metrics(step).get("score", float("inf")), -step), default=None)
+        """The step with the lowest score on what was evaluated last, the newest of equals; where none has one, the newest."""
+        scored = {step: metrics for step in self.steps() if "score" in (metrics := self.metrics(step))}
+        if not scored:
+            return max(self.steps(), default=None)
+        last = scored[max(scored)].get("valid")  # scores on other lines do not compare
+        return min(
+            (step for step in scored if scored[step].get("valid") == last), key=lambda step: (scored[step]["score"], -step)
+        )
 
     def newest(self) -> int | None:
         """The newest checkpoint that agrees with its manifest; None where there is none. Damaged ones are renamed, aloud.

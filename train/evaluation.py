@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,10 @@ from trocr_jax.model import TrOCR
 from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.tokens import Tokenizer
 
-from .config import Config, SyntheticConfig
+from .config import Config, DataConfig, SyntheticConfig
 from .data import SYNTHETIC, parse_source
 from .drawing import fonts, synthesis
-from .sets.records import row_names
+from .sets.records import Source, SourceError, row_names
 from .sets.sources import open_source
 
 BATCH = 64
@@ -36,8 +37,14 @@ class Lines:
 
 
 def held_out(config: Config, processor: ImageProcessor) -> dict[str, Lines]:
-    """The lines that evaluations during training read, by the name of their group."""
-    paths = [parse_source(place)[0] for place in config.data.valid]
+    """The lines that evaluations during training read, by the name of their group.
+
+    Raises:
+        SourceError: a data set or a record of it that cannot be used.
+    """
+    paths, trained = ([parse_source(place)[0] for place in places] for places in (config.data.valid, config.data.train))
+    if config.data.valid == DataConfig().valid and SYNTHETIC not in trained:
+        print("evaluation reads drawn lines: set --data.valid to some that are like those of --data.train", file=sys.stderr)
     drawn = drawn_lines(config.synthetic, processor, config.eval_lines or 1000) if SYNTHETIC in paths else {}
     stored = row_names((path for path in paths if path != SYNTHETIC), drawn)
     return drawn | {name: stored_lines(path, processor, config.eval_lines) for name, path in stored.items()}
@@ -62,12 +69,31 @@ def stored_lines(place: str, processor: ImageProcessor, count: int | None = None
     """`count` lines of a data set, evenly spread, because files are often sorted; or all.
 
     Raises:
-        ValueError: one cannot be read: a benchmark with holes is another benchmark.
+        SourceError: one cannot be read: a benchmark with holes is another benchmark.
     """
     source = open_source(place)
     chosen = np.linspace(0, len(source) - 1, min(count or len(source), len(source))).astype(int)
-    records = [source[int(i)] for i in chosen]
-    return Lines(np.stack([processor(images.load(record.image)) for record in records]), [record.text for record in records])
+    pixels, texts = zip(*(_stored_line(place, source, int(i), processor) for i in chosen), strict=True)
+    return Lines(np.stack(pixels), list(texts))
+
+
+def _stored_line(place: str, source: Source, index: int, processor: ImageProcessor) -> tuple[np.ndarray, str]:
+    name = f"record {index}"
+    try:
+        record = source[index]
+        name = record.name
+        return processor(images.load(record.image)), record.text
+    except (ValueError, OSError, KeyError) as error:
+        raise SourceError(f"{place}: {name}: {error}") from None
+
+
+def digest(groups: dict[str, Lines]) -> str:
+    """Tells whether two evaluations read the same lines, and so whether their scores compare."""
+    found = hashlib.sha256()
+    for name, group in groups.items():
+        found.update(repr((name, group.images.shape, group.texts)).encode())
+        found.update(group.images.data)
+    return found.hexdigest()[:12]
 
 
 def read(model: TrOCR, tokenizer: Tokenizer, processor: ImageProcessor, pixels: np.ndarray, max_tokens: int) -> list[str]:

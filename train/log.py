@@ -45,7 +45,7 @@ class Log:
         self._show(kind, fields)
         if self.board and kind in ("train", "eval"):
             for name, x in fields.items():
-                if name != "step":
+                if name != "step" and not isinstance(x, str):
                     self.board.add_scalar(f"{kind}/{name}", x, fields["step"])
         if kind == "eval":
             draw_curves(self.folder)

@@ -33,10 +33,10 @@ from .batches import Batches, prefetch
 from .checkpoint import Checkpoints
 from .config import Config, check
 from .data import training_lines
-from .evaluation import Lines, evaluate, held_out
+from .evaluation import digest, evaluate, held_out
 from .log import DIGITS, Log, evaluations
 from .optimizer import make_optimizer, schedule
-from .parameters import Arrays, build, frozen_layers, new_lora, rates, with_lora
+from .parameters import Arrays, build, finite, frozen_layers, new_lora, rates, with_lora
 from .run_folder import CHECKPOINTS, claimed
 from .start import Start, opened, start, trimming
 from .step import Step, StepConfig, TrainState, inference, make_step, new_state
@@ -66,7 +66,10 @@ def _train(config: Config) -> None:
     log("start", step=int(state.step), devices=run.mesh.size, **parameter_counts(run, model.parameters))
     if newest is None and config.preflight.enabled:
         run.preflight()
-    state, ended = run.steps(state)
+    try:
+        state, ended = run.steps(state)
+    finally:
+        checkpoints.close()  # what goes wrong must not cost the checkpoint that is being written
     if ended:
         publish(config, model, checkpoints, log)
     log.close()
@@ -94,8 +97,9 @@ class Run:
         self.optimizer = make_optimizer(o, config.steps, factors)
         self.rate = schedule(o, config.steps)
         self.terminated = False
-        self._held_out: dict[str, Lines] | None = None
-        self._scores: list[float] = []  # of all evaluations so far, those before a pause too
+        self._held_out = held_out(config, model.processor) if jax.process_index() == 0 else {}  # now: it may hold mistakes
+        self._valid = digest(self._held_out)
+        self._scores: list[float] = []  # of all evaluations of these lines so far, those before a pause too
         if jax.process_count() == 1:  # several hosts have jax's own handler, which tells all of them
             signal.signal(signal.SIGTERM, self._terminate)
 
@@ -145,11 +149,11 @@ class Run:
     def steps(self, state: TrainState) -> tuple[TrainState, bool]:
         """From the state's step to the last one; False when a SIGTERM came before."""
         step, first = make_step(self.optimizer, self.step_config, (self.shardings, meshes.replicated(self.mesh))), int(state.step)
+        if self._evaluates(first) and _on_all_hosts(self.checkpoints.metrics(first).get("valid") != self._valid):
+            self._evaluate(first, self.inference(state))  # a SIGTERM came before it, or the lines are others now
         if jax.process_index() == 0:
-            self._scores = [event["score"] for event in evaluations(self.config.out, first)]
-        if self._impatient():
-            return state, True
-        state, done = self._loop(state, step, first)
+            self._scores = [x["score"] for x in evaluations(self.config.out, first) if x.get("valid") == self._valid]
+        state, done = (state, True) if self._impatient() else self._loop(state, step, first)
         self.checkpoints.wait()
         return state, done
 
@@ -165,7 +169,7 @@ class Run:
                 self._report(done, measured, timer)
                 pending = []
             last = self._stop_asked(done) or done == config.steps
-            self._keep(done, state, last, timer)
+            self._keep(done, state, last, pending, timer)
             if last or self._impatient():
                 return state, not self.terminated
         return state, True
@@ -173,36 +177,53 @@ class Run:
     def _report(self, step: int, measured: list[Any], timer: Timer) -> None:
         means = {name: float(np.mean([float(m[name]) for m in measured])) for name in measured[0]}
         if not np.isfinite(means["loss"]):
-            raise ValueError(f"the loss is not finite at step {step}; lower --optimizer.lr or set --optimizer.clip 1.0")
+            raise ValueError(self._diverged(step))
         seconds, share = timer.read()
         speed = len(measured) * self.config.batch_size / seconds
         self.log("train", step=step, **means, lr=float(np.asarray(self.rate(step - 1))), lines_per_s=speed, device_share=share)
 
-    def _keep(self, step: int, state: TrainState, last: bool, timer: Timer) -> None:
-        """Evaluates and saves when it is time to; saves at the end and before an early one."""
-        config = self.config
-        evaluates = step % config.eval_every == 0 or step == config.steps
-        if not (evaluates or last or step % config.save_every == 0):
+    def _keep(self, step: int, state: TrainState, last: bool, pending: list[Any], timer: Timer) -> None:
+        """Saves and evaluates when it is time to; saves at the end and before an early one."""
+        if not (self._evaluates(step) or last or step % self.config.save_every == 0):
             return
         with timer.apart():
+            self._refuse_diverged(step, state, pending)
             parameters = self.inference(state)
-            metrics = self._evaluate(step, parameters) if evaluates and not self.terminated else {}
-            self.checkpoints.save(state, parameters, self.model, metrics)
+            self.checkpoints.save(state, parameters, self.model)
+            if self._evaluates(step) and not self.terminated:
+                self._evaluate(step, parameters)
+
+    def _evaluates(self, step: int) -> bool:
+        return step > 0 and (step % self.config.eval_every == 0 or step == self.config.steps)
+
+    def _refuse_diverged(self, step: int, state: TrainState, pending: list[Any]) -> None:
+        """Raises ValueError before a state that is no good takes the place of those that are."""
+        losses = [float(metrics["loss"]) for metrics in jax.device_get(pending)]
+        if not (np.isfinite(losses).all() and jax.jit(finite, out_shardings=meshes.replicated(self.mesh))(state)):
+            raise ValueError(self._diverged(step))
+
+    def _diverged(self, step: int) -> str:
+        """What is wrong and what to do: a folder with checkpoints takes no other learning rate."""
+        self.checkpoints.wait()
+        good = [self.checkpoints.path(saved) for saved in self.checkpoints.steps()]
+        anew = f", in a new --out with --start.model {good[-1]}" if good else ""
+        return f"the loss is not finite at step {step}; lower --optimizer.lr or set --optimizer.clip 1.0{anew}"
 
     def inference(self, state: TrainState) -> Arrays:
         """The parameters to read with, whole on every device."""
         compute = jax.jit(partial(inference, config=self.step_config), out_shardings=meshes.replicated(self.mesh))
         return compute(state)
 
-    def _evaluate(self, step: int, parameters: Arrays) -> dict[str, Any]:
+    def _evaluate(self, step: int, parameters: Arrays) -> None:
         """On the first host alone; the others wait for it at the next step."""
-        if jax.process_index() > 0:
-            return {}
+        metrics = self._measured(step, parameters) if jax.process_index() == 0 else {}
+        self.checkpoints.score(step, metrics)
+
+    def _measured(self, step: int, parameters: Arrays) -> dict[str, Any]:
         began = time.perf_counter()
-        if self._held_out is None:
-            self._held_out = held_out(self.config, self.model.processor)
         local = build(self.model.config, {name: x.addressable_data(0) for name, x in parameters.items()})
         metrics, samples = evaluate(local, self.model.tokenizer, self.model.processor, self._held_out, self.config.max_tokens)
+        metrics["valid"] = self._valid
         self.log("eval", step=step, **metrics, seconds=time.perf_counter() - began)
         self.log.samples(step, samples)
         self._scores.append(round(metrics["score"], DIGITS))  # as the log has it
@@ -213,10 +234,7 @@ class Run:
         patience, scores = self.config.patience, self._scores
         if patience is None:
             return False
-        tired = bool(scores) and len(scores) - 1 - int(np.argmin(scores)) >= patience
-        if jax.process_count() > 1:
-            tired = bool(multihost_utils.broadcast_one_to_all(np.int32(tired)))
-        return tired
+        return _on_all_hosts(bool(scores) and len(scores) - 1 - int(np.argmin(scores)) >= patience)
 
     def _terminate(self, *_: Any) -> None:
         self.terminated = True
@@ -263,6 +281,11 @@ class Timer:
         share = 1.0 - self.idle / seconds
         self.began, self.idle, self.aside = time.perf_counter(), 0.0, 0.0
         return seconds, share
+
+
+def _on_all_hosts(first: bool) -> bool:
+    """What the first host found."""
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(first))) if jax.process_count() > 1 else first
 
 
 def join_hosts(config: Config) -> None:

@@ -39,6 +39,11 @@ def build(config: TrOCRConfig, arrays: Mapping[str, Array], dtype: Dtype = jnp.f
     return unnamed(TrOCR.abstract(config, dtype), {name: x.astype(dtype) for name, x in arrays.items()})
 
 
+def finite(tree: Any) -> Array:
+    """[] bool: no number of a tree of arrays is infinite or none at all."""
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+
+
 def layer_names(name: str, layers: int) -> list[str]:
     """A stacked parameter's name for each of its layers; any other name alone."""
     return [STACK.sub(rf"\1.{i}.", name) for i in range(layers)] if STACK.match(name) else [name]
