@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import lmdb
 import numpy as np
@@ -164,6 +165,51 @@ def test_a_line_of_alto_may_have_a_polygon_alone_and_one_without_a_place_is_left
     np.testing.assert_array_equal(np.asarray(images.load(source[0].image)), np.asarray(tiny.draw(TEXTS[0])))
 
 
+def test_of_several_readings_in_page_the_lowest_counts_and_words_make_a_line(tmp_path, capsys):
+    folder, place = page_xml(tmp_path / "data"), '<Coords points="1,1 9,1 9,9 1,9"/>'
+    reading = "<TextEquiv{}><Unicode>{}</Unicode></TextEquiv>".format
+    lines = [
+        place + reading(' index="1"', "second") + reading(' index="0"', "first"),
+        place + reading(' index="1"', "guess") + reading("", "told"),
+        place + "".join(f"<Word>{reading('', word)}</Word>" for word in ("two", "", "words")) + reading("", ""),
+        place,
+        place + reading("", " "),
+        reading("", "nowhere"),
+    ]
+    page = "".join(f"<TextLine>{line}</TextLine>" for line in lines)
+    (folder / "p1.xml").write_text(f'<PcGts><Page imageFilename="p1.png">{page}</Page></PcGts>')
+    source = open_source(folder)
+    assert [source[i].text for i in range(len(source))] == ["first", "told", "two words"]
+    assert capsys.readouterr().err == f"{folder}: 2 without a text and 1 without a place of 6 lines left out\n"
+
+
+def test_a_hyphen_of_alto_ends_its_word(tmp_path):
+    folder = alto(tmp_path / "data")
+    content = (folder / "p1.xml").read_text()
+    (folder / "p1.xml").write_text(content.replace('<String CONTENT="2"/>', '<String CONTENT="frag"/><HYP CONTENT="-"/>'))
+    assert open_source(folder)[1].text == "two frag-"
+
+
+QUOTED = {  # what stands in a .tsv -> the labels
+    'file\ttext\na.png\t"\nb.png\t"Yes"\nc.png\t"a" or 5"': ['"', '"Yes"', '"a" or 5"'],
+    'file\ttext\na.png\t"""Yes"""\nb.png\tno\n': ['"Yes"', "no"],
+    'file\ttext\r\na.png\t"a\tb"\r\n\r\nb.png\tno\r\n': ["a\tb", "no"],
+    '"file"\t"text"\n"a.png"\t"Yes"\n"b.png"\t""\n': ["Yes", ""],
+}
+
+
+@pytest.mark.parametrize("content", QUOTED)
+def test_quotation_marks_of_a_tsv_are_the_texts_or_the_formats(content, tmp_path):
+    (tmp_path / "lines.tsv").write_text(content)
+    source = open_source(tmp_path / "lines.tsv")
+    assert [text for _, text in source.rows] == QUOTED[content]
+
+
+def test_numbers_of_json_are_texts_as_they_are_written(tmp_path):
+    (tmp_path / "lines.jsonl").write_text('{"file": 1, "text": 0}\n{"file": "2", "text": 9.00}\n{"file": "3", "text": null}\n')
+    assert open_source(tmp_path / "lines.jsonl").rows == [("1", "0"), ("2", "9.00"), ("3", "")]
+
+
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "link.png", "a\0.png", "loop.png"])
 def test_names_that_lead_out_of_the_folder_are_refused(name, tmp_path):
     folder = tmp_path / "data"
@@ -183,6 +229,17 @@ def test_a_folder_that_is_itself_a_link_is_fine(tmp_path):
     assert open_source(tmp_path / "linked")[0].text == "one"
 
 
+def written(folder, suffix, content):
+    folder.mkdir()
+    (folder / f"metadata.{suffix}").write_text(content)
+    return folder / f"metadata.{suffix}"
+
+
+def reworded(folder, old, new):
+    xml = page_xml(folder) / "p1.xml"
+    xml.write_text(xml.read_text().replace(old, new))
+
+
 BROKEN = {
     "nothing there": (lambda f: None, "no such file or directory"),
     "empty folder": (lambda f: f.mkdir(), "no data set format recognised"),
@@ -191,12 +248,19 @@ BROKEN = {
     "no text column": (lambda f: (f.mkdir(), (f / "metadata.csv").write_text("file,words_\na.png,x\n")), "expected one of text"),
     "broken json": (lambda f: (f.mkdir(), (f / "metadata.jsonl").write_text('{"text": 1\n')), "line 1: not valid JSON"),
     "not objects": (lambda f: (f.mkdir(), (f / "metadata.jsonl").write_text("[1]\n")), "line 1: not a JSON object"),
+    "a list": (lambda f: written(f, "jsonl", '{"file": "a", "text": ""}\n{"file": "b", "text": ["y"]}'), "line 2: text is .'y'."),
+    "a truth": (lambda f: written(f, "jsonl", '{"file": "a", "text": true}'), "line 1: text is True, neither"),
+    "a cell too many": (lambda f: written(f, "csv", "file,text\na,x\nb,y, z\n"), "csv, line 3: has 3 cells, the header 2"),
+    "a cell too few": (lambda f: written(f, "tsv", "file\ttext\na\tx\nb\n"), "tsv, line 3: has 1 cells, the header 2"),
+    "a line break": (lambda f: written(f, "csv", 'file,text\na,x\nb,"y\nz"\nc,x\n'), "line 3: a cell with a line break"),
+    "a lone quote": (lambda f: written(f, "csv", 'file,text\na,"x\nb,y\n'), "line 2: unexpected end of data"),
     "not UTF-8": (lambda f: (f.mkdir(), (f / "gt_a.txt").write_bytes(b"a.png\t\xff\n")), "not UTF-8"),
     "corners": (lambda f: (sroie(f), (f / "X00.txt").write_text("1,2,3,text\n")), "line 1: expected eight coordinates"),
     "a document type": (lambda f: (page_xml(f), (f / "p1.xml").write_text("<!DOCTYPE a><PcGts/>")), "document type"),
     "no page image": (lambda f: (page_xml(f), (f / "p1.png").unlink()), "not beside it"),
     "broken xml": (lambda f: (page_xml(f), (f / "p1.xml").write_text("<PcGts>")), "not well-formed"),
     "no encoding": (lambda f: alto(f, '<?xml version="1.0" encoding="foo"?>'), "p1.xml: .*encoding"),
+    "no index": (lambda f: reworded(f, "<TextEquiv>", '<TextEquiv index="x">'), "the index of a TextEquiv is 'x', not a number"),
     "no number": (lambda f: alto(f, place="NaN"), "p1.xml: HPOS.*'NaN', not a number of pixels"),
     "infinite": (lambda f: alto(f, place="1e999"), "'1e999', not a number of pixels"),
     "tenths of millimetres": (lambda f: alto(f, unit="mm10"), "p1.xml: .*measures in 'mm10'"),
@@ -209,9 +273,9 @@ BROKEN = {
 def test_what_is_wrong_is_said_in_one_line(case, tmp_path):
     make, message = BROKEN[case]
     place = tmp_path / "data"
-    make(place)
+    found = make(place)
     with pytest.raises(SourceError, match=message) as caught:
-        open_source(place)
+        open_source(found if isinstance(found, Path) else place)
     assert "\n" not in str(caught.value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,29 +17,34 @@ Box = tuple[int, int, int, int]
 
 
 def lines(files: list[Path]) -> Crops:
-    """The lines of all files that have a place and a text; images are looked for beside the XML.
+    """The lines of all files that have a place and a text; images are looked for beside the XML. Says how many have not.
 
     Raises:
         SourceError: a file is neither PAGE nor ALTO, does not measure in pixels, or its image is missing.
     """
-    return Crops([row for file in files for row in _page(file)])
+    rows = [row for file in files for row in _page(file)]
+    kept = [(image, box, text) for image, box, text in rows if box and text.strip()]
+    if len(kept) < len(rows):
+        blank = sum(not text.strip() for *_, text in rows)
+        left_out = f"{blank} without a text and {len(rows) - len(kept) - blank} without a place"
+        print(f"{files[0].parent}: {left_out} of {len(rows)} lines left out", file=sys.stderr)
+    return Crops(kept)
 
 
-def _page(file: Path) -> list[tuple[Path, Box, str]]:
+def _page(file: Path) -> list[tuple[Path, Box | None, str]]:
     try:
         return _rows(file, xml_root(read_text(file)))
     except PageFormatError as error:
         raise SourceError(f"{file}: {error}") from None
 
 
-def _rows(file: Path, root: ElementTree.Element) -> list[tuple[Path, Box, str]]:
+def _rows(file: Path, root: ElementTree.Element) -> list[tuple[Path, Box | None, str]]:
     named = _image_name(root)
     image = inside(file.parent.resolve(), Path(named.replace("\\", "/")).name) if named else file
     if not image.is_file() or image == file:
         raise SourceError(f"{file}: its page image {named!a} is not beside it")
     text_of: Callable[[ElementTree.Element], str] = _alto_text if any(tag(e) == "String" for e in root.iter()) else _page_text
-    found = [(image, _box(line), text_of(line)) for line in text_lines(root)]
-    return [(image, box, text) for image, box, text in found if box and text.strip()]
+    return [(image, _box(line), text_of(line)) for line in text_lines(root)]
 
 
 def _image_name(root: ElementTree.Element) -> str:
@@ -61,11 +67,25 @@ def _box(line: ElementTree.Element) -> Box | None:
 
 
 def _page_text(line: ElementTree.Element) -> str:
-    """PAGE: the line's own TextEquiv (words inside it have theirs)."""
-    texts = [child.text for equiv in line if tag(equiv) == "TextEquiv" for child in equiv if tag(child) == "Unicode"]
-    return (texts[0] or "") if texts else ""
+    """PAGE: the line's own text, or that of the words inside it."""
+    return _equivalent(line) or " ".join(filter(None, (_equivalent(word) for word in line if tag(word) == "Word")))
+
+
+def _equivalent(element: ElementTree.Element) -> str:
+    """Of an element's own readings, TextEquiv, the one with the lowest index, which PAGE calls the main one."""
+    readings = sorted((child for child in element if tag(child) == "TextEquiv"), key=_index)
+    texts = [child.text or "" for reading in readings for child in reading if tag(child) == "Unicode"]
+    return texts[0] if texts else ""
+
+
+def _index(reading: ElementTree.Element) -> int:
+    try:
+        return int(reading.get("index", 0))
+    except ValueError:
+        raise PageFormatError(f"the index of a TextEquiv is {reading.get('index', '')[:20]!a}, not a number") from None
 
 
 def _alto_text(line: ElementTree.Element) -> str:
-    """ALTO: words as String elements, with spaces between."""
-    return " ".join(child.get("CONTENT", "") for child in line if tag(child) == "String")
+    """ALTO: words as String elements, with spaces between, and as HYP the hyphen that ends the last."""
+    text = " ".join(child.get("CONTENT", "") for child in line if tag(child) == "String")
+    return text + "".join(child.get("CONTENT", "") for child in line if tag(child) == "HYP")

@@ -15,6 +15,7 @@ have an empty label, an image that does not open, a name that points outside the
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -24,6 +25,8 @@ from . import containers, page_xml
 from .records import TEXT_COLUMNS, Crops, Record, Source, SourceError, column, inside, natural, read_text
 
 FILE_COLUMNS = ("file_name", "file", "filename", "path", "image", "image_path")
+_QUOTED = r'"((?:[^"]|"")*+)"'
+_CELL = rf'(?:{_QUOTED}|[^"\t]*+)'
 PHOTOS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 
 
@@ -113,30 +116,72 @@ def sroie(photos: list[Path]) -> Crops:
 
 
 def table(path: Path) -> Files:
-    """A table with a header, or JSON lines: one column names the file, relative to the table's folder, one holds the text."""
+    """A table with a header, or JSON lines: one column names the file, relative to the table's folder, one holds the text.
+
+    Raises:
+        SourceError: a row has more or fewer cells than the header, or one whose text no line can have, with its number.
+    """
     rows = _json_lines(path) if path.suffix == ".jsonl" else _csv_rows(path)
     if not rows:
         return Files(path.parent, [])
-    file, text = (column(rows[0], names, path) for names in (FILE_COLUMNS, TEXT_COLUMNS))
-    return Files(path.parent, [(str(row.get(file, "")), str(row.get(text) or "")) for row in rows])
+    file, text = (column(rows[0][1], names, path) for names in (FILE_COLUMNS, TEXT_COLUMNS))
+    return Files(path.parent, [(_cell(row, file, place), _cell(row, text, place)) for place, row in rows])
 
 
-def _csv_rows(path: Path) -> list[dict[str, Any]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        try:
-            return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-        except (csv.Error, UnicodeDecodeError):
-            raise SourceError(f"{path}: not a table in UTF-8") from None
+def _cell(row: dict[str, Any], name: str, place: str) -> str:
+    """The text of a cell; empty where there is none, which is for the reader to judge."""
+    value = row.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise SourceError(f"{place}: {name} is {value!r:.40}, neither text nor a number")
+    return value
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
+def _csv_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Rows by column, each with its place."""
+    text = read_text(path)
+    quoted = path.suffix == ".csv" or _is_quoted(text)
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader = csv.reader(io.StringIO(text), delimiter="," if path.suffix == ".csv" else "\t", quoting=quoting, strict=True)
+    rows, number = [], 1
+    try:
+        for cells in reader:
+            rows += [(f"{path}, line {number}", cells)] if cells else []
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise SourceError(f"{path}, line {number}: {error}") from None
+    return [(place, _by_column(rows[0][1], cells, place)) for place, cells in rows[1:]]
+
+
+def _is_quoted(text: str) -> bool:
+    """Whether the quotation marks of a .tsv are the format's, as spreadsheets write them, or the texts'.
+
+    They are the format's where all stand around whole cells and double inside, if the header has them or a cell needs them.
+    """
+    lines = text.split("\n")
+    needing = ('""' in cell or "\t" in cell for line in lines for cell in re.findall(_QUOTED, line))
+    return all(re.fullmatch(rf"{_CELL}(?:\t{_CELL})*+", line) for line in lines) and ('"' in lines[0] or any(needing))
+
+
+def _by_column(header: list[str], cells: list[str], place: str) -> dict[str, str]:
+    if any("\n" in cell for cell in cells):
+        raise SourceError(f"{place}: a cell with a line break; is a quotation mark missing?")
+    if len(cells) != len(header):
+        raise SourceError(f"{place}: has {len(cells)} cells, the header {len(header)}")
+    return dict(zip(header, cells, strict=True))
+
+
+def _json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Objects, each with its place; numbers as they are written: the picture of 9.00 does not show 9.0."""
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
+            place = f"{path}, line {number}"
             try:
-                rows.append(json.loads(line))
+                rows.append((place, json.loads(line, parse_int=str, parse_float=str)))
             except (ValueError, RecursionError):
-                raise SourceError(f"{path}, line {number}: not valid JSON") from None
-            if not isinstance(rows[-1], dict):
-                raise SourceError(f"{path}, line {number}: not a JSON object")
+                raise SourceError(f"{place}: not valid JSON") from None
+            if not isinstance(rows[-1][1], dict):
+                raise SourceError(f"{place}: not a JSON object")
     return rows
