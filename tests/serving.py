@@ -104,14 +104,19 @@ def _compiled() -> tempfile.TemporaryDirectory:
 
 
 class Process:
-    """`trocr-jax serve` as its user starts it: a process of its own, on a free port. `log` holds its entries so far."""
+    """`trocr-jax serve` as its user starts it: a process of its own, on a free port. `log` holds its entries so far.
 
-    def __init__(self, *arguments, keys="", wait=True):
+    Args:
+        program: Python that stands in for the command.
+    """
+
+    def __init__(self, *arguments, keys="", wait=True, program=None):
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": _compiled().name, "TROCR_API_KEY": keys, "XLA_FLAGS": ""}
+        command = ["-c", program] if program else ["-m", "trocr_jax.cli"]
         self._log = tempfile.TemporaryFile("w+")
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "trocr_jax.cli", "serve", "--port", "0", "--slots", "4", *arguments],
+            [sys.executable, *command, "serve", "--port", "0", "--slots", "4", *arguments],
             stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment, cwd=tempfile.gettempdir(),
         )  # fmt: skip
         self.key = keys.partition(",")[0]

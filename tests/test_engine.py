@@ -262,7 +262,7 @@ def test_an_error_while_encoding_fails_what_was_taken_and_the_rest_is_read(engin
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(device, "encode", once)
-    monkeypatch.setattr(engine, "warm_up", lambda: None)
+    monkeypatch.setattr(engine, "warm_up", lambda stopping: None)
     over = threading.Semaphore(0)
     config = replace(reader.defaults, num_beams=beams)
     jobs = [Job(image, config, notify=over.release) for image in pixels[: BATCH + 2]]
@@ -292,7 +292,7 @@ def test_a_device_that_does_not_start_anew_fails_every_job_and_ends_the_thread(r
 
     monkeypatch.setattr(device, "encode", broken)
     monkeypatch.setattr(device, "empty", broken)
-    monkeypatch.setattr(Engine, "warm_up", lambda _: None)
+    monkeypatch.setattr(Engine, "warm_up", lambda *_: None)
     thread = EngineThread(engines, wake, on_error=errors.append, on_death=deaths.append)
     thread.start()
     for _ in range(2 * (BATCH + 2)):
@@ -303,6 +303,65 @@ def test_a_device_that_does_not_start_anew_fails_every_job_and_ends_the_thread(r
     assert [job.status for job in jobs[1]].count("failed") >= BATCH, "under way and waiting ones of the other engine, too"
     with pytest.raises(QueueClosedError):
         engines[1].submit(jobs[1])
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_model_that_gives_no_numbers_fails_its_jobs(pixels, beams):
+    reader = Reader.from_pretrained()
+    reader.model.decoder.embed_norm = jax.tree.map(lambda x: x * jnp.nan, reader.model.decoder.embed_norm)
+    jobs = run(make(reader, beams=(3,)), [Job(pixels[0], replace(reader.defaults, num_beams=beams))])
+    assert [job.status for job in jobs] == ["failed"]
+
+
+def test_a_device_that_gives_nothing_but_errors_ends_the_thread(reader, pixels, monkeypatch):
+    """Though each time it starts anew. A result between two errors makes the next one the first."""
+    engine, errors, deaths, advance = make(reader), [], [], device.advance
+    monkeypatch.setattr(Engine, "warm_up", lambda *_: None)
+    thread = EngineThread([engine], engine.wake, on_error=errors.append, on_death=deaths.append)
+    thread.start()
+
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    def read(how):
+        over = threading.Event()
+        monkeypatch.setattr(device, "advance", how)
+        job = Job(pixels[0], reader.defaults, notify=over.set)
+        engine.submit([job])
+        assert over.wait(60)
+        return job.status
+
+    assert [read(how) for how in (broken, broken, advance, broken, broken)] == ["failed", "failed", "stop", "failed", "failed"]
+    assert thread.is_alive() and len(errors) == 4
+    assert read(broken) == "failed"
+    thread.join(30)
+    assert not thread.is_alive() and len(deaths) == 1
+    with pytest.raises(QueueClosedError):
+        engine.submit([Job(pixels[0], reader.defaults)])
+
+
+def test_a_thread_that_is_stopped_while_it_compiles_ends_after_the_program(reader, monkeypatch):
+    engine, compiling, going_on, ready = make(reader), threading.Event(), threading.Event(), []
+    encoded, encode = [], engine._encode
+
+    def slow(images):
+        encoded.append(len(images))
+        compiling.set()
+        assert going_on.wait(30)
+        return encode(images)
+
+    monkeypatch.setattr(engine, "_encode", slow)
+    monkeypatch.setattr(engine._slots, "insert", lambda *_: pytest.fail("a second program was compiled"))
+    thread = EngineThread([engine], engine.wake, lambda: ready.append(1))
+    thread.start()
+    assert compiling.wait(30)
+    stopping = threading.Thread(target=thread.stop)
+    stopping.start()
+    while not thread._stopping:
+        time.sleep(0.01)
+    going_on.set()
+    stopping.join(30)
+    assert not thread.is_alive() and encoded == [1] and not ready
 
 
 def test_a_notify_that_raises_hinders_no_other_job(engine, reader, pixels, lines, caplog):

@@ -173,6 +173,21 @@ def test_without_keys_only_localhost_is_answered():
             assert status(running, "GET", "/", {"Host": host}) == wanted, host
 
 
+def test_without_keys_no_page_of_another_origin_may_post():
+    """A form is sent without CORS, and costs a reading though its page never sees it."""
+    own = ({}, {"Sec-Fetch-Site": "same-origin", "Origin": "http://127.0.0.1:8000"}, {"Sec-Fetch-Site": "none"},
+           {"Origin": "http://localhost"}, {"Origin": "http://[::1]:80"})  # fmt: skip
+    foreign = ({"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site", "Origin": "http://localhost:3000"},
+               {"Origin": "https://evil.example"}, {"Origin": "http://127.0.0.1.evil.example"}, {"Origin": "null"})  # fmt: skip
+    with serving(local_only=True) as running, running.client() as client:
+        for headers, code in [(headers, None) for headers in own] + [(headers, "cross_site") for headers in foreign]:
+            answer = client.post("/v1/ocr", files={"a": PICTURES[0].read_bytes()}, headers=headers)
+            assert answer.status_code == (403 if code else 200), headers
+            assert answer.json().get("error", {}).get("code") == code
+        assert running.count("images_decoded_total") == len(own)
+        assert client.get("/v1/models", headers=foreign[0]).status_code == 200
+
+
 def test_no_other_page_may_call(server):
     """There are no CORS headers: a browser keeps answers from other origins."""
     with server.client(headers={"authorization": f"Bearer {KEY}", "origin": "https://evil.example"}) as client:

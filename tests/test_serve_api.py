@@ -327,7 +327,7 @@ FIELD_ONLY = b'--a\r\nContent-Disposition: form-data; name="model"\r\n\r\nx\r\n-
         ({"json": {"images": []}}, 400, "invalid_value"),
         ({"json": {"images": ["data:,"], "prompt": "x"}}, 400, "unsupported_parameter"),
         ({"json": {}}, 400, "missing_parameter"),
-        ({"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}, 400, "invalid_json"),
+        ({"content": b"[" * 10_000, "headers": {"content-type": "application/json"}}, 400, "invalid_json"),
         ({"content": b"\xff", "headers": {"content-type": "application/json"}}, 400, "invalid_json"),
         ({"content": b"x", "headers": {"content-type": "image/png"}}, 415, "unsupported_media_type"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "invalid_form"),
@@ -387,7 +387,10 @@ def test_refusals_say_what_is_allowed(http, path, fields, message):
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"), ({"top_logprobs": 2}, "top_logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream_options"), ({"seed": 2**64}, "seed"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0]"),
+        ({"messages": [*message(PICTURES[0]), {"role": "tool", "content": "x"}]}, "messages"),
+        ({"audio": {"voice": "x"}}, "audio"), ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
         ({"messages": "x"}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": "read"}]}, "messages"), ({"model": ""}, "model"),
@@ -400,7 +403,70 @@ def test_what_cannot_be_obeyed_is_refused_by_name(client, fields, param):
     assert error.value.param == param and error.value.type == "invalid_request_error"
 
 
-ODD = ['{"model":"m","temperature":NaN}', '{"model":"m","top_p":1e999}', "[]", "null", "", "{", '{"a":"\\ud800"}', "[" * 99999]
+NULLS = ("audio", "prediction", "web_search_options", "moderation", "context_management")
+HINTS = {
+    "prompt_cache_key": "a",
+    "prompt_cache_retention": "24h",
+    "prompt_cache_options": {"mode": "explicit"},
+    "service_tier": "flex",
+}
+
+
+def test_what_asks_for_nothing_is_taken(client):
+    """As agents send it: fields that are null, hints about caches and prices, and what tools said in earlier turns."""
+    (turn,), breakpoint = message(PICTURES[0]), {"prompt_cache_breakpoint": {"mode": "explicit"}}
+    turn["content"] = [{**part, **breakpoint} for part in turn["content"]]
+    turn["content"][1]["image_url"]["detail"] = "original"
+    call = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": ""}}],
+    }
+    history = [*message(PICTURES[1]), call, {"role": "tool", "tool_call_id": "1", "content": "x"}]
+    history += [{"role": "function", "name": "f", "content": "x"}, turn]
+    fields = {**dict.fromkeys(NULLS), **HINTS}
+    answer = client.chat.completions.create(model=MODEL, messages=history, extra_body=fields)
+    assert answer.choices[0].message.content == lines()[0].text
+
+
+def test_what_asks_for_nothing_is_taken_by_responses(client):
+    (turn,) = responses_input(PICTURES[0])
+    turn["content"] = [{**part, "file_id": None, "prompt_cache_breakpoint": {"mode": "explicit"}} for part in turn["content"]]
+    work = [
+        {"type": "reasoning", "id": "r", "summary": [], "encrypted_content": "x"},
+        {"type": "function_call_output", "output": "x"},
+    ]
+    work[1:1] = [{"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}]
+    fields = {**dict.fromkeys(NULLS), **HINTS}
+    items, include = [*responses_input(PICTURES[1]), *work, turn], ["reasoning.encrypted_content"]
+    answer = client.responses.create(model=MODEL, input=items, include=include, extra_body=fields)
+    assert answer.output_text == lines()[0].text and answer.output[0].content[0].logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"instructions": "\ud800"}, "instructions"), ({"metadata": {"a": "\udfff"}}, "metadata.a"),
+     ({"metadata": {"\ud800": ""}}, "metadata")],
+    ids=["instructions", "metadata", "key"],
+)  # fmt: skip
+def test_half_a_surrogate_pair_that_an_answer_would_repeat_is_refused_before_it_is_read(server, http, fields, param):
+    decoded = server.count("images_decoded_total")
+    for path, body in (("responses", {"model": MODEL, "input": responses_input(PICTURES[0])}), ("chat/completions", chat())):
+        if param == "instructions" and path != "responses":
+            continue
+        content = json.dumps({**body, **fields})
+        answer = http.post(f"/v1/{path}", content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == param
+    assert server.count("images_decoded_total") == decoded
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "responses"])
+def test_a_body_that_is_missing_is_called_so(http, path):
+    answer = http.post(f"/v1/{path}", content=b"", headers={"content-type": "application/json"})
+    assert answer.status_code == 400 and answer.json()["error"]["message"] == "the body is missing"
+
+
+ODD = ['{"model":"m","temperature":NaN}', '{"model":"m","top_p":1e999}', "[]", "null", "", "{", '{"a":"\\ud800"}', "[" * 9999]
 
 
 @pytest.mark.parametrize("content", ODD, ids=range(len(ODD)))
@@ -416,7 +482,10 @@ def test_odd_json(http, content):
         ({"background": True}, "background"), ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]}, "input[0].content[0].image_url"),
-        ({"input": [{"type": "function_call_output"}]}, "input[0]"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]"), ({"input": [{"role": ["user"]}]}, "input[0]"),
+        ({"input": [*responses_input(PICTURES[0]), {"type": "function_call_output"}]}, "input"),
+        ({"include": ["web_search_call.results"]}, "include[0]"), ({"context_management": [{}]}, "context_management"),
+        ({"top_logprobs": 3, "include": ["reasoning.encrypted_content"]}, "top_logprobs"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.type"),
     ],
 )  # fmt: skip

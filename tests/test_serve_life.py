@@ -128,7 +128,7 @@ def test_ready_means_compiled(life):
 
 def test_alive_but_not_ready_while_it_compiles(monkeypatch):
     held = threading.Event()
-    monkeypatch.setattr("trocr_jax.engine.Engine.warm_up", lambda _: held.wait(30))
+    monkeypatch.setattr("trocr_jax.engine.Engine.warm_up", lambda *_: held.wait(30))
     with serving(wait=False) as running, running.client() as client:
         try:
             assert client.get("/healthz").status_code == 200 and client.get("/readyz").status_code == 503
@@ -141,7 +141,7 @@ def test_alive_but_not_ready_while_it_compiles(monkeypatch):
 
 
 def test_a_device_that_fails_at_the_start_ends_the_server(monkeypatch):
-    def fail(_):
+    def fail(*_):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr("trocr_jax.engine.Engine.warm_up", fail)
@@ -167,6 +167,45 @@ def test_a_device_that_fails_for_good_is_told_and_ends_the_server(monkeypatch):
         late = client.post("/v1/chat/completions", json=chat(PICTURES[0]))
         assert late.status_code == 503 and "lost its device" in late.json()["error"]["message"]
     running.stop()
+
+
+def test_a_device_that_gives_nothing_but_errors_ends_the_server(monkeypatch):
+    """Though it can always start anew: 500 for everybody would go on for ever, behind a /readyz that says yes."""
+    running = Running()
+    ended = threading.Event()
+    running.service.on_failed = ended.set
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("trocr_jax.batching.slots.advance", fail)
+    with running.client() as client:
+        for _ in range(3):
+            assert not ended.is_set()
+            assert client.post("/v1/chat/completions", json=chat(PICTURES[0])).status_code == 500
+        assert ended.wait(10) and running.service.state == "failed"
+    running.stop()
+
+
+SLOW = """
+import sys, time
+from trocr_jax import cli, reader
+reader.Reader.prepare = lambda *_: (print("decoding", flush=True), time.sleep(60))
+sys.exit(cli.main())
+"""
+
+
+def test_an_image_that_takes_its_time_does_not_hold_up_the_end():
+    """Its thread cannot be stopped, and Python would wait for it at exit."""
+    with process("--drain-pause", "0", "--drain-seconds", "1", program=SLOW) as server:
+        body = json.dumps({"images": [data_url(b"x")]}).encode()
+        with socket.create_connection(("127.0.0.1", server.port)) as asking:
+            asking.sendall(b"POST /v1/ocr HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+            asking.sendall(b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            assert server.process.stdout.readline() == "decoding\n"
+            server.terminate()
+            assert server.wait(20) == 0
+        assert server.log[-1]["event"] == "stopped"
 
 
 def test_no_slot_is_lost_over_many_rounds():

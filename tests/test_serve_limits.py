@@ -16,10 +16,12 @@ import pytest
 from serving import MODEL, PICTURES, SLOTS, chat, collected, data_url, lines, message, process, reader, serving, wait_until
 
 from trocr_jax.prepared import Prepared
+from trocr_jax.serve.api.chat import OtherMessage
 from trocr_jax.serve.api.errors import ApiError
 from trocr_jax.serve.api.gate import Gate
 from trocr_jax.serve.api.keys import Keys, RateLimit
 from trocr_jax.serve.api.limits import Limits
+from trocr_jax.serve.api.responses import OtherItem
 from trocr_jax.serve.api.service import Service, Visit
 from trocr_jax.serve.api.sources import Source
 from trocr_jax.serve.client import Client
@@ -181,6 +183,47 @@ def test_many_images_and_choices_count_as_what_they_cost():
         assert client.post("/v1/chat/completions", json=chat(*PICTURES[:2], n=5, temperature=1)).status_code == 200
 
 
+def test_a_refusal_is_counted_once_wherever_it_comes_from():
+    """At the door, by the check of the body, and by the route."""
+    with serving(limits=Limits(queue=1, body_bytes=2_000_000)) as running, running.client() as client:
+        for path, body, code in (
+            ("/v1/ocr", b"x" * 2_000_001, "body_too_large"),
+            ("/v1/chat/completions", json.dumps(chat(top_k=3)).encode(), "unsupported_parameter"),
+            ("/v1/chat/completions", json.dumps(chat(*PICTURES[:2])).encode(), "too_large"),
+        ):
+            answer = client.post(path, content=body, headers={"content-type": "application/json"})
+            assert answer.json()["error"]["code"] == code
+            wait_until(lambda code=code: running.count("refused_total", code=code) == 1, 5)  # once the answer has left
+
+
+def test_a_body_is_refused_for_the_objects_that_it_would_become(server):
+    """They outweigh it, and making them holds up everybody: it is not even read to its end. A file may look as it likes."""
+    head = (
+        b"POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/a+json\r\nContent-Length: 9000000\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(head + b'[{"a":0},' * 10_001)
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 413 ") and b"more than 20000 values" in answer
+    with server.client() as client:
+        assert client.post("/v1/ocr", files={"a": b"[" * 20_001}).json()["results"][0]["error"]["code"] == "invalid_image"
+
+
+def test_values_count_as_what_they_weigh():
+    with serving(limits=Limits(bodies_bytes=4_000_000)) as running, running.client() as client:
+        with socket.create_connection(("127.0.0.1", running.port)) as held:
+            head = b"POST /v1/ocr HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 90000\r\n\r\n"
+            held.sendall(head + b"[," * 7500)
+            wait_until(lambda: running.service.bodies.inside == 15_000 + 200 * 15_000, 5)
+            second = client.post("/v1/chat/completions", content=b"[" * 5000, headers={"content-type": "application/json"})
+            assert second.status_code == 503 and second.json()["error"]["code"] == "overloaded"
+
+
+def test_what_is_not_read_is_not_kept():
+    for kind, role in ((OtherMessage, "system"), (OtherItem, "assistant")):
+        assert kind.model_validate({"role": role, "content": [0]}).model_dump(exclude_none=True) == {"role": role}
+
+
 def test_a_key_has_its_rate():
     now = [0.0]
     limit = RateLimit(rate=60, burst=3, clock=lambda: now[0])
@@ -227,6 +270,30 @@ def test_how_long_to_wait_follows_the_pace():
     with pytest.raises(ApiError) as error:
         gate.enter(11)
     assert error.value.status == 413
+
+
+def test_the_pace_is_measured_while_somebody_is_inside():
+    """Idle minutes and requests without a body, which every GET is, say nothing of it."""
+    now = [0.0]
+    gate = Gate(100, "full", clock=lambda: now[0])
+    for _ in range(100):
+        now[0] += 10.0
+        gate.enter(0)
+        gate.leave(0)
+    gate.enter(100)
+    assert gate.wait() == 1.0, "nobody has left yet"
+    for _ in range(20):
+        now[0] += 0.1
+        gate.enter(0)
+        gate.leave(1)
+        gate.leave(0)
+    assert gate.wait() == pytest.approx(4.0), "10 a second, and 80 are inside"
+    gate.leave(80)
+    now[0] += 600.0
+    gate.enter(50)
+    now[0] += 1.0
+    gate.leave(10)
+    assert gate.wait() == pytest.approx(2.0)
 
 
 def test_images_from_urls_do_not_pile_up_before_they_are_decoded(monkeypatch):
@@ -336,6 +403,20 @@ def test_a_client_that_stops_reading_is_dropped(monkeypatch):
         with socket.create_connection(("127.0.0.1", running.port)) as client:
             client.sendall(request_bytes(chat(stream=True), running.port))
             wait_until(lambda: running.count("vanished_total") >= 1, 20)
+
+
+def test_connections_of_clients_that_read_nothing_are_closed():
+    """Each has asked for more than the sockets hold; what is left of it would keep the connection open for ever."""
+    limits = Limits(send_seconds=0.5, connections=5)
+    with serving(limits=limits) as running, ExitStack() as stack, running.client() as client:
+        for _ in range(5):
+            deaf = stack.enter_context(socket.socket())
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect(("127.0.0.1", running.port))
+            deaf.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 600)
+        wait_until(lambda: len(running.server.server_state.connections) == 5, 5)
+        wait_until(lambda: not running.server.server_state.connections, 5)
+        assert client.get("/healthz").status_code == 200
 
 
 # --- slow ---

@@ -28,7 +28,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import chain
@@ -77,6 +77,9 @@ class Engine:
         beams: numbers of beams (above 1) that jobs may ask for; each is compiled for every bucket.
         max_waiting: jobs that may wait.
         wake: set when there is work; engines that share a thread share it.
+
+    Attributes:
+        failures: errors of the device since it last gave a result.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Engine:
             raise ValueError(f"batch must be a power of two, not {batch}")
         self.model, self.mean, self.std, self.defaults = model, mean, std, defaults
         self.batch, self.wake, self.counts = batch, wake or threading.Event(), Counts()
+        self.failures = 0
         self.rules = replace(defaults, num_beams=1, num_return_sequences=1)
         searches = sorted({b for b in (defaults.num_beams, *beams) if b > 1})
         self.beams = [1, *searches]
@@ -136,12 +140,21 @@ class Engine:
 
     # --- the engine's thread ---
 
-    def warm_up(self) -> None:
-        """Compiles every program that a job can need, by running it on nothing."""
+    def warm_up(self, stopping: Callable[[], bool] = lambda: False) -> None:
+        """Compiles every program that a job can need, by running it on nothing; of the rest none, once `stopping` says so."""
+        for _ in self._compile():
+            if stopping():
+                return
+
+    def _compile(self) -> Iterator[None]:
+        """Takes minutes for large models: yields between programs."""
         for n in buckets(self.batch):
             memory = self._encode(np.zeros((n, *self._image_shape), np.uint8))
+            yield
             self._slots.insert(memory, [])
+            yield
             self._search.warm_up(memory)
+            yield
         self._slots.warm_up(self.rules)
 
     def turn(self) -> bool:
@@ -159,16 +172,19 @@ class Engine:
 
     def harvest(self) -> bool:
         """The part of a turn that waits for what `dispatch` started; False where that was nothing."""
-        busy = self._slots.busy or self._search.busy or bool(self._encoded)
+        awaited = self._slots.busy or self._search.busy
         for job, status in chain(self._slots.harvest(), self._search.harvest()):
             self._end(job, status)
-        return busy
+        if awaited:
+            self.failures = 0
+        return awaited or bool(self._encoded)
 
     def fail(self) -> None:
         """After an error of the device: every job under way fails and the slots start anew. Waiting jobs are not touched.
 
         Raises whatever the device raises where it does not start anew; the jobs have failed by then.
         """
+        self.failures += 1
         self._fail_under_way()
         self._slots.restart()
 

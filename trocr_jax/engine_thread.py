@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 
 from .engine import Engine
 
+_MOST_FAILURES = 3
+"""Errors of the device without a result between them, after which no further one is expected."""
+
 
 class EngineThread(threading.Thread):
     """Compiles, then takes turns while there is work, and sleeps until `wake` where there is none.
@@ -16,8 +19,8 @@ class EngineThread(threading.Thread):
         wake: set by whoever gives work.
         on_ready: called once when everything is compiled.
         on_error: called with an exception of the device, which costs the jobs under way.
-        on_death: called with the exception that ends the thread: it came before `on_ready`, or the device did not start anew
-            after another. All jobs have failed, and no more are taken.
+        on_death: called with the exception that ends the thread: it came before `on_ready`, the device did not start anew after
+            another, or has given nothing but errors. All jobs have failed, and no more are taken.
     """
 
     def __init__(
@@ -39,15 +42,16 @@ class EngineThread(threading.Thread):
 
     def _live(self) -> None:
         for engine in self.engines:
-            engine.warm_up()
-        self.on_ready()
+            engine.warm_up(lambda: self._stopping)
+        if not self._stopping:
+            self.on_ready()
         while not self._stopping:
             self.wake.clear()
             if not self._turn():
                 self.wake.wait()
 
     def stop(self) -> None:
-        """Ends the thread after its turn; jobs under way stay as they are."""
+        """Ends the thread after its turn, or the program that it compiles; jobs under way stay as they are."""
         self._stopping = True
         self.wake.set()
         self.join()
@@ -62,5 +66,7 @@ class EngineThread(threading.Thread):
                 except Exception as error:  # the device's errors have many types
                     self.on_error(error)
                     engine.fail()
+                    if engine.failures >= _MOST_FAILURES:
+                        raise
                     busy = True  # who still waits has its turn, whether or not another job comes
         return busy

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from .conversation import JSON_ONLY, Conversation, ImagePart, TextFormat, last_images, respond
+from .conversation import JSON_ONLY, Conversation, Detail, ImagePart, Part, TextFormat, last_images, respond
 from .errors import ApiError, bad_request
 from .ids import fresh_id
 from .limits import Limits
@@ -24,14 +24,14 @@ from .wire import ERRORS, Count, Empty, Nothing, Seed, Strict, Zero, logprob_obj
 router = APIRouter()
 
 
-class TextPart(Strict):
+class TextPart(Part):
     type: Literal["text"]
     text: str
 
 
 class ImageUrl(Strict):
     url: str
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Detail | None = None
 
 
 class ImageUrlPart(ImagePart):
@@ -49,10 +49,9 @@ class UserMessage(Strict):
 
 
 class OtherMessage(BaseModel):
-    """Instructions and earlier answers: there is nothing in them that could be obeyed, whatever they hold."""
+    """Instructions, and earlier answers with what tools said to them: nothing in them could be obeyed, nothing else is kept."""
 
-    role: Literal["system", "developer", "assistant"]
-    content: Any = None
+    role: Literal["system", "developer", "assistant", "tool", "function"]
 
 
 class StreamOptions(Strict):

@@ -1,8 +1,8 @@
 """Sockets: limits that uvicorn does not have, and a shutdown that loses nobody.
 
-uvicorn waits without end for a header, and for the rest of a request that was answered early; and after SIGTERM it closes its
-socket at once, before a load balancer has seen that it should look elsewhere, then connections whose request is still on its
-way, and dies of the signal.
+uvicorn waits without end for a header, for the rest of a request that was answered early, and for a client to take its answer;
+and after SIGTERM it closes its socket at once, before a load balancer has seen that it should look elsewhere, then connections
+whose request is still on its way, and dies of the signal.
 """
 
 from __future__ import annotations
@@ -27,11 +27,15 @@ class Corked:
     """A transport that sends with one call what a turn of the event loop wrote, an answer's head and body for instance.
 
     Every call lets go of Python's lock and waits for it again, under load for longer than all else that an answer costs.
+
+    Args:
+        seconds: in which a client must take what has piled up, or what is left at the close.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop):
-        self._transport, self._loop = transport, loop
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, seconds: float):
+        self._transport, self._loop, self._seconds = transport, loop, seconds
         self._written: list[bytes] = []
+        self._timer: asyncio.TimerHandle | None = None
 
     def write(self, data: bytes) -> None:
         if not self._written:
@@ -39,9 +43,21 @@ class Corked:
         self._written.append(data)
 
     def close(self) -> None:
-        """After what was written."""
+        """After what was written, as far as the client takes it in time."""
         self._flush()
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self.expect_progress()
+
+    def expect_progress(self) -> None:
+        """Gives the client its time to take what there is; after that the connection is cut off."""
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._seconds, self._transport.abort)
+
+    def stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _flush(self) -> None:
         data, self._written = b"".join(self._written), []
@@ -53,7 +69,7 @@ class Corked:
 
 
 def protocol(limits: Limits) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP/1.1 with a limit of connections and of the time between requests.
+    """uvicorn's HTTP/1.1 with a limit of connections and of the time that clients take to ask and to listen.
 
     h11 and not httptools: it limits headers to 64 kB. What it lets pass, a length together with a transfer encoding, the guard
     refuses.
@@ -61,6 +77,7 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
 
     class Connection(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
+        transport: Any  # Corked
 
         @property
         def waits(self) -> bool:
@@ -68,7 +85,7 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
             return self.cycle is None or self.cycle.response_complete
 
         def connection_made(self, transport: Any) -> None:
-            super().connection_made(Corked(transport, self.loop))  # pyright: ignore[reportArgumentType]
+            super().connection_made(Corked(transport, self.loop, limits.send_seconds))  # pyright: ignore[reportArgumentType]
             if len(self.connections) > limits.connections:
                 transport.abort()
             else:
@@ -84,6 +101,16 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
             super().connection_lost(exc)
+            self.transport.stop_timer()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.transport.expect_progress()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if not self.transport.is_closing():
+                self.transport.stop_timer()
 
         def _stop_timer(self) -> None:
             if self._timer is not None:

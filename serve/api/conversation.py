@@ -1,6 +1,7 @@
 """What /v1/chat/completions and /v1/responses share: a conversation whose last turn holds the images to read.
 
-The images of the last turn (the user messages after the last answer) are read, in order, and their lines joined with newlines.
+The images of the last turn (the user messages after the last answer, or work on one, as of tools) are read, in order, and their
+lines joined with newlines.
 Texts of any message are accepted and have no influence: TrOCR reads, it does not listen. Fields that would have one and cannot
 be obeyed are refused by name.
 """
@@ -19,15 +20,24 @@ from .options import Options, options_for
 from .reading import Entry, Reading
 from .service import Served, Service
 from .sources import Source
-from .wire import Empty, Name, Strict, Temperature, TopLogprobs, TopP, TrocrOptions, media_type, reply
+from .wire import Echoed, Empty, Name, Strict, Temperature, TopLogprobs, TopP, TrocrOptions, media_type, reply
+
+Detail = Literal["auto", "low", "high", "original"]
+"""Of an image: it has one size for the model whatever is asked for."""
 
 
 class TextFormat(Strict):
     type: Literal["text"]
 
 
-class ImagePart(Strict):
-    """A part of a message that holds an image, in the words of one of the two APIs."""
+class Part(Strict):
+    """A part of a message."""
+
+    prompt_cache_breakpoint: dict[str, Any] | None = None  # whatever stands in it, the same text is read
+
+
+class ImagePart(Part):
+    """One that holds an image, in the words of one of the two APIs."""
 
     def source(self, place: str) -> Source:
         """The image; `place` is where the part stands in the body."""
@@ -47,8 +57,10 @@ class Conversation(Strict):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    metadata: dict[str, str] | None = None
-    service_tier: Literal["auto", "default"] | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+    metadata: dict[Echoed, Echoed] | None = None
+    service_tier: str | None = None
     parallel_tool_calls: bool | None = None
     # these would ask for what is not done here: only the values that ask for nothing are taken
     store: Literal[False] | None = None
@@ -75,14 +87,15 @@ def last_images(messages: Sequence[Any], field: str, part_type: str) -> list[Sou
     """The images of the last turn.
 
     Args:
-        messages: with a role, and a content that is a text or a list of parts.
+        messages: with a role; those of users with a content that is a text or a list of parts.
         field: of the body, that holds the messages.
         part_type: what the API calls an ImagePart.
 
     Raises:
         ApiError: 400, there are none.
     """
-    answered = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=-1)
+    asking = "user", "system", "developer"
+    answered = max((i for i, message in enumerate(messages) if message.role not in asking), default=-1)
     found = [
         part.source(f"{field}[{i}].content[{j}]")
         for i, message in enumerate(messages)

@@ -82,7 +82,7 @@ def from_validation(errors: Sequence[Any]) -> ApiError:
     if kind == "extra_forbidden":
         return bad_request(f"{param} is not supported", param, "unsupported_parameter")
     if kind == "missing":
-        return bad_request(f"{param} is missing", param, "missing_parameter")
+        return bad_request(f"{param or 'the body'} is missing", param, "missing_parameter")
     if kind == "json_invalid":
         return bad_request("the body is not valid JSON", None, "invalid_json")
     if kind.startswith("union_tag"):

@@ -23,7 +23,7 @@ class Gate:
     def __init__(self, limit: int, message: str, clock: Callable[[], float] = time.monotonic):
         self.limit, self.message, self.clock = limit, message, clock
         self.inside = 0
-        self._left: deque[tuple[float, int]] = deque(maxlen=_REMEMBERED)
+        self._left: deque[tuple[float, int]] = deque(maxlen=_REMEMBERED)  # since it was empty, after the time at which it was
 
     def enter(self, units: int) -> None:
         """Lets units in.
@@ -35,19 +35,23 @@ class Gate:
             raise ApiError(413, "more than this server ever takes at once", "too_large")
         if self.inside + units > self.limit:
             raise overloaded(self.wait(), self.message)
+        if not self.inside:  # a pace measured over idle time would be that of the clients
+            self._left.clear()
+            self._left.append((self.clock(), 0))
         self.inside += units
 
     def leave(self, units: int) -> None:
         self.inside -= units
-        self._left.append((self.clock(), units))
+        if units:
+            self._left.append((self.clock(), units))
 
     def wait(self) -> float:
         """Seconds in which half of what is inside will have left, at the pace of the last departures."""
         if len(self._left) < 2:
             return 1.0
-        seconds = self.clock() - self._left[0][0]
-        units = sum(units for _, units in self._left)
-        return min(max(self.inside / 2 * seconds / max(units, 1), 1.0), _LONGEST_WAIT)
+        (since, _), *left = self._left
+        pace = sum(units for _, units in left) / max(self.clock() - since, 1e-3)
+        return min(max(self.inside / 2 / pace, 1.0), _LONGEST_WAIT)
 
     @property
     def full(self) -> bool:

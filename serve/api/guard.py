@@ -16,9 +16,13 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from starlette.requests import Request
+
 from .errors import ApiError, bad_request, internal
+from .limits import VALUE_BYTES
 from .logs import log
 from .service import Service, Visit
+from .wire import media_type
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -27,6 +31,8 @@ Send = Callable[[Message], Awaitable[None]]
 OPEN = frozenset({"/", "/healthz", "/readyz"})
 """Paths without a key: they show nothing that anybody sent, and the page must be there to ask for one."""
 _FINISH_SECONDS = 2.0
+_BEFORE_VALUES = b"{", b"[", b","
+"""What stands before a value of JSON, and nowhere in base64: an image counts as one."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -53,7 +59,8 @@ class _Passage:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.visit = Visit()
         self.status = 0
-        self.bodies = 0
+        self.bytes = 0
+        self.values = 0
         self.unread = True
 
     async def run(self) -> None:
@@ -80,8 +87,8 @@ class _Passage:
         """Raises ApiError for who is not let in."""
         if b"transfer-encoding" in self.headers and b"content-length" in self.headers:  # two readings of one request: smuggling
             raise bad_request("a request has a length or a transfer encoding, not both", None, "bad_framing")
-        if self.guard.local_only and not _is_local(self.headers.get(b"host", b"")):
-            raise ApiError(421, "this server answers to localhost only, as long as it has no API key", "wrong_host")
+        if self.guard.local_only:
+            self._keep_local()
         if self.scope["path"] in OPEN and self.scope["method"] in ("GET", "HEAD"):
             return
         authorization = self.headers.get(b"authorization")
@@ -90,6 +97,13 @@ class _Passage:
             self.service.check_ready()
             self.service.rate.charge(self.visit.key)
             self.visit.deadline = self.visit.started + self.service.limits.request_seconds
+
+    def _keep_local(self) -> None:
+        """Without keys any page that a browser shows here could ask. Raises ApiError for what another page sends (421, 403)."""
+        if not _is_local(self.headers.get(b"host", b"")):
+            raise ApiError(421, "this server answers to localhost only, as long as it has no API key", "wrong_host")
+        if self.scope["method"] == "POST" and _is_from_elsewhere(self.headers):
+            raise ApiError(403, "pages of other origins may not call this server", "cross_site")
 
     async def _serve(self) -> None:
         if self.scope["method"] != "POST":
@@ -121,6 +135,7 @@ class _Passage:
     async def _read_body(self) -> bytes:
         """Raises ApiError for a body too large (413), too slow (408) or when too much is being received (503)."""
         limits, body, more = self.service.limits, bytearray(), True
+        is_json = media_type(Request(self.scope)).endswith("json")  # also x+json, which FastAPI parses
         if _length(self.headers) > limits.body_bytes:
             raise _too_large(limits.body_bytes)
         try:
@@ -132,14 +147,22 @@ class _Passage:
                     chunk, more = message.get("body", b""), message.get("more_body", False)
                     if len(body) + len(chunk) > limits.body_bytes:
                         raise _too_large(limits.body_bytes)
-                    self.service.bodies.enter(len(chunk))
-                    self.bodies += len(chunk)
+                    self._take(len(chunk), sum(map(chunk.count, _BEFORE_VALUES)) if is_json else 0)
                     body += chunk
         except TimeoutError:
             self.unread = False  # nothing more is expected
             raise ApiError(408, "the body of the request did not arrive in time", "body_timeout") from None
         self.unread = False
         return bytes(body)
+
+    def _take(self, size: int, values: int) -> None:
+        """Counts bytes of a body and the values that begin in them. Raises ApiError where they are too many (413, 503)."""
+        most = self.service.limits.body_values
+        if self.values + values > most:
+            raise ApiError(413, f"the body has more than {most} values", "body_too_large")
+        self.service.bodies.enter(size + VALUE_BYTES * values)
+        self.bytes += size
+        self.values += values
 
     # --- meanwhile ---
 
@@ -148,37 +171,30 @@ class _Passage:
             pass
 
     async def send(self, message: Message) -> None:
-        """Adds what every answer has; gives up on a client that takes nothing."""
+        """Adds what every answer has."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message.get("headers", []), (b"x-request-id", self.visit.id.encode())]
             if self.service.state == "draining":
                 headers.append((b"connection", b"close"))
             message["headers"] = headers
-        try:
-            async with asyncio.timeout(self.service.limits.send_seconds):
-                await self._send(message)
-        except TimeoutError:
-            raise _GoneError from None
+        await self._send(message)
 
     # --- after ---
 
     async def _refuse(self, error: ApiError) -> None:
         if self.status:  # too late for another answer
             return
-        self.service.metrics.refused.labels(error.code).inc()
+        self.visit.refusal = error.code
         content = error.encode()
         headers = {"content-type": "application/json", "content-length": str(len(content)), **error.headers}
         if error.status in (408, 413):
             headers["connection"] = "close"
-        try:
-            start = [(name.encode(), value.encode()) for name, value in headers.items()]
-            await self.send({"type": "http.response.start", "status": error.status, "headers": start})
-            await self.send({"type": "http.response.body", "body": content, "more_body": True})
-            await self._let_finish()
-            await self.send({"type": "http.response.body"})
-        except _GoneError:
-            self.service.metrics.vanished.inc()
+        start = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": error.status, "headers": start})
+        await self.send({"type": "http.response.body", "body": content, "more_body": True})
+        await self._let_finish()
+        await self.send({"type": "http.response.body"})
 
     async def _let_finish(self) -> None:
         """Takes and drops what a refused client still sends: closed at once, its connection would be reset before it could read
@@ -195,15 +211,17 @@ class _Passage:
     def _put_right(self) -> None:
         for close in reversed(self.visit.closers):
             close()
-        self.service.bodies.leave(self.bodies)
+        self.service.bodies.leave(self.bytes + VALUE_BYTES * self.values)
         route = _route(self.scope["path"], self.guard.paths)
         seconds = time.monotonic() - self.visit.started
         self.service.metrics.requests.labels(route, str(self.status)).inc()
+        if self.visit.refusal:
+            self.service.metrics.refused.labels(self.visit.refusal).inc()
         self.service.metrics.request_seconds.labels(route).observe(seconds)
         if self.scope["path"] not in OPEN:
             log(
                 "request", id=self.visit.id, key=self.visit.key, method=self.scope["method"][:8], route=route, status=self.status,
-                ms=round(1000 * seconds, 1), bytes=self.bodies, **self.visit.notes,
+                ms=round(1000 * seconds, 1), bytes=self.bytes, **self.visit.notes,
             )  # fmt: skip
 
 
@@ -236,3 +254,11 @@ def _is_local(host: bytes) -> bool:
         return name in ("localhost", "") or ipaddress.ip_address(name.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _is_from_elsewhere(headers: dict[bytes, bytes]) -> bool:
+    """Whether a browser says that another page than this server's sends the request: a form needs no CORS to be sent."""
+    if headers.get(b"sec-fetch-site", b"none") not in (b"same-origin", b"none"):
+        return True
+    _, named, host = headers.get(b"origin", b"http://localhost").partition(b"://")  # "null" of a page that hides what it is
+    return not (named and _is_local(host))

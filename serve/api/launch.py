@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import ipaddress
+import logging
 import os
 import socket
 
@@ -52,7 +53,11 @@ def launch(config: Config) -> int:
 
     service.on_ready, service.on_failed = ready, stop
     server.run([listener])
-    return 1 if failed else 0
+    code = 1 if failed else 0
+    if service.decoding:
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 def _service(config: Config, keys: Keys) -> Service:

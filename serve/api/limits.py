@@ -6,13 +6,18 @@ from dataclasses import dataclass, fields
 
 from trocr_jax.cli import UsageError
 
+VALUE_BYTES = 200
+"""Most that a value of JSON weighs as Python's objects: an object's key and text, with their place in it."""
+
 
 @dataclass(frozen=True)
 class Limits:
     body_bytes: int = 20 << 20
     """Bytes of one request's body; above: 413."""
+    body_values: int = 20_000
+    """Values of a JSON body, its signs { [ and comma; above: 413. Checking so many can take 0.1 s, all others waiting."""
     bodies_bytes: int = 128 << 20
-    """Bytes of all bodies held at once; above: 503."""
+    """Bytes of all bodies held at once, each value of JSON counted as 200 more; above: 503."""
     header_seconds: float = 10.0
     """A connection that has not sent a whole header by then is closed."""
     body_seconds: float = 20.0

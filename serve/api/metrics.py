@@ -28,7 +28,7 @@ class Metrics:
 
         self.requests = make(Counter, "requests", "Requests answered", ["route", "status"])
         self.request_seconds = make(Histogram, "request_seconds", "From header to last byte", ["route"], buckets=_SECONDS)
-        self.refused = make(Counter, "refused", "Requests refused at the door", ["code"])
+        self.refused = make(Counter, "refused", "Requests refused", ["code"])
         self.vanished = make(Counter, "vanished", "Clients that left before their answer")
         self.decoded = make(Counter, "images_decoded", "Images decoded to pixels")
         self.lines = make(Counter, "lines", "Lines in answers", ["model", "finish_reason"])

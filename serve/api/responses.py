@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import MaxLen, MinLen
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Discriminator, Field, Tag
 
-from .conversation import JSON_ONLY, Conversation, ImagePart, TextFormat, last_images, respond
+from .conversation import JSON_ONLY, Conversation, Detail, ImagePart, Part, TextFormat, last_images, respond
 from .errors import ApiError, bad_request
 from .ids import fresh_id
 from .limits import Limits
@@ -22,12 +22,13 @@ from .options import Options
 from .reading import Delta, Entry, Reading
 from .service import Served
 from .sources import Source
-from .wire import ERRORS, Count, Strict, logprob_objects, now, sse, trocr_object
+from .wire import ERRORS, Count, Echoed, Strict, logprob_objects, now, sse, trocr_object
 
 router = APIRouter()
+LOGPROBS = "message.output_text.logprobs"
 
 
-class InputText(Strict):
+class InputText(Part):
     type: Literal["input_text"]
     text: str
 
@@ -35,7 +36,7 @@ class InputText(Strict):
 class InputImage(ImagePart):
     type: Literal["input_image"]
     image_url: str
-    detail: Literal["auto", "low", "high", "original"] | None = None
+    detail: Detail | None = None
 
     def source(self, place: str) -> Source:
         return Source(self.image_url, f"{place}.image_url")
@@ -50,11 +51,35 @@ class InputMessage(Strict):
 
 
 class OtherItem(BaseModel):
-    """Instructions and earlier answers, of which nothing can be obeyed."""
+    """Instructions and earlier answers, of which nothing can be obeyed and nothing else is kept."""
 
     role: Literal["system", "developer", "assistant"]
     type: Literal["message"] | None = None
-    content: Any = None
+
+
+class WorkItem(BaseModel):
+    """What came before an earlier answer."""
+
+    role: ClassVar[str] = "tool"
+    type: Literal["reasoning", "function_call", "function_call_output"]
+
+
+def _kind(item: Any) -> str | None:
+    """Which class an item is: messages have a role, and need no type."""
+    match item:
+        case {"role": "user"}:
+            return "user"
+        case {"role": "system" | "developer" | "assistant"}:
+            return "other"
+        case {"type": "reasoning" | "function_call" | "function_call_output"}:
+            return "work"
+    return None
+
+
+Item = Annotated[
+    Annotated[InputMessage, Tag("user")] | Annotated[OtherItem, Tag("other")] | Annotated[WorkItem, Tag("work")],
+    Discriminator(_kind),
+]
 
 
 class TextConfig(Strict):
@@ -67,12 +92,12 @@ class StreamOptions(Strict):
 
 
 class ResponsesRequest(Conversation):
-    input: str | Annotated[list[Annotated[InputMessage | OtherItem, Field(discriminator="role")]], MinLen(1), MaxLen(1000)]
+    input: str | Annotated[list[Item], MinLen(1), MaxLen(1000)]
     stream_options: StreamOptions | None = None
-    include: Annotated[list[Literal["message.output_text.logprobs"]], MaxLen(1)] | None = None
+    include: Annotated[list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]], MaxLen(2)] | None = None
     max_output_tokens: Count | None = None
     # whatever stands in these, the same text is read
-    instructions: str | None = None
+    instructions: Echoed | None = None
     reasoning: dict[str, Any] | None = None
     max_tool_calls: int | None = None
     truncation: Literal["auto", "disabled"] | None = None
@@ -86,10 +111,15 @@ class ResponsesRequest(Conversation):
     def sources(self) -> list[Source]:
         return last_images([] if isinstance(self.input, str) else self.input, "input", "input_image")
 
+    @property
+    def logprobs(self) -> bool:
+        """Whether they are wanted; of reasoning, which may be asked for as well, there is none."""
+        return LOGPROBS in (self.include or ())
+
     def options(self, served: Served, limits: Limits) -> Options:
-        if self.top_logprobs and not self.include:
-            raise bad_request("top_logprobs needs include: ['message.output_text.logprobs']", "top_logprobs")
-        return self._options(served, limits, max_tokens=self.max_output_tokens, detailed=bool(self.include))
+        if self.top_logprobs and not self.logprobs:
+            raise bad_request(f"top_logprobs needs include: ['{LOGPROBS}']", "top_logprobs")
+        return self._options(served, limits, max_tokens=self.max_output_tokens, detailed=self.logprobs)
 
 
 @router.post("/v1/responses", responses=ERRORS, dependencies=JSON_ONLY)
@@ -130,7 +160,7 @@ class _Response:
 
     def part(self, text: str, entries: tuple[Entry, ...]) -> dict[str, Any]:
         part = {"type": "output_text", "text": text, "annotations": []}
-        return {**part, "logprobs": logprob_objects(entries)} if self.body.include else part
+        return {**part, "logprobs": logprob_objects(entries)} if self.body.logprobs else part
 
     def usage(self, reading: Reading) -> dict[str, Any]:
         return {
@@ -167,7 +197,7 @@ class _Response:
         yield self.event(f"response.{final['status']}", response=final)
 
     def logprobs(self, delta: Delta) -> list[dict[str, Any]]:
-        return logprob_objects(delta.entries) if self.body.include else []
+        return logprob_objects(delta.entries) if self.body.logprobs else []
 
     def event(self, kind: str, **fields: Any) -> bytes:
         content = {"type": kind, "sequence_number": self.number, **fields}

@@ -37,6 +37,7 @@ from .sources import Source
 
 State = Literal["starting", "ready", "draining", "failed"]
 SMALL = 4_000_000  # pixels
+_POOLS = "images"
 TOO_LARGE = str(ImageError("too_large"))
 
 
@@ -49,6 +50,7 @@ class Visit:
         key: whose it is, or "anonymous".
         started, deadline: on `time.monotonic`, the clock of the event loop too.
         closers: called when the request is over, however it ends.
+        refusal: the code of the error that it was answered with.
         notes: fields of its log entry.
     """
 
@@ -57,6 +59,7 @@ class Visit:
     started: float = field(default_factory=time.monotonic)
     deadline: float = float("inf")
     closers: list[Callable[[], None]] = field(default_factory=list)
+    refusal: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -106,8 +109,8 @@ class Service:
         }  # fmt: skip
         self.metrics.watch({name: served.engine for name, served in self.models.items()})
         self.state: State = "starting"
-        self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="images")
-        self._large = ThreadPoolExecutor(1, thread_name_prefix="large-images")
+        self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix=_POOLS)
+        self._large = ThreadPoolExecutor(1, thread_name_prefix=f"{_POOLS}-large")
         engines = [served.engine for served in self.models.values()]
         self._thread = EngineThread(engines, wake, self._on_ready, self._on_error, self._on_death)
         self.on_ready: Callable[[], None] = lambda: None
@@ -126,11 +129,16 @@ class Service:
         log("draining", images=self.images.inside)
 
     async def stop(self) -> None:
-        """After the last request."""
+        """After the last request. An image that takes its time is not waited for, see `decoding`."""
         await asyncio.to_thread(self._thread.stop)
         for pool in (self._pool, self._large):
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
         await self.fetcher.close()
+
+    @property
+    def decoding(self) -> bool:
+        """After `stop`: whether a thread is still at an image, for which Python would wait at its exit."""
+        return any(thread.name.startswith(_POOLS) for thread in threading.enumerate())
 
     def _on_ready(self) -> None:
         if self.state == "starting":

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from fastapi import Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
 
 from trocr_jax.line import Line
 
@@ -31,10 +32,31 @@ Zero = Annotated[float, Ge(0), Le(0)]
 Name = Annotated[str, MinLen(1), MaxLen(256)]
 
 
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("surrogates", "String should have no half of a surrogate pair") from None
+    return text
+
+
+Echoed = Annotated[str, AfterValidator(_encodable)]
+"""A text that answers repeat: JSON can say what UTF-8 cannot."""
+
+
 class Strict(BaseModel):
-    """A part of a request's body: no conversions, and no unknown fields, which would be promises not kept."""
+    """A part of a request's body: no conversions, and no unknown fields, which would be promises not kept. One that is null asks
+    for nothing: clients write it for what they leave to the server.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None or name in cls.model_fields}
 
 
 class TrocrOptions(Strict):
