@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import lmdb
+import pyarrow
+import pyarrow.parquet
 import pytest
 import tiny
 
@@ -23,6 +25,7 @@ from trocr_jax.train.evaluation import held_out
 from trocr_jax.train.report import difference, render
 from trocr_jax.train.results import Reading, Result, Task
 from trocr_jax.train.sets.records import SourceError, row_names
+from trocr_jax.train.sets.sources import open_source
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +115,24 @@ def test_data_sets_of_the_same_name_have_rows_of_their_own(tmp_path):
     assert list(row_names(["x/one.txt", "y/two.csv"])) == ["one", "two"]
     assert list(row_names(["x/all.txt"], ["all"])) == ["all.txt"]
     assert list(row_names(["x/one.txt", "x/one.csv"])) == ["one.txt", "one.csv"]
+
+
+def test_a_run_that_is_measured_on_lines_unlike_its_own_is_told_so(monkeypatch, capsys):
+    monkeypatch.setattr("trocr_jax.train.evaluation.drawn_lines", lambda *_: {})
+    for train, told in ((("mine.csv",), True), (("mine.csv", "synthetic@0.1"), False)):
+        held_out(TrainConfig(data=DataConfig(train=train)), ImageProcessor(height=16, width=48))
+        assert ("evaluation reads drawn lines: set --data.valid" in capsys.readouterr().err) == told
+
+
+def test_a_column_of_numbers_is_no_text(places, tmp_path):
+    """12.50 would be 12.5."""
+    table = pyarrow.table({"image": [b"x"], "text": [12.5]})
+    pyarrow.parquet.write_table(table, tmp_path / "lines.parquet")
+    with pytest.raises(SourceError, match="lines.parquet: the column text holds double, not text"):
+        run(Config((str(tmp_path / "lines.parquet"),), str(places[0])))
+    words = pyarrow.table({"image": [b"x"], "text": pyarrow.array(["a"]).dictionary_encode()})
+    pyarrow.parquet.write_table(words, tmp_path / "words.parquet")
+    assert open_source(tmp_path / "words.parquet")[0].text == "a"
 
 
 def test_wrong_calls_are_refused(places):

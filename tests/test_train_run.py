@@ -19,6 +19,7 @@ import tiny
 from conftest import ROOT
 
 from trocr_jax import Reader, files, pretrained
+from trocr_jax.cli import UsageError
 from trocr_jax.train import vocabulary
 from trocr_jax.train.config import DataConfig, LoraConfig, OptimizerConfig, PreflightConfig, StartConfig
 from trocr_jax.train.log import evaluations, read_log
@@ -142,6 +143,19 @@ def test_sigterm_saves_exits_with_0_and_the_run_goes_on(straight, tmp_path):
     assert not (tmp_path / "run" / "model").exists()
     assert train(tiny.config(tmp_path)) == 0
     tiny.equal_trees(arrays(straight), arrays(tmp_path))
+
+
+def test_a_home_directory_is_one_in_flags_too(tmp_path, monkeypatch):
+    """A shell leaves the ~ of --out=~/x to the program."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert train(tiny.config(tmp_path, out=Path("~/run"), steps=1)) == 0
+    assert (tmp_path / "run" / "model").is_dir() and not (tmp_path / "~").exists()
+
+
+def test_labels_longer_than_the_model_has_positions_are_refused_by_the_flag(tmp_path):
+    with pytest.raises(UsageError, match="--max-tokens 25 is more than the 24 positions of this model"):
+        train(tiny.config(tmp_path, max_tokens=25))
 
 
 def test_what_a_run_leaves_behind(straight):

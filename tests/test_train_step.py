@@ -21,7 +21,7 @@ from trocr_jax.config import TrOCRConfig
 from trocr_jax.model import TrOCR, normalize
 from trocr_jax.train import mesh as meshes
 from trocr_jax.train.config import OptimizerConfig
-from trocr_jax.train.optimizer import make_optimizer, schedule
+from trocr_jax.train.optimizer import decay, make_optimizer, schedule
 from trocr_jax.train.parameters import frozen_layers, merged, named, new_lora, rates, with_lora
 from trocr_jax.train.start import random_parameters
 from trocr_jax.train.step import (
@@ -369,6 +369,24 @@ def test_rules_that_miss_are_refused():
     for wrong in ("encoder", "encoder=-1", "(=1", "x=fast"):
         with pytest.raises(ValueError, match="must be a regular expression"):
             rates(parameters, [wrong])
+
+
+def test_rules_that_freeze_everything_are_refused():
+    with pytest.raises(ValueError, match="leave nothing to train"):
+        rates(random_parameters(tiny.MODEL, 0), [".*=0"])
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_decay_sees_single_layers_and_kernels_under_lora(lora):
+    """By hand, from updates that are 0."""
+    name, other = "encoder.layers.mlp.fc1.kernel", "decoder.norm.scale"
+    parameters = {name + part: jnp.ones((2, 1, 1)) for part in ([".lora_a", ".lora_b"] if lora else [""])} | {other: jnp.ones(1)}
+    chosen = decay(0.5, r"layers\.1\..*kernel$")
+    updates, _ = chosen.update(jax.tree.map(jnp.zeros_like, parameters), chosen.init(parameters), parameters)
+    assert {n: np.ravel(x).tolist() for n, x in updates.items()} == {n: [0] if n == other else [0, 0.5] for n in parameters}
+    for nothing in ("kernal", r"layers\.2"):
+        with pytest.raises(ValueError, match="--optimizer.decay .* finds none of the parameters that are trained"):
+            make_optimizer(OptimizerConfig(decay=nothing), 1, {}).init(parameters)
 
 
 def test_layer_decay_counts_from_the_end_of_each_stack():

@@ -6,6 +6,9 @@ The same command on the same machine gives the same run: nothing outside this co
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
@@ -87,7 +90,8 @@ class OptimizerConfig:
         beta2: decay a step of the average of its square.
         eps: added to the root of the latter.
         weight_decay: share of a parameter that is taken off, per step and unit of learning rate.
-        decay: regex; parameters whose path it finds are decayed; by default all.
+        decay: regex; parameters whose path it finds, as rules of `rates` do, are decayed; by default all. Under LoRA a kernel's
+            factors are.
         clip: largest norm of the gradient; 0 is off.
         label_smoothing: share of a target's probability that is spread over the vocabulary.
         rates: "regex=factor" rules for single parameters ("encoder.layers.3.mlp.fc1.kernel"); the first that matches decides,
@@ -139,7 +143,7 @@ class StartConfig:
         model: a directory or hub name (a fairseq file after `trocr-jax convert`), "package" for the model in the package, or
             "scratch" for random numbers.
         architecture: of a model from scratch: a name of `start.ARCHITECTURES` or of a public checkpoint.
-        tokenizer: a directory with another tokenizer; rows of tokens that both have are kept, a new one is the mean of the tokens
+        tokenizer: a directory or hub name with another tokenizer; rows of tokens that both have are kept, a new one is the mean of the tokens
             that its text was made of, or noise where there are none.
         extend_vocab: characters to add to the vocabulary, or a text file that holds them.
         image_size: height and width in pixels, where they differ from the model's.
@@ -294,24 +298,60 @@ LEAST = {
     1: "steps batch_size log_every eval_every save_every data.threads data.group optimizer.accumulate synthetic.start "
     "synthetic.lines synthetic.workers synthetic.min_length devices patience eval_lines",
     2: "max_tokens",
-    0: "data.cut data.max_bad optimizer.warmup optimizer.clip lora.rank preflight.lines preflight.overfit hosts.count "
-    "start.dropout",
+    0: "seed synthetic.seed data.cut data.max_bad optimizer.warmup optimizer.clip optimizer.final_lr optimizer.beta1 "
+    "optimizer.beta2 optimizer.eps optimizer.weight_decay optimizer.label_smoothing optimizer.layer_decay optimizer.ema "
+    "lora.rank lora.alpha preflight.lines preflight.overfit hosts.count start.dropout",
 }
 """The smallest value of fields that are numbers, or None."""
+BELOW = {
+    1: "optimizer.beta1 optimizer.beta2 optimizer.label_smoothing optimizer.ema start.dropout",
+    2**32: "seed",
+    math.inf: "optimizer.lr optimizer.final_lr optimizer.eps optimizer.weight_decay optimizer.layer_decay optimizer.clip "
+    "lora.alpha",
+}
+"""What fields that are numbers, or None, stay below."""
 
 
 def check(config: Config) -> None:
-    """Refuses numbers that no run can have, before they end in a traceback.
+    """Refuses numbers that no run can have and flags that would do nothing, before they end in a traceback or in silence.
 
     Raises:
         UsageError: naming the flag.
     """
     for least, names in LEAST.items():
-        for name in names.split():
-            if (value := attrgetter(name)(config)) is not None and value < least:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+        _require(config, names, lambda value, least=least: value >= least, f"at least {least}")
+    for most, names in BELOW.items():
+        _require(config, names, lambda value, most=most: value < most, f"less than {most}")
+    _require(config, "optimizer.lr", lambda value: value > 0, "above 0")
+    _require(config, "optimizer.decay lora.targets", _is_pattern, "a regular expression")
+    _refuse_idle(config)
     if config.batch_size % config.optimizer.accumulate:
         raise UsageError(f"--optimizer.accumulate {config.optimizer.accumulate} must divide --batch-size {config.batch_size}")
+
+
+def _require(config: Config, names: str, holds: Callable[[Any], bool], said: str) -> None:
+    for name in names.split():
+        value = attrgetter(name)(config)
+        if value is not None and not holds(value):
+            raise UsageError(f"--{name.replace('_', '-')} must be {said}, not {value}")
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
+def _refuse_idle(config: Config) -> None:
+    """Raises UsageError for flags that do nothing without another one, or beside it."""
+    if not config.lora.rank and config.lora != LoraConfig():
+        raise UsageError("--lora.alpha and --lora.targets need --lora.rank")
+    if config.start.positions != StartConfig().positions and config.start.image_size is None:
+        raise UsageError("--start.positions needs --start.image-size")
+    if config.devices and config.mesh:
+        raise UsageError("--mesh says how many devices: leave --devices out")
 
 
 def to_plain(config: Any) -> Any:

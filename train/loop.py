@@ -16,6 +16,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -25,7 +26,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from trocr_jax import pretrained, sharding
+from trocr_jax import files, pretrained, sharding
+from trocr_jax.cli import UsageError
 
 from . import mesh as meshes
 from . import preflight, vocabulary
@@ -50,6 +52,7 @@ def train(config: Config) -> int:
         ValueError: the configuration cannot be followed, is not that of the run in the folder, or a check failed.
     """
     check(config)
+    config = replace(config, out=files.expand(config.out))
     join_hosts(config)
     with claimed(config):
         _train(config)
@@ -84,7 +87,9 @@ class Run:
 
     def __init__(self, config: Config, model: Start, checkpoints: Checkpoints, log: Log):
         self.config, self.model, self.checkpoints, self.log = config, model, checkpoints, log
-        o, lora = config.optimizer, config.lora
+        o, lora, most = config.optimizer, config.lora, model.config.decoder.max_positions
+        if config.max_tokens > most:
+            raise UsageError(f"--max-tokens {config.max_tokens} is more than the {most} positions of this model")
         factors = with_lora(rates(model.parameters, o.rates, o.layer_decay))
         trained = frozenset(name for name, factor in factors.items() if np.any(factor))
         self.mesh: Mesh = meshes.make_mesh(config.devices, config.mesh)

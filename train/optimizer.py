@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from .config import OptimizerConfig
+from .parameters import found
 
 FIRST_LR = 1e-8  # where fairseq's warmup begins
 
@@ -40,18 +41,32 @@ def make_optimizer(config: OptimizerConfig, steps: int, rates: Mapping[str, Any]
 
     The decay is multiplied by the learning rate, as torch's and fairseq's are.
     """
-    decays = re.compile(config.decay)
-
-    def decayed(tree: Any) -> dict[str, bool]:
-        return {name: bool(decays.search(name)) for name in tree}
-
     parts = [
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
-        optax.add_decayed_weights(config.weight_decay, decayed),
+        decay(config.weight_decay, config.decay),
         optax.scale_by_learning_rate(schedule(config, steps)),
         scale_by(rates),
     ]
     return optax.chain(*([optax.clip_by_global_norm(config.clip)] if config.clip else []), *parts)
+
+
+def decay(weight: float, pattern: str) -> optax.GradientTransformation:
+    """Adds so much of the parameters that the regex finds, single layers and kernels under LoRA too.
+
+    Raises:
+        ValueError: by init; it finds none.
+    """
+
+    def init(params: Any) -> optax.EmptyState:
+        if not any(map(np.any, found(params, pattern).values())):
+            raise ValueError(f"--optimizer.decay {pattern!r} finds none of the parameters that are trained")
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        decayed = found(updates, pattern)
+        return {name: jnp.where(decayed[name], x + weight * params[name], x) for name, x in updates.items()}, state
+
+    return optax.GradientTransformation(init, update)
 
 
 def scale_by(factors: Mapping[str, Any]) -> optax.GradientTransformation:

@@ -7,7 +7,7 @@ as "encoder.layers.3.mlp.fc1.kernel".
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from trocr_jax.network.layers import Array, Dtype
 Arrays = dict[str, Any]
 STACK = re.compile(r"((?:encoder|decoder)\.layers)\.")
 LORA_A, LORA_B = ".lora_a", ".lora_b"
+_LORA = re.compile(r"\.lora_[ab]$")
 
 
 def named(tree: Any) -> Arrays:
@@ -57,19 +58,32 @@ def rates(arrays: Mapping[str, Any], rules: Iterable[str], layer_decay: float = 
         layer_decay: factor for every layer below the last one of its stack, and once more for what lies before the stack.
 
     Raises:
-        ValueError: a parameter that no rule finds, a rule that finds none, or no rule at all.
+        ValueError: a parameter that no rule finds, a rule that finds none, no rule at all, or only such as freeze.
     """
     parsed = [_rule(rule) for rule in rules]
     used: set[int] = set()
     depths = {name.split(".")[0]: len(x) for name, x in arrays.items() if STACK.match(name)}
     out = {}
     for name, x in arrays.items():
-        names = layer_names(name, len(x) if STACK.match(name) else 1)
-        factors = [_first(parsed, each, used) * layer_decay ** _below(each, depths) for each in names]
-        out[name] = np.reshape(factors, (-1,) + (1,) * (x.ndim - 1)).astype("f4") if STACK.match(name) else factors[0]
+        out[name] = _by_layer(name, x, lambda each: _first(parsed, each, used) * layer_decay ** _below(each, depths))
     if idle := [pattern.pattern for i, (pattern, _) in enumerate(parsed) if i not in used]:
         raise ValueError(f"these learning rate rules decide about no parameter: {', '.join(idle)}")
+    if not any(map(np.any, out.values())):
+        raise ValueError("these learning rate rules leave nothing to train: some factor must be above 0")
     return out
+
+
+def found(arrays: Mapping[str, Any], pattern: str) -> dict[str, Any]:
+    """Which parameters a regex finds, a LoRA factor by its kernel's name: a bool, or [L,1,...] for stacked layers."""
+    search = re.compile(pattern).search
+    return {name: _by_layer(_LORA.sub("", name), x, lambda each: search(each) is not None) for name, x in arrays.items()}
+
+
+def _by_layer(name: str, x: Any, value: Callable[[str], Any]) -> Any:
+    """The value for the name of a parameter, or [L,1,...] for those of its layers."""
+    if not STACK.match(name):
+        return value(name)
+    return np.reshape([value(each) for each in layer_names(name, len(x))], (-1,) + (1,) * (x.ndim - 1))
 
 
 def with_lora(factors: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def start(config: StartConfig, seed: int) -> Start:
     if config.image_size:
         found = with_image_size(found, config.image_size, config.positions)
     if config.tokenizer:
-        found = with_tokenizer(found, Tokenizer.from_directory(config.tokenizer), seed)
+        found = with_tokenizer(found, Tokenizer.from_directory(files.resolve(config.tokenizer)), seed)
     if config.extend_vocab:
         found = with_tokenizer(found, vocabulary.extended(found.tokenizer, _characters(config.extend_vocab)), seed)
     return found if config.dropout is None else replace(found, config=_with_dropout(found.config, config.dropout))

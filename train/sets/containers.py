@@ -55,6 +55,7 @@ class Parquet:
         self.paths = paths
         names = _file(str(paths[0])).schema_arrow.names
         self.image, self.text = column(names, IMAGE_COLUMNS, paths[0]), column(names, TEXT_COLUMNS, paths[0])
+        _refuse_other_than_text(paths[0], self.text)
         groups = [(str(path), group) for path in paths for group in range(_file(str(path)).num_row_groups)]
         sizes = [_file(path).metadata.row_group(group).num_rows for path, group in groups]
         self.groups, self.starts = groups, [0, *accumulate(sizes)]
@@ -70,6 +71,16 @@ class Parquet:
         row = index - self.starts[place]
         image = image_bytes(images[row].as_py()) or b""  # its text still counts
         return Record(image, texts[row].as_py() or "", f"{Path(path).name} row {index}")
+
+
+def _refuse_other_than_text(path: Path, name: str) -> None:
+    """Raises SourceError for a column of numbers, say, whose zeros in front are lost."""
+    from pyarrow import types
+
+    kind = _file(str(path)).schema_arrow.field(name).type
+    plain = kind.value_type if types.is_dictionary(kind) else kind
+    if not (types.is_string(plain) or types.is_large_string(plain) or types.is_string_view(plain)):
+        raise SourceError(f"{path}: the column {name} holds {kind}, not text")
 
 
 @lru_cache(maxsize=64)
