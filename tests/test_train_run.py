@@ -153,6 +153,13 @@ def test_a_home_directory_is_one_in_flags_too(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "model").is_dir() and not (tmp_path / "~").exists()
 
 
+def test_a_tokenizer_is_found_as_a_model_is(tmp_path, monkeypatch):
+    """By its name on the hub, too."""
+    monkeypatch.setattr(files, "_download", {"owner/model": tiny.model_directory(tmp_path / "hub")}.__getitem__)
+    begin = StartConfig(model=str(tmp_path / "hub"), tokenizer="owner/model")
+    assert start(begin, 0).tokenizer.size == tiny.TOKENIZER.size
+
+
 def test_labels_longer_than_the_model_has_positions_are_refused_by_the_flag(tmp_path):
     with pytest.raises(UsageError, match="--max-tokens 25 is more than the 24 positions of this model"):
         train(tiny.config(tmp_path, max_tokens=25))
@@ -171,6 +178,8 @@ def test_what_a_run_leaves_behind(straight):
     tiny.equal_trees(Reader.from_pretrained(run / "model").model, Reader.from_pretrained(run / "checkpoints" / "00000020").model)
     line = Reader.from_pretrained(run / "model").read(tiny.draw("123"))
     assert line.error is None and line.tokens
+    with pytest.raises(files.FilesError, match="a training run; name its .*run/model, or one of its .*run/checkpoints"):
+        Reader.from_pretrained(run)
 
 
 def test_a_folder_with_another_run_is_refused(straight, tmp_path):

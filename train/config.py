@@ -143,8 +143,8 @@ class StartConfig:
         model: a directory or hub name (a fairseq file after `trocr-jax convert`), "package" for the model in the package, or
             "scratch" for random numbers.
         architecture: of a model from scratch: a name of `start.ARCHITECTURES` or of a public checkpoint.
-        tokenizer: a directory or hub name with another tokenizer; rows of tokens that both have are kept, a new one is the mean of the tokens
-            that its text was made of, or noise where there are none.
+        tokenizer: a directory or hub name with another tokenizer; rows of tokens that both have are kept, a new one is the mean
+            of the tokens that its text was made of, or noise where there are none.
         extend_vocab: characters to add to the vocabulary, or a text file that holds them.
         image_size: height and width in pixels, where they differ from the model's.
         positions: how a larger image gets its positions: "interpolate" as ViT fine-tuning does, or "continue" the trained

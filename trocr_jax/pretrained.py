@@ -61,7 +61,10 @@ def open_checkpoint(name: str | Path | None = None, config: TrOCRConfig | None =
     if not (path / "config.json").is_file():
         raise FilesError(f"{path}: not a model directory, it has no config.json")
     files.check_manifest(path)
-    config = TrOCRConfig.from_hf(files.read_json(path / "config.json"))
+    content = files.read_json(path / "config.json")
+    if "model_type" not in content and (path / "checkpoints").is_dir():
+        raise FilesError(f"{path}: a training run; name its {path / 'model'}, or one of its {path / 'checkpoints'}")
+    config = TrOCRConfig.from_hf(content)
     orbax = path / files.ORBAX
     return Checkpoint(path, config, _read_orbax(orbax, config) if orbax.is_dir() else tensor_files.open_tensors(path))
 
