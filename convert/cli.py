@@ -123,6 +123,8 @@ def _warm_start(config: Config) -> tuple[Any, dict[str, bytes], None]:
     )  # fmt: skip
     for remark in remarks:
         print(remark, file=sys.stderr)
+    if config.tokenizer is None and any(tokenizer.keys() >= set(names) for names in files.TOKENIZERS):
+        _check_tokenizer("--decoder", str(config.decoder), model.config)
     return model, _complete(config, tokenizer, model.config), None
 
 
@@ -131,7 +133,7 @@ def _complete(config: Config, found: dict[str, bytes], model: Any) -> dict[str, 
     from trocr_jax import files, pretrained
 
     if config.tokenizer is not None:
-        _check_tokenizer(config.tokenizer, model)
+        _check_tokenizer("--tokenizer", config.tokenizer, model)
         given = pretrained.companions(files.resolve(config.tokenizer))
         found = {name: content for name, content in found.items() if name not in files.TOKENIZER_FILES}
         found |= {name: content for name, content in given.items() if name in files.TOKENIZER_FILES}
@@ -145,7 +147,7 @@ def _complete(config: Config, found: dict[str, bytes], model: Any) -> dict[str, 
     return found | _tokenizer_class(found)
 
 
-def _check_tokenizer(name: str, model: Any) -> None:
+def _check_tokenizer(flag: str, name: str, model: Any) -> None:
     """Raises ValueError for a tokenizer of another vocabulary: every text would be read as other tokens."""
     from trocr_jax import files
     from trocr_jax.tokens import Tokenizer
@@ -156,7 +158,7 @@ def _check_tokenizer(name: str, model: Any) -> None:
     if not rows - UNUSED <= tokenizer.size <= rows:
         wrong.append(f"{tokenizer.size} tokens for a vocabulary of {rows}")
     if wrong:
-        raise ValueError(f"--tokenizer {name} has {'; '.join(wrong)}: name the one that SRC was trained with")
+        raise ValueError(f"{flag} {name}: the tokenizer has {'; '.join(wrong)}; name the model's own with --tokenizer")
 
 
 def _tokenizer_class(found: dict[str, bytes]) -> dict[str, bytes]:

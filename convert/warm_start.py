@@ -26,7 +26,8 @@ Branch = Literal["roberta2", "roberta"]
 Named = dict[str, ArrayLike]
 
 ENCODERS = ("vit", "deit", "beit")
-DECODERS = ("roberta", "xlm-roberta", "camembert")
+DECODERS = ("roberta", "xlm-roberta")
+_IDS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}  # of both, and of the TrOCR that is made
 _ENCODER_FIELDS = (
     "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     "hidden_act", "layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob",
@@ -51,7 +52,7 @@ def warm_start(
 
     Args:
         encoder: hub-layout directory of a ViT, DeiT or BEiT.
-        decoder: hub-layout directory of a RoBERTa, XLM-RoBERTa or CamemBERT.
+        decoder: hub-layout directory of a RoBERTa or XLM-RoBERTa.
         branch: which of the two initialisations of the released code.
         decoder_layers: how many of the last layers.
         image_size: (height, width); positions are interpolated; by default the encoder's own.
@@ -172,6 +173,8 @@ def _plain_vit(tensors: Named, config: TrOCRConfig, remarks: list[str]) -> Named
 
 
 def _decoder_section(config: dict[str, Any], tensors: Named, branch: Branch, layers: int, memory_size: int) -> dict[str, Any]:
+    if other := [f"{name} {config[name]!r:.80}, not {index}" for name, index in _IDS.items() if config.get(name, index) != index]:
+        raise ValueError(f"the decoder's checkpoint has {'; '.join(other)}, as in RoBERTa and XLM-RoBERTa: tokens differ")
     total, eps = config["num_hidden_layers"], config.get("layer_norm_eps", 1e-5)
     if type(total) is not int or not 1 <= layers <= total:
         raise ValueError(f"the decoder's checkpoint has {total!r:.80} layers; {layers} of them were asked for")

@@ -146,11 +146,11 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path, capsys, source):
     rows = config.decoder.vocab_size
     many = other_tokenizer(tmp_path / "many", **{f"token{i}": i for i in range(4, rows + 1)})
     assert convert(directory, tmp_path / "m", "--tokenizer", many) == 1
-    wrong = f"--tokenizer {many} has {rows + 1} tokens for a vocabulary of {rows}: name the one that SRC was trained with"
+    wrong = f"--tokenizer {many}: the tokenizer has {rows + 1} tokens for a vocabulary of {rows}; name the model's own"
     assert wrong in capsys.readouterr().err
     swapped = other_tokenizer(tmp_path / "swapped", **{"<s>": 2, "</s>": 0})
     assert convert(directory, tmp_path / "m", "--tokenizer", swapped) == 1
-    assert "has bos_token_id 2, not 0; eos_token_id 0, not 2: name" in capsys.readouterr().err
+    assert "has bos_token_id 2, not 0; eos_token_id 0, not 2; name" in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
     fits = other_tokenizer(tmp_path / "fits", **{f"token{i}": i for i in range(4, rows)})
     assert convert(directory, tmp_path / "m", "--tokenizer", fits) == 0
@@ -161,8 +161,8 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path, capsys, source):
 ])  # fmt: skip
 def test_the_public_tokenizers_fit_their_own_checkpoints(checkpoint, tokenizer, fits):
     config = PRESETS[f"microsoft/trocr-{checkpoint}-printed"]
-    with nullcontext() if fits else pytest.raises(ValueError, match="name the one that SRC was trained with"):
-        _check_tokenizer(str(shared("tokenizer", tokenizer)), config)
+    with nullcontext() if fits else pytest.raises(ValueError, match="name the model's own with --tokenizer"):
+        _check_tokenizer("--tokenizer", str(shared("tokenizer", tokenizer)), config)
 
 
 def test_the_tokenizer_gets_a_class(tmp_path, source):
@@ -391,6 +391,16 @@ def test_warm_start_from_the_command_line(tmp_path, capsys, roberta):
     assert found["vocab.json"] == TOKENIZER["vocab.json"] and not pretrained.lacking(found)
 
 
+def test_a_warm_start_has_the_tokenizer_of_its_embeddings(tmp_path, capsys, roberta):
+    drawn(ViTForImageClassification(ViTConfig(image_size=32, **SIZES))).save_pretrained(tmp_path / "vit")
+    many = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, **{f"token{i}": i for i in range(4, 61)}}
+    (roberta[0] / "vocab.json").write_text(json.dumps(many))
+    flags = ("--decoder", roberta[0], "--decoder-layers", 2)
+    assert convert(tmp_path / "vit", tmp_path / "m", *flags) == 1 and not (tmp_path / "m").exists()
+    assert f"--decoder {roberta[0]}: the tokenizer has 61 tokens for a vocabulary of 60; name" in capsys.readouterr().err
+    assert convert(tmp_path / "vit", tmp_path / "m", *flags, "--tokenizer", other_tokenizer(tmp_path / "own")) == 0
+
+
 def test_warm_starts_that_cannot_be(tmp_path, roberta):
     drawn(ViTForImageClassification(ViTConfig(image_size=32, **SIZES))).save_pretrained(tmp_path / "vit")
     directory = roberta[0]
@@ -399,6 +409,8 @@ def test_warm_starts_that_cannot_be(tmp_path, roberta):
         ("layer_norm_eps must be 1e-5", {"layer_norm_eps": 1e-6}, {"decoder_layers": 2}),
         ("has '5' layers; 2 of them", {"num_hidden_layers": "5"}, {"decoder_layers": 2}),
         ("model_type is 'bert'", {"model_type": "bert"}, {"decoder_layers": 2}),
+        ("'camembert', a warm start needs roberta, xlm-roberta", {"model_type": "camembert"}, {"decoder_layers": 2}),
+        ("has bos_token_id 5, not 0; eos_token_id 6, not 2", {"bos_token_id": 5, "eos_token_id": 6}, {"decoder_layers": 2}),
         ("'num_attention_heads' is missing", {"num_attention_heads": None}, {"decoder_layers": 2}),
     ]
     good = json.loads((directory / "config.json").read_text())
