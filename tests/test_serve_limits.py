@@ -13,7 +13,21 @@ from dataclasses import dataclass, field
 import numpy as np
 import openai
 import pytest
-from serving import MODEL, PICTURES, SLOTS, chat, collected, data_url, lines, message, process, reader, serving, wait_until
+from serving import (
+    MODEL,
+    PICTURES,
+    SLOTS,
+    Running,
+    chat,
+    collected,
+    data_url,
+    lines,
+    message,
+    process,
+    reader,
+    serving,
+    wait_until,
+)
 
 from trocr_jax.prepared import Prepared
 from trocr_jax.serve.api.chat import OtherMessage
@@ -405,18 +419,33 @@ def test_a_client_that_stops_reading_is_dropped(monkeypatch):
             wait_until(lambda: running.count("vanished_total") >= 1, 20)
 
 
+def deaf(port: int) -> socket.socket:
+    """A client that asks for more than sockets hold, and reads nothing of it."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", port))
+    client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 600)
+    return client
+
+
 def test_connections_of_clients_that_read_nothing_are_closed():
-    """Each has asked for more than the sockets hold; what is left of it would keep the connection open for ever."""
+    """What is left of their answers would keep them open for ever."""
     limits = Limits(send_seconds=0.5, connections=5)
     with serving(limits=limits) as running, ExitStack() as stack, running.client() as client:
         for _ in range(5):
-            deaf = stack.enter_context(socket.socket())
-            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            deaf.connect(("127.0.0.1", running.port))
-            deaf.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 600)
+            stack.enter_context(deaf(running.port))
         wait_until(lambda: len(running.server.server_state.connections) == 5, 5)
         wait_until(lambda: not running.server.server_state.connections, 5)
         assert client.get("/healthz").status_code == 200
+
+
+def test_a_client_that_reads_nothing_does_not_hold_up_the_end():
+    running = Running(limits=Limits(send_seconds=0.5))
+    with deaf(running.port):
+        wait_until(lambda: any(connection.flow.write_paused for connection in running.server.server_state.connections), 5)
+        start = time.monotonic()
+        running.stop()
+    assert time.monotonic() - start < 10
 
 
 # --- slow ---

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from trocr_jax.cli import UsageError
 
 VALUE_BYTES = 200
-"""Most that a value of JSON weighs as Python's objects: an object's key and text, with their place in it."""
+"""What a value of JSON weighs as Python's objects where it is small: a key and a text, with their place in a dictionary."""
 
 
 @dataclass(frozen=True)
