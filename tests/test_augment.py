@@ -5,6 +5,7 @@ import collections
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import uniform_filter1d
 
 from trocr_jax.train.augmentation import da2 as augment
 from trocr_jax.train.augmentation import rand_augment
@@ -120,6 +121,23 @@ def test_downscale_is_a_third_of_the_input_and_nearest(line):
     assert small.size == (128, 128) and colours(small) == colours(line)
 
 
+def test_a_line_that_is_not_stretched_stays_legible():
+    """30 bars of 15 pixels: of 128 x 128 pixels, or turned by 10 degrees and fitted to a height of 50, they are not 2 wide."""
+    bars = Image.fromarray(np.repeat(np.where(np.arange(900) % 30 < 15, 0, 255).astype(np.uint8)[None], 50, 0)).convert("RGB")
+    assert augment.reduce(bars, np.random.default_rng(0)).size == (300, 17)
+    assert augment.tilt(bars, Fixed(True)).height < 50 * 1.3 < augment.rotate(bars, Fixed(True)).height
+    for seed in range(30):
+        damaged = augment.da2(bars, np.random.default_rng(seed), stretched=False)
+        assert count_of_bars(damaged) == 30
+
+
+def count_of_bars(image: Image.Image) -> int:
+    """How often the columns of an image turn darker than those around them."""
+    columns = np.asarray(image.convert("L").resize((900, 50)), float).mean(0)
+    dark = columns < uniform_filter1d(columns, 61, mode="reflect") - 1
+    return int((np.diff(dark.astype(int), prepend=0) == 1).sum())
+
+
 def test_underline_is_as_long_as_the_ink(line):
     drawn = np.asarray(augment.underline(line, np.random.default_rng(0)))
     expected = np.array(line)
@@ -149,7 +167,7 @@ def test_rand_augment_damages_half_with_three_groups(line, monkeypatch):
     rng, damaged = np.random.default_rng(0), 0
     for _ in range(2000):
         before = len(applied)
-        rand_augment.rand_augment(line, rng, (8, 8))
+        rand_augment.rand_augment(line, rng, stretched=False)
         of_this = [group for group, _, _ in applied[before:]]
         assert len(of_this) in (0, 3) and len(set(of_this)) == len(of_this)
         damaged += bool(of_this)
@@ -174,6 +192,19 @@ def test_rand_augment_scales_first_and_repeats(line):
     assert [image.tobytes() for image in outputs] == [image.tobytes() for image in again]
     plain = line.resize((384, 384), Image.Resampling.BICUBIC).tobytes()
     assert 0 < sum(image.tobytes() == plain for image in outputs) < 6
+
+
+def test_rand_augment_keeps_the_size_of_a_line_that_is_not_stretched(line):
+    for seed in range(6):
+        assert rand_augment.rand_augment(line, np.random.default_rng(seed), stretched=False).size == line.size
+
+
+@pytest.mark.parametrize("group, name", [key for key in OPERATIONS if key[0] in ("warp", "geometry") or key[1] == "zoom"])
+def test_what_moves_parts_of_a_long_line_leaves_its_letters_apart(group, name):
+    bars = Image.fromarray(np.repeat(np.where(np.arange(900) % 30 < 15, 0, 255).astype(np.uint8)[None], 50, 0)).convert("RGB")
+    for seed in range(4):
+        moved = OPERATIONS[group, name](bars, np.random.default_rng(seed), 2)
+        assert moved.size == (900, 50) and count_of_bars(moved) in (30, 31)
 
 
 @pytest.mark.parametrize("group, name", OPERATIONS)

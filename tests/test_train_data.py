@@ -2,16 +2,19 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.train.batches import Batches, prefetch
-from trocr_jax.train.data import Loader, mixed_order, parse_source
+from trocr_jax.train.data import Loader, mixed_order, parse_source, training_lines
 from trocr_jax.train.sets.records import Record, SourceError
 from trocr_jax.train.sets.sources import open_source
+from trocr_jax.train.start import opened
 
 PROCESSOR = ImageProcessor(height=16, width=48, fit="pad")
 
@@ -111,6 +114,18 @@ def test_augmentation_is_keyed_by_seed_and_position():
     assert any((a != b).any() for a, b in zip(pixels[0], pixels[2], strict=True))
     repeats = [i for i in range(9, 18) if first.order[i] == first.order[0]]
     assert repeats, "the second epoch has every line again"
+
+
+@pytest.mark.parametrize(("fit", "stretched"), [("stretch", True), ("pad", False), ("line", False)])
+@pytest.mark.parametrize("recipe", ["da2", "rand"])
+def test_recipes_stretch_lines_only_where_the_model_does(recipe, fit, stretched, tmp_path):
+    config = tiny.config(tmp_path)
+    model = opened(config.start.model, numbers=False)
+    model = replace(model, processor=replace(model.processor, fit=fit))
+    loader = training_lines(replace(config, data=replace(config.data, augment=recipe)), model, print)
+    line = Image.new("RGB", (600, 40), (250, 250, 250))
+    sizes = {loader.augment(line, np.random.default_rng(seed)).size for seed in range(30)}
+    assert any(width == height for width, height in sizes) == stretched
 
 
 def test_groups_sort_by_length_keep_every_line_and_pad_less():

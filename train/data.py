@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -224,7 +225,7 @@ def training_lines(config: Config, model: Start, report: Callable[[str], None]) 
         seed=config.seed,
         max_tokens=config.max_tokens,
         max_bad=config.data.max_bad,
-        augment=augmentation(config.data.augment),
+        augment=augmentation(config.data.augment, model.processor.fit == "stretch"),
         report=report,
     )
 
@@ -243,14 +244,18 @@ def _pool(config: Config, processor: ImageProcessor) -> LinePool:
     return pool
 
 
-def augmentation(name: str) -> Augment | None:
-    """The recipe with this name, None for "none"."""
+def augmentation(name: str, stretched: bool) -> Augment | None:
+    """The recipe with this name, None for "none".
+
+    Args:
+        stretched: the model's images are, as those of the recipes; otherwise lines stay lines.
+    """
     if name == "da2":
         from .augmentation.da2 import da2
 
-        return da2
+        return partial(da2, stretched=stretched)
     if name == "rand":
         from .augmentation.rand_augment import rand_augment
 
-        return rand_augment
+        return partial(rand_augment, stretched=stretched)
     return None

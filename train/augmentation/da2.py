@@ -3,6 +3,9 @@
 One of seven operations, each with probability 1/7, on the training split only and before the resize of the checkpoint's
 own preprocessing (github.com/microsoft/unilm, trocr, "DA2"). Images are Pillow's, RGB, dark text on light paper.
 Scene text has its own set in `rand_augment`.
+
+The recipe counts on a resize that stretches: a square of 128 pixels and a line turned by 10 degrees become large again. For a
+model that keeps the aspect ratio, two operations have a form that leaves a long line legible, `LINES`.
 """
 
 from collections.abc import Callable
@@ -18,15 +21,34 @@ INK = 50
 """Gray levels below this are ink to `underline`."""
 
 
-def da2(image: Image.Image, rng: Generator) -> Image.Image:
-    """The image (RGB) through one of the seven operations; sizes differ afterwards, the checkpoint's resize follows."""
-    operations = list(DA2.values())
+def da2(image: Image.Image, rng: Generator, stretched: bool = True) -> Image.Image:
+    """The image (RGB) through one of the seven operations; sizes differ afterwards, the checkpoint's resize follows.
+
+    Args:
+        stretched: that resize ignores the aspect ratio, as the original's.
+    """
+    operations = list((DA2 if stretched else DA2 | LINES).values())
     return operations[int(rng.integers(len(operations)))](image.convert("RGB"), rng)
 
 
 def rotate(image: Image.Image, rng: Generator) -> Image.Image:
     """By -10..10 degrees onto a larger white canvas, nearest pixel."""
-    return image.rotate(rng.uniform(-10, 10), Image.Resampling.NEAREST, expand=True, fillcolor=(255, 255, 255))
+    return _rotated(image, rng.uniform(-10, 10))
+
+
+def tilt(image: Image.Image, rng: Generator) -> Image.Image:
+    """The same, of a long image by less."""
+    return _rotated(image, eased(rng.uniform(-10, 10), image))
+
+
+def _rotated(image: Image.Image, degrees: float) -> Image.Image:
+    return image.rotate(degrees, Image.Resampling.NEAREST, expand=True, fillcolor=(255, 255, 255))
+
+
+def eased(degrees: float, image: Image.Image) -> float:
+    """The angle that lifts the ends of a long image as far as `degrees` lift those of a square of its height."""
+    share = min(image.size) / max(image.size)
+    return degrees if share == 1 else float(np.rad2deg(np.arcsin(np.sin(np.deg2rad(degrees)) * share)))
 
 
 def blur(image: Image.Image, rng: Generator) -> Image.Image:
@@ -59,6 +81,12 @@ def downscale(image: Image.Image, rng: Generator) -> Image.Image:
     return image.resize((128, 128), Image.Resampling.NEAREST)
 
 
+def reduce(image: Image.Image, rng: Generator) -> Image.Image:
+    """To a third of its own size, nearest pixel."""
+    width, height = (max(1, round(side / 3)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.NEAREST)
+
+
 def underline(image: Image.Image, rng: Generator) -> Image.Image:
     """A black line, three pixels high, that ends on the lowest row with ink and is as long as the ink; none without."""
     pixels = np.array(image)
@@ -82,3 +110,4 @@ DA2: dict[str, Operation] = {
     "underline": underline,
     "keep": keep,
 }
+LINES: dict[str, Operation] = {"rotate": tilt, "downscale": reduce}

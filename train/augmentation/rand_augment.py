@@ -7,6 +7,9 @@ that decide what a model sees are kept and named. Three things are done otherwis
 bent in closed form instead of by splines, glass blur takes neighbours instead of swapping them one by one, and frost is
 drawn, since its photographs are not ours.
 
+The recipe has every image squeezed to a square. For models that keep the aspect ratio images keep their size, and what moves
+parts of a long one moves them as far as in a square of its height: letters would be torn apart otherwise.
+
 Operations take an RGB image, the Generator and the magnitude, and return an RGB image of the same size. Inside,
 arrays are float [height, width, 3] in 0..1.
 """
@@ -21,14 +24,19 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from scipy.ndimage import gaussian_filter
 from scipy.signal import fftconvolve
 
-from .da2 import gaussian
+from .da2 import eased, gaussian
 
 Operation = Callable[[Image.Image, Generator, int], Image.Image]
 
 
-def rand_augment(image: Image.Image, rng: Generator, size: tuple[int, int] = (384, 384)) -> Image.Image:
-    """The image as RGB at `size` (width, height; bicubic), damaged in half of all cases."""
-    image = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+def rand_augment(image: Image.Image, rng: Generator, stretched: bool = True) -> Image.Image:
+    """The image as RGB, damaged in half of all cases.
+
+    Args:
+        stretched: to 384 x 384 first (bicubic), as the original does; otherwise the image keeps its size.
+    """
+    image = image.convert("RGB")
+    image = image.resize((384, 384), Image.Resampling.BICUBIC) if stretched else image
     if rng.random() < 0.5:
         return image
     for group in rng.choice(len(GROUPS), 3, replace=False):
@@ -174,6 +182,7 @@ def glass_blur(image: Image.Image, rng: Generator, m: int) -> Image.Image:
 
 def zoom_blur(image: Image.Image, rng: Generator, m: int) -> Image.Image:
     factors = (np.arange(1, 1.105, 0.01), np.arange(1, 1.155, 0.01), np.arange(1, 1.205, 0.02))[m]
+    factors = 1 + (factors - 1) * min(image.size) / max(image.size)
     total = _array(image) + sum(_array(_zoomed(image, float(factor))) for factor in factors)
     return _image(total / (len(factors) + 1))
 
@@ -283,23 +292,27 @@ def _rings(shape: str, image: Image.Image, rng: Generator, m: int) -> Image.Imag
 
 
 def curve(image: Image.Image, rng: Generator, m: int) -> Image.Image:
-    """Bent onto an arc, up or down: outer radius 1.1, 0.95 or 0.8 (+ 0.1) of a 224 px square, 0.4 to 0.5 thick."""
+    """Bent onto an arc, up or down: outer radius 1.1, 0.95 or 0.8 (+ 0.1) of a 224 px square, 0.4 to 0.5 thick.
+
+    A long image is bent at a height of 224, with the radius that makes its arc as high as the square's.
+    """
     size, flip, low = image.size, rng.random() < 0.5, (1.1, 0.95, 0.8)[m]
-    radius, thick = 224 * rng.uniform(low, low + 0.1), 224 * rng.uniform(0.4, 0.5)
-    half = np.arcsin(min(1.0, 112 / radius))
+    width = round(224 * max(1, image.width / image.height))
+    radius, thick = 224 * rng.uniform(low, low + 0.1) * (width / 224) ** 2, 224 * rng.uniform(0.4, 0.5)
+    middle, half = width / 2, np.arcsin(min(1.0, width / 2 / radius))
 
     def source(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        angle, distance = np.arctan2(x - 112, radius - y), np.hypot(x - 112, radius - y)
-        return 112 + 112 * angle / half, 224 * (radius - distance) / thick
+        angle, distance = np.arctan2(x - middle, radius - y), np.hypot(x - middle, radius - y)
+        return middle + middle * angle / half, 224 * (radius - distance) / thick
 
-    square = image.resize((224, 224), Image.Resampling.BICUBIC)
-    square = ImageOps.flip(square) if flip else square
-    bent = _warped(square, source)
+    flat = image.resize((width, 224), Image.Resampling.BICUBIC)
+    flat = ImageOps.flip(flat) if flip else flat
+    bent = _warped(flat, source)
     return (ImageOps.flip(bent) if flip else bent).resize(size, Image.Resampling.BICUBIC)
 
 
 def _bulge(sideways: bool, image: Image.Image, rng: Generator, m: int) -> Image.Image:
-    """Distort and Stretch: eight points on the upper and lower edge move by up to `frac` of their distance.
+    """Distort and Stretch: eight points on the upper and lower edge move by up to `frac` of their distance in a square.
 
     Points of the edge move inwards, those between them either way; `sideways` keeps them on their edge (Stretch).
     """
@@ -307,7 +320,7 @@ def _bulge(sideways: bool, image: Image.Image, rng: Generator, m: int) -> Image.
     points = np.array([(column * width / 3, row * height) for row in (0, 1) for column in range(4)], np.float64)
     low = np.array([(0 if column == 0 else -1, 0 if row == 0 else -1) for row in (0, 1) for column in range(4)])
     high = np.array([(0 if column == 3 else 1, 1 if row == 0 else 0) for row in (0, 1) for column in range(4)])
-    shift = rng.uniform(low, high) * frac * [width / 3, 0 if sideways else height / 2]
+    shift = rng.uniform(low, high) * frac * [min(width, height) / 3, 0 if sideways else height / 2]
     return _warped(image, _spline(points + shift, points))
 
 
@@ -351,9 +364,9 @@ def _warped(image: Image.Image, source: Callable[..., tuple[np.ndarray, np.ndarr
 
 
 def rotate(image: Image.Image, rng: Generator, m: int) -> Image.Image:
-    """By up to 20, 20 to 40, or 40 to 60 degrees either way, whole, scaled back to the size."""
+    """By up to 20, 20 to 40, or 40 to 60 degrees either way, a long image by less, whole, scaled back to the size."""
     most = (20, 40, 60)[m]
-    degrees = rng.uniform(most - 20, most) * (1 if rng.random() < 0.5 else -1)
+    degrees = eased(rng.uniform(most - 20, most) * (1 if rng.random() < 0.5 else -1), image)
     return image.rotate(degrees, Image.Resampling.BICUBIC, expand=True).resize(image.size, Image.Resampling.BICUBIC)
 
 
