@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from trocr_jax import cli, sharding
 from trocr_jax.cli import UsageError
 from trocr_jax.config import PRESETS
-from trocr_jax.decoding import GenerateConfig, generate, precision
+from trocr_jax.decoding import GenerateConfig, generate
 from trocr_jax.generation.packed import pack
 from trocr_jax.model import TrOCR
 
@@ -208,10 +208,7 @@ def _ours_on_mesh(model: TrOCR, mesh: Mesh) -> Read:
     return read
 
 
-@jax.jit
-def _encode(model: TrOCR, pixels: jax.Array) -> jax.Array:
-    with precision(model.dtype):
-        return model.encode(pixels)
+_encode = jax.jit(TrOCR.encode)
 
 
 def measure(candidates: dict[str, Read], pixels: np.ndarray, tokens: int, rounds: int) -> list[Timing]:

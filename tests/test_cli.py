@@ -61,6 +61,12 @@ def test_version(capsys):
     assert code == 0 and re.fullmatch(r"\d+\.\d+\.\d+|unknown", out[0])
 
 
+def test_where_a_mistake_happened_is_shown_to_whoever_asks(monkeypatch, tmp_path):
+    monkeypatch.setenv("TROCR_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="no such"):
+        cli.main(["read", "examples", "--model", str(tmp_path / "absent")])
+
+
 def test_text(capsys, model, folder):
     code, out, err = call(capsys, "read", folder, "--model", model, "--max-tokens", 8)
     assert code == 0 and len(out) == 3

@@ -83,6 +83,13 @@ def test_rectangles_round_trip():
     assert encoder.grid == (1, 48) and encoder.num_tokens == 49
 
 
+def test_tied_encoder_and_decoder_are_refused_and_other_remarks_beside_them_are_not():
+    config = PRESETS["microsoft/trocr-base-printed"].to_hf() | {"note": "mine"}
+    assert TrOCRConfig.from_hf(config) == PRESETS["microsoft/trocr-base-printed"]
+    with pytest.raises(ConfigError, match="tie_encoder_decoder"):
+        TrOCRConfig.from_hf(config | {"tie_encoder_decoder": True})
+
+
 @pytest.mark.parametrize(
     ("section", "field", "value"),
     [

@@ -205,7 +205,7 @@ def test_a_length_that_is_no_whole_number_of_visits(small):
         {"max_new_tokens": 0}, {"num_beams": 0}, {"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1},
         {"num_return_sequences": 2}, {"do_sample": True, "num_beams": 2}, {"early_stopping": "maybe"},
         {"length_penalty": float("nan")}, {"length_penalty": float("-inf")}, {"temperature": float("inf")},
-        {"min_new_tokens": 99, "max_new_tokens": 9},
+        {"min_new_tokens": 99, "max_new_tokens": 9}, {"do_sample": "false"}, {"do_sample": 1},
     ],
 )  # fmt: skip
 def test_contradictions_are_refused(wrong):

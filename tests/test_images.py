@@ -18,7 +18,7 @@ from conftest import ROOT, shared
 from PIL import Image, ImageDraw, ImageFont
 
 from trocr_jax.image_paths import EXTENSIONS, find_images
-from trocr_jax.images import FIRST_OF_SEVERAL, ImageError, load
+from trocr_jax.images import FIRST_OF_SEVERAL, ImageError, _count, load
 from trocr_jax.pixels.image_processor import ImageProcessor, PreprocessorError
 
 PAPER = (255, 255, 255)
@@ -294,6 +294,50 @@ def test_pixel_limit_is_checked_before_decoding() -> None:
     assert code(drawn(), max_pixels=100) == code(np.zeros((20, 20)), max_pixels=100) == "too_large"
     assert "30000 x 30000" in str(ImageError("too_large", "30000 x 30000"))
     assert code(png(9000, 9000), max_pixels=100_000_000) == "truncated"  # no limit of Pillow's gets in the way
+
+
+def segments(jpeg: bytes) -> list[bytes]:
+    """A JPEG's markers with what belongs to each, a scan's coded pixels to the scan."""
+    return re.findall(rb"\xff[^\0\xd0-\xd7](?:[^\xff]|\xff[\0\xd0-\xd7])*", jpeg, re.DOTALL)
+
+
+def test_a_jpeg_of_a_thousand_scans_is_refused_before_any_is_decoded() -> None:
+    """2,000 scans of a picture of 4000x4000 are 125 kB and take 46 seconds."""
+    *head, end = segments(encoded(Image.new("L", (64, 64), 255), "JPEG", progressive=True))
+    scan = head[-1]
+    assert scan.startswith(b"\xff\xda")
+    assert load(b"".join([*head, *80 * [scan], end])).size == (64, 64)
+    assert code(b"".join([*head, *1000 * [scan], end])) == "too_costly"
+
+
+def test_a_jpeg_of_a_thousand_pieces_of_metadata_is_refused() -> None:
+    start, rest = (jpeg := encoded(drawn(), "JPEG"))[:2], jpeg[2:]
+    piece = b"\xff\xe1" + struct.pack(">H", 18) + b"Exif\0\0" + 10 * b"a"
+    assert code(start + 1000 * piece + rest) == "too_costly"
+    assert load(start + 3 * piece + rest).size == (300, 48)
+
+
+def test_a_sign_that_lies_over_the_edge_of_two_blocks_is_counted_once() -> None:
+    sign, block = b"Exif\0\0", 1 << 20
+    for before in (0, block - 6, block - 3, block - 1, block, 2 * block - 1):
+        assert _count(io.BytesIO(before * b"a" + sign + block * b"b" + sign), sign) == 2
+
+
+@pytest.mark.parametrize("tile", [(24000, 24000), (1 << 16, 16), (16, 1 << 30)])
+def test_a_tile_of_a_tiff_that_is_far_larger_than_the_picture_is_refused(tile: tuple[int, int]) -> None:
+    """One of 24000x24000 around 100x32 pixels is a file of 2 MB, and fills 1.7 GB."""
+    entries = [(256, 100), (257, 32), (258, 8), (259, 8), (262, 1), (277, 1), (322, tile[0]), (323, tile[1]), (324, 8), (325, 11)]
+    content = zlib.compress(b"\0\0\0")
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    offset = 8 + len(content)
+    file = b"II*\0" + struct.pack("<I", offset) + content + struct.pack("<H", len(entries)) + table + bytes(4)
+    assert code(file, max_pixels=1_000_000) == "too_large"
+
+
+def test_tiles_of_a_tiff_may_reach_over_its_edge(tmp_path: Path) -> None:
+    image = drawn(300, 48)
+    image.save(tmp_path / "tiled.tif", compression="tiff_deflate", tile=(128, 64))
+    np.testing.assert_array_equal(pixels(load(tmp_path / "tiled.tif")), pixels(image))
 
 
 def test_a_webp_larger_than_pillow_allows() -> None:

@@ -23,7 +23,7 @@ from trocr_jax.decoding import GenerateConfig, generate
 from trocr_jax.generation.packed import pack, unpack
 from trocr_jax.model import TrOCR, cross_entropy, normalize, shift_right
 from trocr_jax.network import decoder
-from trocr_jax.network.decoder import sinusoidal_table
+from trocr_jax.network.decoder import Decoder, sinusoidal_table
 from trocr_jax.network.encoder import interpolate_grid, patchify
 
 
@@ -70,6 +70,30 @@ def test_loss_of_the_stored_logits_equals_the_stored_loss(family):
     labels = stored_labels(model, ref)
     np.testing.assert_array_equal(shift_right(labels, model.config)[0], ref["decoder_input_ids"][0])
     assert abs(loss(model, jnp.asarray(ref["logits"]), labels) - float(ref["loss"])) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@jax.numpy_dtype_promotion("standard")  # flax mixes bfloat16 with float32
+def test_every_way_into_the_model_computes_float32_in_full(dtype):
+    """Not in the fewer bits that TPUs and GPUs use unless told otherwise; and in those where the caller asks for them."""
+    model = TrOCR.from_pretrained(shared("fixtures", FAMILIES[0]), dtype=dtype)
+    size = (1, *model.config.encoder.image_size, 3)
+    memory = jax.eval_shape(TrOCR.encode, model, jax.ShapeDtypeStruct(size, jnp.float32))
+    ids, one = jax.ShapeDtypeStruct((1, 4), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    cache = jax.eval_shape(lambda: model.decoder.init_cache(1, 4))
+    hidden = jax.ShapeDtypeStruct((1, model.config.decoder.hidden_size), model.dtype)
+    ways = {
+        TrOCR.encode: (model, jax.ShapeDtypeStruct(size, jnp.float32)), TrOCR.__call__: (model, jnp.zeros(size), ids),
+        Decoder.states: (model.decoder, ids, memory), Decoder.logits: (model.decoder, hidden),
+        Decoder.step: (model.decoder, one, memory, cache, jnp.int32(0)),
+    }  # fmt: skip
+    full = "precision=(Precision.HIGHEST, Precision.HIGHEST)"
+    for way, arguments in ways.items():
+        program = str(jax.make_jaxpr(way)(*arguments))
+        with jax.default_matmul_precision("tensorfloat32"):
+            asked = str(jax.make_jaxpr(way)(*arguments))
+        assert program.count("dot_general[") > 0 and full not in asked
+        assert program.count(full) == (program.count("dot_general[") if dtype == "float32" else 0), way
 
 
 def stored_labels(model: TrOCR, ref: dict[str, np.ndarray]) -> jax.Array:

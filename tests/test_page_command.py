@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from PIL import Image
 
 from trocr_jax.cli import UsageError
 from trocr_jax.commands import page as page_command
 from trocr_jax.commands.page import Job, Source, check, sources
+from trocr_jax.line import Line
 from trocr_jax.pages.outlines import PageFormatError
 
 
@@ -44,6 +46,39 @@ def test_the_lines_of_a_page_are_in_the_file_that_is_named_as_it(tmp_path):
     for name in ("scan.1.json", "scan.2.json", "scan.1.old.json"):
         (tmp_path / name).write_text("[[0,0,9,9]]")
     assert page_command._named_as(Source(tmp_path / "scan.1.png"), tmp_path) == [tmp_path / "scan.1.json"]
+
+
+class Sizes:
+    """A reader whose text is the size of the picture, and which fails on one."""
+
+    def read(self, pictures, **options):
+        return [Line(f"{p.width} x {p.height}") if p.width < 90 else Line(error="no numbers") for p in pictures]
+
+
+def test_a_line_that_cannot_be_read_is_told_and_counts(tmp_path, capsys):
+    Image.new("RGB", (100, 40)).save(tmp_path / "scan.png")
+    (tmp_path / "scan.json").write_text("[[0,0,50,20],[0,20,95,40]]")
+    job = Job("text", str(tmp_path / "scan.json"), None, {})
+    assert page_command.read_pages([Source(tmp_path / "scan.png")], Sizes(), job) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("50 x 20\n") and "scan.png: line 2: no numbers" in err
+
+
+def test_a_file_of_lines_that_cannot_be_opened_costs_its_page(tmp_path, capsys, monkeypatch):
+    for name in ("a", "b"):
+        Image.new("RGB", (100, 40)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.json").write_text("[[0,0,50,20]]")
+
+    def denied(path, mode):
+        if str(path).endswith("a.json"):
+            raise PermissionError(13, "Permission denied")
+        return open(path, mode)
+
+    monkeypatch.setattr(page_command, "open", denied, raising=False)
+    pages = [Source(tmp_path / "a.png"), Source(tmp_path / "b.png")]
+    assert page_command.read_pages(pages, Sizes(), Job("text", str(tmp_path), None, {})) == 1
+    out, err = capsys.readouterr()
+    assert out == "50 x 20\n" and "a.json: Permission denied" in err
 
 
 def test_an_output_that_is_a_file_is_refused_before_a_page_is_read(tmp_path):

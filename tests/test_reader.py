@@ -4,6 +4,10 @@ import io
 import json
 import math
 import time
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +20,9 @@ from PIL import Image
 from trocr_jax import decoding
 from trocr_jax.cores import usable_cores
 from trocr_jax.generation.loop import bucket
-from trocr_jax.line import Line, line_from_tokens
+from trocr_jax.line import NO_NUMBERS, Line, line_from_tokens
 from trocr_jax.pixels import ink
-from trocr_jax.reader import Prepared, Reader
+from trocr_jax.reader import Prepared, Reader, cache_compilations
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +84,45 @@ def test_a_bad_image_does_not_harm_the_others(reader, drawn, tmp_path):
     assert not any("0x" in error or "Traceback" in error for error in errors)
 
 
-def test_a_mistake_of_ours_costs_one_image_and_not_the_run(reader, drawn, monkeypatch):
+def test_a_mistake_of_ours_costs_one_image_and_not_the_run(reader, drawn, monkeypatch, caplog):
     look = ink.look
     monkeypatch.setattr(ink, "look", lambda image: look(image) if image.width < 999 else 1 / 0)
     lines = reader.read([drawn[0], Image.new("RGB", (1000, 20)), drawn[1]], max_new_tokens=4)
     assert [bool(line.error) for line in lines] == [False, True, False]
     assert lines[1].error == "the image could not be prepared (ZeroDivisionError)"
+    assert "1 / 0" in caplog.text, "where it happened is in the log"
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_model_that_gives_no_numbers_is_an_error_and_no_text(drawn, beams):
+    reader = Reader.from_pretrained()
+    broken = jax.tree.map(lambda x: x * jnp.nan, reader.model.decoder.embed_norm)
+    reader.model.decoder.embed_norm = broken
+    lines = reader.read(drawn[:2], max_new_tokens=4, num_beams=beams)
+    assert [line.error for line in lines] == [NO_NUMBERS] * 2 and not any(line.text or line.confidence for line in lines)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float8_e4m3fn", "foo", "int8", jnp.int32])
+def test_dtypes_that_no_model_has_are_refused(dtype):
+    with pytest.raises(ValueError, match="dtype must be float32, bfloat16 or float16"):
+        Reader.from_pretrained(dtype=dtype)
+
+
+def test_a_model_of_grey_images_is_refused(reader):
+    model = copy(reader.model)
+    model.config = replace(model.config, encoder=replace(model.config.encoder, num_channels=1))
+    with pytest.raises(ValueError, match="reads images of 1 channels"):
+        Reader(model, reader.tokenizer, reader.processor, reader.defaults)
+
+
+def test_without_a_home_directory_every_process_compiles_for_itself(monkeypatch):
+    def homeless(_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    monkeypatch.setattr(jax.config, "update", lambda *_: pytest.fail("nowhere to keep them"))
+    monkeypatch.setattr("trocr_jax.reader.jax", SimpleNamespace(config=SimpleNamespace(jax_compilation_cache_dir=None)))
+    cache_compilations()
 
 
 def test_what_gives_no_array_is_an_error_of_its_own_image(reader, drawn):

@@ -208,6 +208,13 @@ def test_every_parameter_needs_a_rule_and_odd_axes_stay_whole(reader):
     assert sharding.sharding_of("decoder.embed_tokens.embedding", (460, 256), mesh, sharding.TENSOR).spec == P("model", None)
 
 
+@pytest.mark.parametrize("spec", [P("modle", None), P(("data", "model"), None), P(None, None, "model")])
+def test_a_rule_that_names_no_axis_of_the_mesh_is_refused(spec):
+    mesh = sharding.make_mesh("data=4,model=2")
+    with pytest.raises(ValueError, match="the rule for encoder.norm.kernel"):
+        sharding.sharding_of("encoder.norm.kernel", (8, 8), mesh, ((".*", spec),))
+
+
 @pytest.mark.parametrize("text", ["", "8", "data=0", "data=8,", "data=8;model=2", "rows=3", "data=-1", "data=8.0", "data=9" * 9])
 def test_what_is_no_mesh_is_refused(text):
     with pytest.raises(ValueError, match="a mesh is written as data=8 or data=4,model=2"):
@@ -216,7 +223,10 @@ def test_what_is_no_mesh_is_refused(text):
 
 def test_the_command_reads_on_a_mesh_and_tells_what_is_wrong(directory, tmp_path, capsys):
     path = str(ROOT / "examples" / "sum.png")
+    assert cli.main(["read", path, "--model", str(directory), "--max-tokens", "2"]) == 0
+    assert "on 1 x cpu of 8, --mesh data=8 takes all, float32" in capsys.readouterr().err
     assert cli.main(["read", path, "--model", str(directory), "--mesh", "data=2", "--max-tokens", "2"]) == 0
+    assert "on 2 x cpu of 8" in capsys.readouterr().err
     assert cli.main(["read", path, "--mesh", "data=nine"]) == 2
     assert "--mesh: a mesh is written as data=8" in capsys.readouterr().err
     assert cli.main(["read", path, "--mesh", "data=9"]) == 1

@@ -439,6 +439,24 @@ def test_generation_defaults_are_kept_or_made(tmp_path):
     assert (tmp_path / "kept" / "generation_config.json").read_bytes() == b'{"num_beams": 4}'
 
 
+def test_a_directory_takes_no_other_config(tmp_path):
+    directory = shared("fixtures", FAMILIES[0])
+    config = pretrained.open_checkpoint(directory).config
+    with pytest.raises(FilesError, match="has its own config"):
+        pretrained.open_checkpoint(directory, config)
+
+
+def test_a_model_of_several_dtypes_is_saved_under_the_widest_name(tmp_path):
+    """A loader that follows config.json would else narrow the rest of it."""
+    model = TrOCR.from_pretrained(shared("fixtures", FAMILIES[0]))
+    model.decoder.embed_norm = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.decoder.embed_norm)
+    pretrained.save(model, tmp_path / "m", {})
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["dtype"] == "float32"
+    model = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
+    pretrained.save(model, tmp_path / "n", {})
+    assert json.loads((tmp_path / "n" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
 def test_what_is_not_a_model(tmp_path):
     cases = {"no config.json": tmp_path, "pass the directory": tmp_path / "x.safetensors"}
     tensor_files.write_safetensors(tmp_path / "x.safetensors", {"a": np.zeros(1)})

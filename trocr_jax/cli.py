@@ -75,7 +75,9 @@ def _parse(app: Any, prog: str, arguments: list[str]) -> Any:
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """The exit code of some work; of what goes wrong in it a person sees one line."""
+    """The exit code of some work; of what goes wrong in it a person sees one line, and with TROCR_TRACEBACK=1 where."""
+    if os.environ.get("TROCR_TRACEBACK") == "1":
+        return work()
     try:
         return work()
     except UsageError as error:

@@ -128,6 +128,7 @@ class TrOCRConfig:
         """
         kind = config.get("model_type")
         _require(kind == "vision-encoder-decoder", f"model_type is {kind!r}, expected 'vision-encoder-decoder'")
+        _require(not config.get("tie_encoder_decoder"), "tie_encoder_decoder is not supported")
         encoder, decoder = _section(config, "encoder"), _section(config, "decoder")
         ids = {name: _only(_first(config.get(name), decoder.get(name), default)) for name, default in _TOKEN_IDS.items()}
         return cls(encoder=_encoder_from_hf(encoder), decoder=_decoder_from_hf(decoder), **ids)

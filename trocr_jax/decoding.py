@@ -9,7 +9,6 @@ batch, in any order, with any padding. `sampling` holds greedy decoding and samp
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from .generation.sampling import sample
 from .model import TrOCR, normalize
 from .network.layers import Array, refuse_explicit
 
-__all__ = ["GenerateConfig", "Generation", "generate", "precision", "read_pixels"]
+__all__ = ["GenerateConfig", "Generation", "generate", "read_pixels"]
 
 
 @partial(jax.jit, static_argnames=("config",))
@@ -49,10 +48,9 @@ def generate(
         return nothing(config)
     layers = layers or model.decoder.step_layers()
     mask = jnp.ones(memory.shape[0], bool) if mask is None else jnp.asarray(mask, bool)
-    with precision(model.dtype):
-        if config.num_beams > 1:
-            return beam_search(model, layers, memory, config, mask)
-        return sample(model, layers, memory, config, seeds, mask)
+    if config.num_beams > 1:
+        return beam_search(model, layers, memory, config, mask)
+    return sample(model, layers, memory, config, seeds, mask)
 
 
 @partial(jax.jit, static_argnames=("config", "mean", "std"))
@@ -62,11 +60,4 @@ def read_pixels(
 ) -> Generation:  # fmt: skip
     """uint8 images [B,height,width,C] -> Generation: normalise, encode and decode in one program."""
     plain, _ = unpack(model)
-    with precision(plain.dtype):
-        memory = plain.encode(normalize(images, mean, std))
-    return generate(model, memory, config, seeds, mask)
-
-
-def precision(dtype: Any) -> Any:
-    """float32 means float32: TPUs and GPUs multiply it in fewer bits unless told otherwise."""
-    return jax.default_matmul_precision("highest" if dtype == jnp.float32 else "default")
+    return generate(model, plain.encode(normalize(images, mean, std)), config, seeds, mask)

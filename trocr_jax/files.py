@@ -24,12 +24,11 @@ BYTE_LEVEL = ("vocab.json", "merges.txt")
 SENTENCEPIECE = ("sentencepiece.bpe.model",)
 TOKENIZER_JSON = ("tokenizer.json",)
 TOKENIZERS = (BYTE_LEVEL, SENTENCEPIECE, TOKENIZER_JSON)
-"""The files that make a tokenizer: one of these kinds is enough, see `tokens`."""
+"""The files that make a tokenizer: one of these kinds is enough, see `checkpoints.tokenizer_files`."""
 TOKENIZER_FILES = (
     *BYTE_LEVEL, *SENTENCEPIECE, *TOKENIZER_JSON, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
 PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-"""What makes a directory complete beside config and weights."""
 JSON_LIMIT = 64 << 20  # bytes; the largest json of a model directory is a tokenizer of 2.4 MB
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@\w[\w.+-]*(/\w[\w.+-]*)*)?")
 
@@ -119,16 +118,16 @@ def _why_unreachable() -> str:
 # --- reading ---
 
 
-def read_json(path: Path | str) -> dict[str, Any]:
-    """A json object.
+def read_json(path: Path | str, limit: float = JSON_LIMIT) -> dict[str, Any]:
+    """A json object of up to `limit` bytes.
 
     Raises:
         FilesError: absent, too large, not json, or not an object.
     """
     path = Path(path)
+    if path.is_file() and path.stat().st_size > limit:
+        raise FilesError(f"{path}: too large for a json file of a model")
     try:
-        if path.stat().st_size > JSON_LIMIT:
-            raise FilesError(f"{path}: too large for a json file of a model")
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise FilesError(f"{path}: cannot be read ({error.strerror})") from None

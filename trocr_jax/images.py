@@ -34,6 +34,7 @@ _MESSAGES = {
     "not_an_image": "not a PNG, JPEG, WEBP, TIFF, GIF, BMP or PPM image",
     "truncated": "the image is damaged or cut off",
     "too_large": "the image has more pixels than allowed: scale it down or crop the line",
+    "too_costly": "the image is made to take minutes to decode: save it anew, as PNG",
     "zero_pixels": "the image has no pixels",
     "bad_array": "an image array must be finite numbers of shape (H, W) or (H, W, 1 | 3 | 4)",
     "bad_source": "an image must be a path, bytes, a PIL image or an array",
@@ -61,6 +62,11 @@ _UPRIGHT = {  # EXIF orientation -> the operation that undoes it
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
+_MOST_OF_JPEG = {b"\xff\xda": 100, b"Exif\0\0": 100}
+"""Scans, each of which costs a pass over the whole picture, and pieces of metadata, each of which costs a copy of those before:
+real files have a dozen, and one of 100 kB could have thousands. In coded pixels 0xff is never followed by 0xda.
+"""
+_TILE_TAGS = 322, 323
 _UNSEEN = 24  # grey levels between the darkest and the lightest pixel
 FIRST_OF_SEVERAL = "first_of_several"
 """Key of a loaded image's `info`: it is the first page of a TIFF that has more."""
@@ -144,10 +150,23 @@ def _opened(stream: BinaryIO) -> ImageFile:
     """Its header read, its pixels not yet."""
     try:
         head = stream.read(32)
+        decoder = _decoder(head)
+        if decoder is JpegImageFile and any(_count(stream, sign) > most for sign, most in _MOST_OF_JPEG.items()):
+            raise ImageError("too_costly")
         stream.seek(0)
-        return _decoder(head)(stream)
+        return decoder(stream)
     except Exception as error:
         raise _failure(error) from None
+
+
+def _count(stream: BinaryIO, sign: bytes) -> int:
+    """How often a file holds these bytes."""
+    stream.seek(0)
+    count, tail = 0, b""
+    while block := stream.read(1 << 20):
+        block = tail + block
+        count, tail = count + block.count(sign), block[1 - len(sign) :]
+    return count
 
 
 def _read(stream: BinaryIO, max_pixels: int) -> Image.Image:
@@ -178,6 +197,9 @@ def _decoder(head: bytes) -> type[ImageFile]:
 def _decode(image: Image.Image, max_pixels: int) -> Image.Image:
     _check_size(image.width, image.height, max_pixels)
     try:
+        if isinstance(image, TiffImageFile):  # libtiff fills a whole tile, whatever part of it is picture
+            width, height = (int(image.tag_v2.get(tag, 1)) for tag in _TILE_TAGS)
+            _check_size(width, height, max_pixels)
         image.load()
         upright = _UPRIGHT.get(_orientation(image))
         return _to_rgb(image.transpose(upright) if upright is not None else image)

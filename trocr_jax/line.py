@@ -69,6 +69,9 @@ class Line:
         return asdict(self)
 
 
+NO_NUMBERS = "the model gave no numbers (NaN): check its weights, and that they fit the dtype"
+
+
 def one_line(text: str) -> str:
     """A text without what breaks lines or columns: a result is one row, whatever the model wrote."""
     return re.sub(r"[\t\r\n\v\f\x1c-\x1e\x85\u2028\u2029]", " ", text)

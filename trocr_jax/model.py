@@ -16,7 +16,7 @@ from .checkpoints import weights
 from .config import TrOCRConfig
 from .network.decoder import Decoder
 from .network.encoder import Encoder
-from .network.layers import Array, Dtype, linear, refuse_explicit, split
+from .network.layers import Array, Dtype, linear, precision, refuse_explicit, split
 
 
 class TrOCR(nnx.Module):
@@ -53,7 +53,7 @@ class TrOCR(nnx.Module):
     @property
     def dtype(self) -> Dtype:
         """The dtype of the parameters, in which everything but softmax and LayerNorm statistics is computed."""
-        return self.decoder.embed_tokens.embedding.dtype
+        return self.decoder.dtype
 
     def encode(self, pixels: Array, *, key: Array | None = None, remat: bool = False) -> Array:
         """Normalised pixels [B,height,width,C] -> the vectors that the decoder reads, [B,S,E].
@@ -63,7 +63,8 @@ class TrOCR(nnx.Module):
         """
         refuse_explicit(self, pixels)
         memory = self.encoder(pixels.astype(self.dtype), key=key, remat=remat)
-        return self.enc_to_dec_proj(memory) if self.config.has_projection else memory
+        with precision(self.dtype):
+            return self.enc_to_dec_proj(memory) if self.config.has_projection else memory
 
     def __call__(self, pixels: Array, ids: Array, *, key: Array | None = None, remat: bool = False) -> Array:
         """Teacher forcing.

@@ -99,13 +99,16 @@ def _on_page(polygon: Any, page: tuple[int, int]) -> np.ndarray:
     Raises PageFormatError for one that is not on the page, or would take far more memory than it.
     """
     outline = clockwise(np.asarray(polygon, float))
+    if outline.ndim != 2 or outline.shape[1] != 2 or len(outline) < 3:
+        raise PageFormatError(f"a line is a polygon of at least three points, [n,2], not of shape {list(outline.shape)}")
     low, high = outline.min(0), outline.max(0)
     where = f"a line at x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}"
     on_page = np.minimum(np.ceil(high), page) - np.maximum(np.floor(low), 0)
     if not (on_page > 0).all():  # of what is no number, too
         raise PageFormatError(f"{where} lies outside of the page of {page[0]} x {page[1]} pixels")
     larger = (high - low > 2 * np.array(page)).any()
-    if larger or len(outline) == 4 and np.prod(_size(outline), dtype=float) > 4 * np.prod(page, dtype=float):
+    most = min(4 * np.prod(page, dtype=float), images.MAX_PIXELS)
+    if larger or len(outline) == 4 and np.prod(_size(outline), dtype=float) > most:
         raise PageFormatError(f"{where} is far larger than the page of {page[0]} x {page[1]} pixels")
     return outline
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +53,7 @@ def prepare(source: Any, processor: ImageProcessor, max_pixels: int = images.MAX
     except images.ImageError as error:
         return Prepared(None, error=str(error))
     except Exception as error:  # ours: it costs this image, not the million around it, and its text is not for clients
+        logging.getLogger(__name__).exception("an image could not be prepared")
         return Prepared(None, error=f"the image could not be prepared ({type(error).__name__})")
     return _with_flag(prepared, SEVERAL_PAGES) if images.FIRST_OF_SEVERAL in image.info else prepared
 

@@ -25,7 +25,7 @@ Format = Literal["hub", "orbax"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that is open: nothing but its config has been read.
+    """A checkpoint that is open. Tensors are read when they are used, those of Orbax all at once here.
 
     Attributes:
         path: the directory, or the file of a fairseq checkpoint.
@@ -52,12 +52,14 @@ def open_checkpoint(name: str | Path | None = None, config: TrOCRConfig | None =
         config: instead of what a fairseq file implies.
 
     Raises:
-        FilesError: not found, incomplete or damaged. TorchFileError: the same of a file that torch wrote.
+        FilesError: not found, incomplete or damaged, or a config beside its own. TorchFileError: the same of a torch file.
         ConfigError: a model that this package does not support.
     """
     path = files.resolve(name)
     if path.is_file():
         return _open_file(path, config)
+    if config is not None:
+        raise FilesError(f"{path}: a directory has its own config; only a fairseq file takes another")
     if not (path / "config.json").is_file():
         raise FilesError(f"{path}: not a model directory, it has no config.json")
     files.check_manifest(path)
@@ -96,7 +98,7 @@ def companions(directory: Path | str) -> dict[str, bytes]:
 def lacking(companions: Mapping[str, bytes]) -> str:
     """What is missing for a complete model directory, in words; empty if nothing is."""
     if not any(companions.keys() >= set(names) for names in files.TOKENIZERS):
-        return "no tokenizer (vocab.json with merges.txt, or sentencepiece.bpe.model)"
+        return "no tokenizer (tokenizer.json, vocab.json with merges.txt, or sentencepiece.bpe.model)"
     return "" if companions.keys() & set(files.PREPROCESSOR_FILES) else "no preprocessor_config.json"
 
 
@@ -117,7 +119,7 @@ def save(model: Any, directory: Path | str, companions: Mapping[str, bytes], *, 
         for name, content in {generation_files.NAME: _generation_config(model.config, usual), **companions}.items():
             (folder / name).write_bytes(content)
         parameters = weights.arrays(model)
-        dtype = next(iter(parameters.values())).dtype.name
+        dtype = weights.common_dtype(parameters.values()).name
         files.write_json(folder / "config.json", {**model.config.to_hf(), "dtype": dtype, "torch_dtype": dtype})
         if to == "hub":
             tensor_files.write_safetensors(folder / "model.safetensors", weights.to_hub(parameters, model.config))

@@ -29,7 +29,7 @@ from .decoding import GenerateConfig, Generation, read_pixels
 from .generation.packed import Packed, pack
 from .generation.sampling import image_seed
 from .lanes import Lanes
-from .line import NO_TEXT, Line, line_from_tokens
+from .line import NO_NUMBERS, NO_TEXT, Line, line_from_tokens
 from .model import TrOCR
 from .pixels.image_processor import ImageProcessor
 from .prepared import Prepared, prepare
@@ -70,6 +70,8 @@ class Reader:
         self.mesh, self._lanes, self.batch_size = mesh, Lanes(), default_batch_size() * sharding.rows_for(1, mesh)
         self.together, self.ahead = TOGETHER, AHEAD
         self._packed: tuple[TrOCR, Packed] | None = None
+        if model.config.encoder.num_channels != 3:
+            raise ValueError(f"{name}: reads images of {model.config.encoder.num_channels} channels; images are prepared as RGB")
         if tokenizer.size > model.config.decoder.vocab_size:
             raise ValueError(
                 f"{name}: the tokenizer has {tokenizer.size} tokens, the model's vocabulary {model.config.decoder.vocab_size}: "
@@ -88,7 +90,7 @@ class Reader:
         Raises:
             ValueError: no such checkpoint, or a damaged or unsupported one; the message says which file and why. No such mesh.
         """
-        if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        if dtype is not None and _dtype_name(dtype) not in ("float32", "bfloat16", "float16"):
             raise ValueError(
                 f"dtype must be float32, bfloat16 or float16, not {dtype}; int8 is OnnxReader's (serve.onnx_backend)"
             )
@@ -191,9 +193,11 @@ class Reader:
         """One row of a Generation, tokens and logprobs [T] of which `length` count, as a Line.
 
         An image that looked blank keeps its text only where the model is sure of it: pale print in noise looks blank too,
-        and on real blanks the model babbles.
+        and on real blanks the model babbles. Where the model overflowed or is damaged, the Line says so as its error.
         """
         ids = [int(token) for token in tokens[:length]]
+        if np.isnan(logprobs[:length]).any():
+            return Line(flags=flags, error=NO_NUMBERS)
         line = line_from_tokens(
             self.tokenizer.decode(ids), ids, [float(p) for p in logprobs[:length]], self.tokenizer.spans(ids), finished, flags
         )
@@ -233,9 +237,19 @@ def _host(result: Generation) -> tuple[np.ndarray, ...]:
 def cache_compilations() -> None:
     """Keeps compiled programs on disk, so that the next process starts at once. JAX's own setting or variable goes first."""
     if not getattr(jax.config, "jax_compilation_cache_dir", None):
-        home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        try:
+            home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        except RuntimeError:  # a user without a home directory: every process compiles for itself
+            return
         jax.config.update("jax_compilation_cache_dir", str(home / "trocr-jax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _dtype_name(dtype: Any) -> str:
+    try:
+        return jnp.dtype(dtype).name
+    except TypeError:
+        return str(dtype)
 
 
 def default_dtype() -> str:

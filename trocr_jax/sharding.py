@@ -114,14 +114,20 @@ def default_rules(mesh: Mesh) -> Rules:
 
 
 def sharding_of(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> NamedSharding:
-    """Where the parameter `name` lies. An axis that its devices do not divide stays whole.
+    """Where the parameter `name` lies. A dimension that the devices do not divide stays whole, and so does one cut over
+    "data" or "model" where the mesh has no such axis.
 
     Raises:
-        ValueError: no rule matches: what is forgotten is said, not copied in silence.
+        ValueError: no rule matches, or one names an axis that nobody has: what is forgotten is said, not copied in silence.
     """
     spec = next((spec for pattern, spec in rules if re.fullmatch(pattern, name)), None)
     if spec is None:
         raise ValueError(f"no sharding rule matches the parameter {name}")
+
+    if unknown := [axis for axis in spec if axis not in (None, DATA, MODEL, *mesh.axis_names)]:
+        raise ValueError(f"the rule for {name} names the axis {unknown[0]!r}; the mesh has {mesh.axis_names}, one a dimension")
+    if len(spec) > len(shape):
+        raise ValueError(f"the rule for {name} has {len(spec)} dimensions, the parameter {len(shape)}")
 
     def kept(axis: str | None, size: int) -> str | None:
         return axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None

@@ -5,6 +5,7 @@ Letters: n rows of a bucket, S image tokens, E their width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -58,7 +59,8 @@ class SearchJobs:
             length = int(found.lengths[row, job.sample])
             kept = min(length, job.config.max_new_tokens)
             job.add(*(array[row, job.sample, :kept].tolist() for array in (found.tokens, found.logprobs)))
-            yield job, "stop" if found.finished[row, job.sample] and kept == length else "length"
+            whole: Status = "stop" if found.finished[row, job.sample] and kept == length else "length"
+            yield job, "failed" if any(map(math.isnan, job.logprobs)) else whole
 
     def clear(self) -> list[Job]:
         """Forgets the search, after an error; returns its jobs."""

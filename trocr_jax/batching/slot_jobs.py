@@ -5,6 +5,7 @@ Letters: B slots, n rows of a bucket, S image tokens, E their width, k steps, A 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -102,6 +103,8 @@ class SlotJobs:
             if job is None:
                 continue
             kept, status = self._end_within(job, tokens[slot])
+            if any(map(math.isnan, logprobs[slot][:kept])):  # of weights that are damaged or do not fit their dtype
+                kept, status = 0, "failed"
             self._counts.live_steps += kept
             job.add(tokens[slot][:kept], logprobs[slot][:kept], _likeliest(progress, slot, kept, job.alternatives))
             if status:

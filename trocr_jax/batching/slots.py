@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..config import TrOCRConfig
-from ..decoding import GenerateConfig, precision
+from ..decoding import GenerateConfig
 from ..generation.loop import process
 from ..generation.packed import Packed, unpack
 from ..generation.sampling import draw, sample_key
@@ -121,8 +121,7 @@ def empty(model: TrOCR, slots: int, places: int) -> Slots:
 def encode(model: TrOCR | Packed, images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
     """uint8 images [n,height,width,C] -> image tokens [n,S,E]."""
     model, _ = unpack(model)
-    with precision(model.dtype):
-        return model.encode(normalize(images, mean, std))
+    return model.encode(normalize(images, mean, std))
 
 
 @partial(jax.jit, static_argnames=("config",), donate_argnames=("slots",))
@@ -149,8 +148,7 @@ def advance(model: TrOCR | Packed, slots: Slots, rules: GenerateConfig, full: bo
     """
     model, layers = unpack(model)
     layers = layers or model.decoder.step_layers()
-    with precision(model.dtype):
-        return jax.lax.scan(lambda slots, _: _step(model, layers, slots, rules, full), slots, length=STEPS)
+    return jax.lax.scan(lambda slots, _: _step(model, layers, slots, rules, full), slots, length=STEPS)
 
 
 def _step(model: TrOCR, layers: StepLayers, slots: Slots, rules: GenerateConfig, full: bool) -> tuple[Slots, Progress]:

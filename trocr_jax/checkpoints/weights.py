@@ -9,7 +9,7 @@ Both ways are strict: every tensor is used or known to be unused, every paramete
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,7 +195,12 @@ def expected_shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 def dtype_of(tensors: Tensors) -> np.dtype:
     """The one dtype of a checkpoint's weights; float32 if they mix several."""
-    found = {tensor.dtype for name, tensor in hub_names(tensors).items() if not IGNORED.fullmatch(name)}
+    return common_dtype(tensor for name, tensor in hub_names(tensors).items() if not IGNORED.fullmatch(name))
+
+
+def common_dtype(arrays: Iterable[ArrayLike]) -> np.dtype:
+    """The one dtype of arrays; float32 if they mix several."""
+    found = {array.dtype for array in arrays}
     return found.pop() if len(found) == 1 else np.dtype("f4")
 
 

@@ -114,8 +114,7 @@ def read_pages(pages: list[Source], reader: Any, job: Job) -> int:
     for source in pages:
         try:
             found = _read(source, reader, job)
-            if not found.lines:
-                print(f"trocr-jax: {source}: no lines found", file=sys.stderr)
+            failed += _tell_of(found, source)
             _give(source, _text(found, source, job.format), job)
         except (images.ImageError, PageFormatError) as error:
             failed += 1
@@ -123,6 +122,16 @@ def read_pages(pages: list[Source], reader: Any, job: Job) -> int:
             if job.format == "json" and not job.output:
                 print(json.dumps({"path": str(source), "error": str(error)}, ensure_ascii=False), flush=True)
     return failed
+
+
+def _tell_of(found: Page, source: Source) -> bool:
+    """Says what is wrong with a page; whether a line of it could not be read."""
+    if not found.lines:
+        print(f"trocr-jax: {source}: no lines found", file=sys.stderr)
+    errors = {number: found.line.error for number, found in enumerate(found.lines, 1) if found.line.error}
+    for number, error in errors.items():
+        print(f"trocr-jax: {source}: line {number}: {error}", file=sys.stderr)
+    return bool(errors)
 
 
 def _read(source: Source, reader: Any, job: Job) -> Page:
@@ -133,7 +142,7 @@ def _given(source: Source, lines: str | None) -> list[np.ndarray] | None:
     """The outlines of a page's lines from a file.
 
     Raises:
-        PageFormatError: there is no such file, or it tells no lines.
+        PageFormatError: there is no such file, it cannot be read, or it tells no lines.
     """
     if lines is None:
         return None
@@ -143,13 +152,18 @@ def _given(source: Source, lines: str | None) -> list[np.ndarray] | None:
         if len(found) != 1:
             raise PageFormatError(f"{path} has {len(found)} files of lines named {source.stem}; one is needed")
         path = found[0]
-    with open(path, "rb") as file:
-        return parse_lines(file.read(MAX_BYTES + 1))
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise PageFormatError(f"{path}: {error.strerror}") from None
+    return parse_lines(content)
 
 
 def _named_as(source: Source, folder: Path) -> list[Path]:
     """The files in a folder that are named as a page and a format, or, where there is none, as the page and anything after it."""
-    inside = [file for file in folder.iterdir() if f"{file.name}.".startswith(f"{source.stem}.") and file.is_file()]
+    own = source.path.resolve()  # which may lie among them
+    inside = [f for f in folder.iterdir() if f"{f.name}.".startswith(f"{source.stem}.") and f.is_file() and f.resolve() != own]
     exact = [file for file in inside if _FORMAT.sub("", file.name) in (source.stem, source.stem + source.path.suffix)]
     return exact or inside
 

@@ -171,8 +171,9 @@ def render(path: Path, line: Line, form: str) -> str:
 def _introduce(reader: Any) -> None:
     import jax
 
-    devices = jax.devices()
-    print(f"{reader.name} on {len(devices)} x {devices[0].device_kind}, {reader.model.dtype.name}", file=sys.stderr)
+    devices, used = jax.devices(), reader.mesh.size if reader.mesh else 1
+    more = f" of {len(devices)}, --mesh data={len(devices)} takes all" if used < len(devices) else ""
+    print(f"{reader.name} on {used} x {devices[0].device_kind}{more}, {reader.model.dtype.name}", file=sys.stderr)
 
 
 def _with_progress(paths: list[Path], lines: Iterator[Line]) -> Iterator[tuple[Path, Line]]:

@@ -62,6 +62,8 @@ class GenerateConfig:
             value, kind = getattr(self, field.name), _NUMBERS.get(str(field.type))
             if kind and (isinstance(value, bool) or not isinstance(value, kind)):
                 raise ValueError(f"{field.name} must be a number, {field.type}, not {value!r:.80}")
+        if not isinstance(self.do_sample, bool):
+            raise ValueError(f"do_sample must be True or False, not {self.do_sample!r:.80}")
         checks = {
             "max_new_tokens must be at least 1": self.max_new_tokens >= 1,
             "min_new_tokens must lie between 0 and max_new_tokens": 0 <= self.min_new_tokens <= self.max_new_tokens,

@@ -29,6 +29,7 @@ from .layers import (
     layer_norm,
     linear,
     matmul_few_rows,
+    precision,
     refuse_explicit,
     scan_layers,
     split,
@@ -82,6 +83,11 @@ class Decoder(nnx.Module):
         if not config.tie_word_embeddings:
             self.head = linear(size, config.vocab_size, bias=False, dtype=dtype, rngs=rngs)
 
+    @property
+    def dtype(self) -> Dtype:
+        """Of the parameters and of what is computed with them."""
+        return self.embed_tokens.embedding.dtype
+
     def __call__(self, ids: Array, memory: Array, *, key: Array | None = None, remat: bool = False) -> Array:
         """Teacher forcing: ids [B,T] (start token first), memory [B,S,E] -> hidden states [B,T,D]."""
         return self.states(ids, memory, key=key, remat=remat)[1][-1]
@@ -101,13 +107,14 @@ class Decoder(nnx.Module):
         def apply(layer: DecoderLayer, x: Array, key: Array | None) -> Array:
             return layer(x, memory, key)
 
-        return embedded, scan_layers(self.layers, varying(embedded, memory), apply, key=layers_key, remat=remat)[1]
+        with precision(self.dtype):
+            return embedded, scan_layers(self.layers, varying(embedded, memory), apply, key=layers_key, remat=remat)[1]
 
     def step_layers(self) -> StepLayers:
         """The layers as `step` uses them; made once before a loop. What a platform does not use is not computed."""
         stacked = jax.vmap(StepLayer.of)(self.layers)
         single = [jax.tree.map(lambda p, i=i: p[i], stacked) for i in range(self.config.num_layers)]
-        if self.config.hidden_size < TURNED_FROM or self.embed_tokens.embedding.dtype != jnp.float32:
+        if self.config.hidden_size < TURNED_FROM or self.dtype != jnp.float32:
             return StepLayers(stacked, single, single, None)
         head = None if self.config.tie_word_embeddings else self.head.kernel[...].T
         return StepLayers(stacked, single, [layer.turned() for layer in single], head)
@@ -131,8 +138,9 @@ class Decoder(nnx.Module):
         if not self.config.learned_positions:
             row = jnp.where(ids == self.pad_token_id, self.pad_token_id, row)
         layers = layers or self.step_layers()
-        x, cache = _through(layers, self.embed(ids, row), memory, cache, position)
-        return self._step_logits(x, layers.head), cache
+        with precision(self.dtype):
+            x, cache = _through(layers, self.embed(ids, row), memory, cache, position)
+            return self._step_logits(x, layers.head), cache
 
     def _step_logits(self, hidden: Array, head: Array | None) -> Array:
         """As `logits`, for [B,D]; a CPU multiplies a table [V,D] from the left, see `matmul_few_rows`."""
@@ -151,14 +159,14 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Array) -> Array:
         """[...,D] -> [...,V]"""
-        return self.embed_tokens.attend(hidden) if self.config.tie_word_embeddings else self.head(hidden)
+        with precision(self.dtype):
+            return self.embed_tokens.attend(hidden) if self.config.tie_word_embeddings else self.head(hidden)
 
     def init_cache(self, rows: int, length: int) -> KVCache:
         """An empty cache for so many rows and positions."""
         c = self.config
         shape = (c.num_layers, rows, c.num_heads, length, c.hidden_size // c.num_heads)
-        dtype = self.embed_tokens.embedding.dtype
-        return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        return KVCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
 
     def _rows(self, ids: Array) -> Array:
         """Position rows of ids [B,T]: learned tables count every token, the sinusoidal one skips padding (as the reference)."""

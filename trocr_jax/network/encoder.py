@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from ..config import EncoderConfig, Size
-from .layers import Array, Attention, Dtype, Mlp, dropout, layer_norm, linear, scan_layers, split, stack
+from .layers import Array, Attention, Dtype, Mlp, dropout, layer_norm, linear, precision, scan_layers, split, stack
 
 
 class EncoderLayer(nnx.Module):
@@ -53,8 +53,9 @@ class Encoder(nnx.Module):
     def __call__(self, pixels: Array, *, key: Array | None = None, remat: bool = False) -> Array:
         """Normalised pixels [B,height,width,C] -> [B,S,D]. A size other than the config's interpolates the positions."""
         embed_key, layers_key = split(key, 2)
-        x = dropout(self.embed(pixels), self.config.dropout, embed_key)
-        x, _ = scan_layers(self.layers, x, EncoderLayer.__call__, key=layers_key, remat=remat)
+        with precision(self.position_embedding.dtype):
+            x = dropout(self.embed(pixels), self.config.dropout, embed_key)
+            x, _ = scan_layers(self.layers, x, EncoderLayer.__call__, key=layers_key, remat=remat)
         return self.norm(x)
 
     def embed(self, pixels: Array) -> Array:

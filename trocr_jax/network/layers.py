@@ -29,6 +29,15 @@ W = TypeVar("W", nnx.Linear, nnx.Embed)
 X = TypeVar("X")
 
 
+def precision(dtype: Dtype) -> Any:
+    """A scope in which float32 means float32, unless JAX was told another precision: TPUs and GPUs multiply it in fewer bits.
+
+    Encoder and decoder open it by themselves; products outside of them that count as much need it, too.
+    """
+    usual = "highest" if dtype == jnp.float32 else "default"
+    return jax.default_matmul_precision(getattr(jax.config, "jax_default_matmul_precision", None) or usual)
+
+
 def exact_gelu(x: Array) -> Array:
     """The checkpoints' GELU; tanh differs by up to 5e-4. The backward pass keeps x alone, where jax would keep more."""
     return jax.checkpoint(partial(jax.nn.gelu, approximate=False), prevent_cse=False)(x)
