@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -31,8 +30,8 @@ from trocr_jax.cores import usable_cores
 from trocr_jax.files import FilesError
 
 from .batch_job import inputs, output
-from .batch_job.places import FetchError, PlaceError
-from .batch_job.progress import Progress, Share, report
+from .batch_job.places import FetchError, PlaceError, root_of
+from .batch_job.progress import Progress, Share, remark, report
 from .batch_job.units import Columns
 from .batch_job.work import Job, Worker, begin_job, disk_full, open_job
 
@@ -69,8 +68,8 @@ class Config:
     decoders: int | None = None
     """Processes that decode images. By default one a core."""
     give_up: bool = False
-    """Store as an error what a listed URL does not give in three tries, as where its host is gone. By default this worker ends
-    there, and the same command tries again."""
+    """Store as an error what cannot be read in three tries of a listed file or URL, as where its host is gone. By default this
+    worker ends there, and the same command tries again."""
     lease: float = 60.0
     """Seconds after which the work of a worker on another machine that gives no sign of life is done by others."""
     price_per_hour: float | None = None
@@ -108,7 +107,7 @@ def _begin(folder: Path, config: Config) -> Job:
     from trocr_jax.reader import default_batch_size, default_dtype
 
     settings = {
-        "input": config.input, "format": config.format or "jsonl", "page": config.page,
+        "input": config.input, "root": root_of(config.input), "format": config.format or "jsonl", "page": config.page,
         "model": config.model, "digest": digest(config.model),
         "beams": config.beams, "batch_size": config.batch_size or default_batch_size(), "dtype": config.dtype or default_dtype(),
         "max_tokens": config.max_tokens, "unit_lines": config.unit_lines or (64 if config.page else 1024),
@@ -185,7 +184,7 @@ def _tell_of_new(job: Job) -> None:
     with suppress(PlaceError, FetchError, UsageError):  # INPUT may be gone by now
         if count := inputs.count_new(place, job.units, job.listing):
             what = f"{count:,} images or shards that came after this job was planned and are not read"
-            print(f"trocr-jax: {place} has {what}; choose another OUTPUT to read them", file=sys.stderr)
+            remark(f"{place} has {what}; choose another OUTPUT to read them")
 
 
 def _share(job: Job, worker: Worker, config: Config, began: float) -> Share:
@@ -201,22 +200,22 @@ def _share(job: Job, worker: Worker, config: Config, began: float) -> Share:
     asked = {"num_beams": job.settings["beams"], "max_new_tokens": job.settings["max_tokens"]}
     options = replace(reader.defaults, **{name: value for name, value in asked.items() if value is not None})
     columns = Columns(job.settings["image_column"], job.settings["id_column"])
-    pages = job.settings["page"]
-    work = partial(decode, processor=reader.processor, pages=pages, give_up=config.give_up)
+    pages, root = job.settings["page"], job.settings["root"]
+    work = partial(decode, processor=reader.processor, pages=pages, root=root, give_up=config.give_up)
     decoders = Decoders(work, config.decoders or usable_cores(), Decoded.failed)
     progress = Progress(job)
     writer = Writer(job, worker, progress)
 
     def source() -> Iterator[Any]:
         while (number := worker.claim(progress.waiting)) is not None:
-            yield from windows(number, inputs.read(job.units[number], job.listing, columns), decoders, pages)
+            yield from windows(number, inputs.read(job.units[number], job.listing, columns, root), decoders, pages)
 
     pipeline = Pipeline(reader, options, job.settings["batch_size"], writer.store, progress.advance)
     try:
-        pipeline.run(source(), worker.stopped.set)
+        pipeline.run(source(), worker.close)
         writer.close()
     finally:
-        worker.stopped.set()
+        worker.close()  # first of all: others shall not wait for what may hang here
         decoders.close()
         pipeline.close()
         progress.close()
@@ -250,7 +249,7 @@ class Writer:
         rows = [as_row(image.item.id, image.result) for image in images]
         for row in rows:
             if row["error"]:
-                self.progress.say(f"{row['id']}: {row['error']}")
+                remark(f"{row['id']}: {row['error']}")
         counts = output.count(rows)
         self.worker.finish(number, output.encode(rows, self.job.settings["format"], pages), counts)
         self.progress.stored(counts["images"], counts["lines"])

@@ -1,10 +1,12 @@
 """Batch jobs end to end on a small random model: what they write, what they say, and what they survive."""
 
+import io
 import json
 import math
 import os
 import random
 import shutil
+import signal
 import subprocess
 import time
 from functools import partial
@@ -23,8 +25,10 @@ from trocr_jax.serve import batch as batch_module
 from trocr_jax.serve import decode_rate
 from trocr_jax.serve.batch_job import decode as batch_decode
 from trocr_jax.serve.batch_job import pipeline as batch_pipeline
-from trocr_jax.serve.batch_job.places import FetchError, read_url
+from trocr_jax.serve.batch_job import places as batch_places
+from trocr_jax.serve.batch_job.places import FetchError, read_file
 from trocr_jax.serve.batch_job.prepare import Decoded, decode
+from trocr_jax.serve.batch_job.units import Item
 
 
 @pytest.fixture(scope="module")
@@ -327,6 +331,17 @@ def test_a_decoder_imports_nothing_from_where_the_images_are(processor, tmp_path
     assert found.lines[0].error is None and not (tmp_path / "taken").exists()
 
 
+def test_decoders_end_amid_an_image_that_takes_for_ever():
+    decoders, began = batch_decode.Decoders(time.sleep, 1, str), time.monotonic()
+    decoders.submit([0]).result()
+    hanging = decoders.submit([600, 600])
+    time.sleep(0.2)
+    (decoder,) = decoders._running
+    decoders.close()
+    assert time.monotonic() - began < 60 and decoder.process.returncode == -signal.SIGKILL
+    assert isinstance(hanging.exception(), batch_decode.DecoderError), "it is not tried again, image by image"
+
+
 def test_decoders_start_when_they_are_needed(processor):
     decoders = batch_decode.Decoders(partial(decode, processor=processor, pages=False), 3, Decoded.failed)
     try:
@@ -350,6 +365,25 @@ def test_the_rate_of_decoding_is_told_for_threads_and_processes(capsys, model, i
         ("threads", 1), ("threads", 2), ("processes", 1), ("processes", 2),
     ]  # fmt: skip
     assert all(row["images_per_second"] > 0 for row in told["results"])
+
+
+def test_a_window_ends_by_bytes_too_and_keeps_none(monkeypatch):
+    """Where it ends depends on the unit alone, or its batches would not."""
+    monkeypatch.setattr(batch_pipeline, "WINDOW_BYTES", 1000)
+    monkeypatch.setattr(batch_pipeline, "WINDOW", 4)
+    sizes = [990, 5, 5, 10, 20, 30, 40, 5000, 1, 1]
+    items = [Item(f"{number:05d}", b"x" * size) for number, size in enumerate(sizes)]
+    sent = []
+
+    class Nowhere:
+        def submit(self, images):
+            sent.append(images)
+
+    found = list(batch_pipeline.windows(7, iter(items), Nowhere(), False))
+    assert [len(window.items) for window in found] == [2, 4, 2, 2] and [window.last for window in found] == [False] * 3 + [True]
+    assert [item.id for window in found for item in window.items] == [item.id for item in items]
+    assert not any(item.image for window in found for item in window.items)
+    assert [len(image) for images in sent for image in images] == sizes
 
 
 def test_pictures_of_like_shape_share_a_batch():
@@ -414,22 +448,22 @@ def web():
     class Flaky(fsspec.AbstractFileSystem):
         protocol, files, broken = "flaky", {}, set()
 
-        def cat_file(self, path, **options):
-            path = self._strip_protocol(path)
+        def _open(self, path, mode="rb", **options):
             if path in self.broken:
                 raise UnavailableError
             if path not in self.files:
                 raise FileNotFoundError(path)
-            return self.files[path]
+            return io.BytesIO(self.files[path])
 
     fsspec.register_implementation("flaky", Flaky, clobber=True)
     return Flaky
 
 
-def test_what_cannot_be_fetched_now_is_read_by_the_next_run(model, capsys, tmp_path, web, monkeypatch):
-    class Here:
-        """A decoder in this process, where the storage is."""
+@pytest.fixture
+def decoders_here(monkeypatch):
+    """Decoders in this process, with what a test has made of storage; they wait for nothing."""
 
+    class Here:
         def __init__(self, work):
             self.work = work
 
@@ -439,11 +473,16 @@ def test_what_cannot_be_fetched_now_is_read_by_the_next_run(model, capsys, tmp_p
                 raise answer
             return answer
 
-        def end(self):
+        def kill(self):
             pass
 
+        end = kill
+
     monkeypatch.setattr(batch_decode.Decoder, "start", Here)
-    monkeypatch.setattr("trocr_jax.serve.batch_job.places.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(batch_places, "PAUSES", (0.0, 0.0))
+
+
+def test_what_cannot_be_fetched_now_is_read_by_the_next_run(model, capsys, tmp_path, web, decoders_here):
     web.files.update(pictures(4))
     names = [f"flaky://{name}" for name in [*pictures(4), "absent.png"]]
     (tmp_path / "x.txt").write_text("".join(f"{name}\n" for name in names))
@@ -462,12 +501,40 @@ def test_what_cannot_be_fetched_now_is_read_by_the_next_run(model, capsys, tmp_p
     assert [row["id"] for row in batching.rows(out)] == names
 
 
+def test_a_folder_that_is_not_mounted_stores_nothing(model, capsys, images, tmp_path, decoders_here):
+    """Neither where the mount point is an empty folder nor where it is gone; what one image lacks is an error of that image."""
+    folder, out = shutil.copytree(images, tmp_path / "mnt" / "lines"), tmp_path / "out"
+    config = batch_module.Config(str(folder), out, model=str(model), unit_lines=20, max_tokens=6)
+    batch_module._begin(out, config)
+    for away in (tmp_path / "mnt", folder):
+        away.rename(tmp_path / "elsewhere")
+        if away == folder:
+            folder.mkdir()
+        code, summary, err = batch(capsys, folder, out)
+        assert code == 1 and not summary and "cannot be read now" in err and "is it mounted?" in err.splitlines()[-1]
+        assert not batching.parts(out) and not any(out.glob("_job/leases/*"))
+        if away == folder:
+            folder.rmdir()
+        (tmp_path / "elsewhere").rename(away)
+    (folder / "00007.png").unlink()
+    code, summary, _ = batch(capsys, folder, out)
+    assert code == 1 and summary["lines"] == 60 and summary["errors"] == {"no such file": 1}
+
+
+def test_a_name_cannot_forge_a_line_on_stderr(model, capsys, tmp_path):
+    name = "y\ntrocr-jax: all good\x1b[2K\u202e.png"
+    folder = batching.folder(tmp_path / "lines", {name: b"no image", "b.png": batching.png("1")})
+    _, _, err = batch(capsys, folder, tmp_path / "out", "--model", model)
+    assert "trocr-jax: y\\ntrocr-jax: all good\\x1b[2K\\u202e.png: not a PNG" in err and "\x1b[2K" not in err
+    assert not any(line.startswith("trocr-jax: all good") for line in err.splitlines())
+
+
 @pytest.mark.parametrize(
     ("url", "error", "message"),
     [("ftp://127.0.0.1:1/a.png", FetchError, "cannot be read now .*refused"), ("gs://x/a.png", UsageError, "gcs")],
 )
 def test_what_is_no_fault_of_an_image_comes_out_of_its_decoder(url, error, message):
-    decoders = batch_decode.Decoders(read_url, 1, lambda reason: reason.encode())
+    decoders = batch_decode.Decoders(partial(read_file, root="/"), 1, lambda reason: reason.encode())
     try:
         with pytest.raises(error, match=message):
             decoders.submit([url, url]).result()
@@ -486,10 +553,16 @@ def test_a_failure_ends_a_worker_that_waits_for_others(model, images, tmp_path, 
     config = batch.Config(str(images), tmp_path / "out", model=str(model), unit_lines=50, decoders=1, max_tokens=6)
     job = batch._begin(config.output, config)
     job.lease(1).write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1"}))
+
+    def close(self):
+        held.append([path.name for path in job.lease(0).parent.iterdir()])
+        end(self)
+
+    held, end = [], batch_decode.Decoders.close
+    monkeypatch.setattr(batch_decode.Decoders, "close", close)
     monkeypatch.setattr(Reader, "generate", fail)
     worker = Worker(job)
     began = time.monotonic()
     with pytest.raises(ValueError, match="device is gone"):
         batch._share(job, worker, config, 0.0)
-    worker.close()
-    assert time.monotonic() - began < 30 and [path.name for path in job.lease(0).parent.iterdir()] == ["part-00001"]
+    assert time.monotonic() - began < 30 and held == [["part-00001"]], "leases are given back before what may hang is waited for"

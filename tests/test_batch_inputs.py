@@ -1,9 +1,14 @@
 """What a batch job can read: every container gives the same images under ids of its own, and damage is named and passed over."""
 
+import errno
 import io
 import json
+import os
 import resource
+import shutil
 import tarfile
+import time
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 
@@ -16,7 +21,8 @@ from trocr_jax.containers import ContainerError, LineDatabase
 from trocr_jax.serve.batch_job import containers as batch_containers
 from trocr_jax.serve.batch_job import inputs as batch_inputs
 from trocr_jax.serve.batch_job import places as batch_places
-from trocr_jax.serve.batch_job.places import FetchError, PlaceError, expand, read_url
+from trocr_jax.serve.batch_job.places import FetchError, PlaceError, expand, read_file
+from trocr_jax.serve.batch_job.prepare import decode
 from trocr_jax.serve.batch_job.units import Columns, Unit
 
 IMAGES = pictures(10)
@@ -36,7 +42,7 @@ def content(item) -> bytes:
     if isinstance(item.image, bytes):
         return item.image
     assert item.image is not None
-    return read_url(item.image if "://" in item.image else f"file://{item.image}")
+    return read_file(item.image, "/")
 
 
 def make(kind, tmp_path):
@@ -160,6 +166,12 @@ def test_a_cut_tar_gives_what_is_whole(tmp_path, mode):
     assert last.id == "x.tar" and "damaged" in last.error
 
 
+def test_a_tar_that_is_cut_amid_a_header_is_named(tmp_path):
+    (tmp_path / "x.tar").write_bytes(block(tarfile.REGTYPE, 0) + block(tarfile.REGTYPE, 0)[:100])
+    _, (items,) = plan_and_read(tmp_path / "x.tar", tmp_path)
+    assert [(item.id, "cut off" in (item.error or "")) for item in items] == [("x.tar/x.png", False), ("x.tar", True)]
+
+
 def test_a_damaged_parquet_file_among_others_is_named(tmp_path):
     (tmp_path / "p").mkdir()
     batching.parquet(tmp_path / "p" / "a.parquet", IMAGES)
@@ -218,6 +230,15 @@ def test_a_glob_names_images_as_its_folder_does(tmp_path):
         assert [name for name, _ in expand(pattern)] == ["a/1.png", "b/1.png"], pattern
 
 
+def test_linked_folders_are_listed_once_each_and_loops_end(tmp_path):
+    folder = batching.folder(tmp_path / "images", {"a/1.png": b"x", "b/2.png": b"x"})
+    batching.folder(tmp_path / "elsewhere", {"3.png": b"x"})
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(folder)
+    (folder / "c").symlink_to(folder / "a")
+    assert [name for name, _ in expand(str(folder))] == ["a/1.png", "b/2.png", "linked/3.png"]
+
+
 def test_two_kinds_in_a_folder_are_refused(tmp_path):
     folder = batching.folder(tmp_path / "images", IMAGES)
     batching.tar(folder / "x.tar", IMAGES)
@@ -244,8 +265,9 @@ SPARSE = {"GNU.sparse.map": "0,1", "GNU.sparse.major": "0", "GNU.sparse.minor": 
     [
         ({"GNU.sparse.size": "x"}, {"x.tar": "damaged"}), ({"GNU.sparse.map": "1,x"}, {"x.tar": "damaged"}),
         (SPARSE, {"x.tar/b.png": "sparse"}), ({"size": str(1 << 45)}, {"x.tar/b.png": "sparse", "x.tar": "EOFError"}),
+        ({"comment": "x" * (1 << 20)}, {"x.tar": "damaged"}), ({"path": "x" * (1 << 20)}, {"x.tar": "damaged"}),
     ],
-    ids=["number", "map", "sparse", "size"],
+    ids=["number", "map", "sparse", "size", "comment", "path"],
 )  # fmt: skip
 def test_hostile_headers_of_a_tar_cost_an_image(tmp_path, headers, errors):
     (tmp_path / "x.tar").write_bytes(with_headers(headers))
@@ -260,6 +282,51 @@ def test_hostile_headers_of_a_tar_cost_an_image(tmp_path, headers, errors):
     found = {item.id: item.error for item in items[1:]}
     assert found.keys() == errors.keys() and all(word in (found[name] or "") for name, word in errors.items())
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
+
+
+def block(kind: bytes, size: int, name: str = "x.png") -> bytes:
+    """A tar header alone."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (block(tarfile.GNUTYPE_LONGNAME, 2 << 20) + b"x" * (2 << 20), "ReadError"),
+        ((block(tarfile.XHDTYPE, 12) + b"12 k=123456\n".ljust(512, b"\0")) * 900, "RecursionError"),
+        (block(tarfile.REGTYPE, 0).replace(b"0000644", b"0000645"), "ReadError"),
+    ],
+    ids=["name", "chain", "checksum"],
+)  # fmt: skip
+def test_a_tar_that_is_damaged_between_two_images_does_not_end_there_in_silence(tmp_path, content, reason):
+    image = block(tarfile.REGTYPE, 512, "a.png") + bytes(512)
+    (tmp_path / "x.tar").write_bytes(image + content + image + bytes(1024))
+    _, (items,) = plan_and_read(tmp_path / "x.tar", tmp_path)
+    assert [(item.id, item.error) for item in items] == [
+        ("x.tar/a.png", None), ("x.tar", f"the archive is damaged or cut off ({reason})"),
+    ]  # fmt: skip
+
+
+def test_a_shard_does_not_grow_in_memory(tmp_path):
+    """Headers of 20 MB, of which tarfile would keep all."""
+    buffer = io.BytesIO()
+    for number in range(40):
+        member = io.BytesIO()
+        archive = tarfile.open(fileobj=member, mode="w", format=tarfile.PAX_FORMAT, pax_headers={f"k{number}": "x" * (1 << 18)})
+        info = tarfile.TarInfo(f"{number}.png")
+        info.pax_headers = {"comment": "x" * (1 << 18)}
+        archive.addfile(info)
+        buffer.write(member.getvalue())
+    (tmp_path / "x.tar").write_bytes(buffer.getvalue())
+    unit = Unit("tar", str(tmp_path / "x.tar"), name="x.tar")
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in batch_inputs.read(unit, tmp_path, Columns()))
+        assert count == 40 and tracemalloc.get_traced_memory()[1] < 6 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_image_larger_than_any_is_not_taken_into_memory(tmp_path, monkeypatch):
@@ -281,6 +348,98 @@ class Flaky(io.BytesIO):
         if self.error and self.tell() > self.half:
             raise self.error
         return content
+
+
+@pytest.fixture
+def lines(tmp_path):
+    """A folder of two files, the root of an input."""
+    return batching.folder(tmp_path / "root" / "lines", {"a.png": IMAGES[NAMES[0]], "sub/b.png": IMAGES[NAMES[1]]})
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ETIMEDOUT, errno.EACCES, errno.ELOOP])
+@pytest.mark.parametrize("where", ["open", "read"])
+def test_a_file_that_cannot_be_read_now_is_no_error_of_its_image(lines, monkeypatch, code, where):
+    def fail(place):
+        if where == "open":
+            raise OSError(code, "")
+        return Flaky(b"xx", OSError(code, ""))
+
+    monkeypatch.setattr(batch_places, "_open", fail)
+    monkeypatch.setattr(batch_places, "PAUSES", (0.0, 0.0))
+    with pytest.raises(FetchError, match="a.png: cannot be read now .*--give-up"):
+        decode(str(lines / "a.png"), None, False, str(lines))
+    assert (decode(str(lines / "a.png"), None, False, str(lines), True).lines[0].error or "").startswith("cannot be read now (")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("no.png", "no such file"), ("no/no.png", "no such file"), ("a.png/no.png", "no such file"), ("link.png", "no such file"),
+        ("a\0.png", "cannot be read (ValueError)"), ("x" * 300, "cannot be read (OSError)"), ("sub", "not a regular file"),
+        ("fifo", "not a regular file"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_what_no_mount_brings_back_is_an_error_of_the_image(lines, name, reason, scheme):
+    os.mkfifo(lines / "fifo")
+    (lines / "link.png").symlink_to("no.png")
+    assert decode(f"{scheme}{lines}/{name}", None, False, str(lines)).lines[0].error == reason
+
+
+@pytest.mark.parametrize("place", ["root", "root/lines", "root/lines/sub"])
+@pytest.mark.parametrize("left", [True, False])
+def test_a_missing_file_says_nothing_where_its_storage_is_away(lines, tmp_path, monkeypatch, place, left):
+    """A mount point is left as an empty folder; a folder that is gone says so of the input's root alone."""
+    monkeypatch.setattr(batch_places, "PAUSES", (0.0, 0.0))
+    (tmp_path / "link.png").symlink_to(lines / "sub" / "b.png")
+    shutil.rmtree(tmp_path / place)
+    if left:
+        (tmp_path / place).mkdir()
+    for image in (lines / "sub" / "b.png", tmp_path / "link.png"):
+        if place == "root/lines/sub" and not left:
+            assert decode(str(image), None, False, str(lines)).lines[0].error == "no such file"
+        else:
+            with pytest.raises(FetchError, match="is it mounted"):
+                decode(str(image), None, False, str(lines))
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "lmdb"])
+def test_a_container_that_is_away_stores_nothing(tmp_path, monkeypatch, kind):
+    place, _ = make(kind, tmp_path / "data")
+    units, _ = plan_and_read(place, tmp_path)
+    read = lambda: list(batch_inputs.read(units[0], tmp_path, Columns(), batch_places.root_of(str(place))))  # noqa: E731
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    with pytest.raises(FetchError, match="is it mounted"):
+        read()
+    (tmp_path / "data" / "more").mkdir(parents=True)
+    Path(units[0].place).parent.mkdir(exist_ok=True)
+    (Path(units[0].place).parent / "others").touch()
+    if kind != "lmdb":  # which is the input's root
+        assert [item.error for item in read()] == ["no such file"]
+
+
+@pytest.mark.parametrize(
+    ("place", "root"),
+    [
+        ("lines", "lines"), ("lines/*.png", "lines"), ("lines/a.png", "lines"), ("*/a.png", ""), ("no/x*/y.png", "no"),
+        ("file://{}/lines", "lines"), ("gs://bucket/lines", None),
+    ],
+)  # fmt: skip
+def test_the_root_of_an_input(lines, place, root):
+    place = place.format(lines.parent) if "://" in place else f"{lines.parent}/{place}"
+    assert batch_places.root_of(place) == ("/" if root is None else str(lines.parent / root))
+
+
+def test_a_url_that_gives_nothing_or_too_much_ends(monkeypatch):
+    monkeypatch.setattr(batch_places, "MAX_BYTES", 1000)
+    monkeypatch.setattr(batch_places, "DEADLINE", 0.2)
+    files = {"http://x/1": lambda: io.BytesIO(b"x" * 1000), "http://x/2": lambda: io.BytesIO(b"x" * 1001)}
+    monkeypatch.setattr(batch_places, "_open", lambda place: files[place]() if place in files else time.sleep(5))
+    assert batch_places.read_file("http://x/1", "/") == b"x" * 1000
+    with pytest.raises(PlaceError, match="larger than images are"):
+        batch_places.read_file("http://x/2", "/")
+    with pytest.raises(FetchError, match="not there after 0.2 seconds"):
+        batch_places.read_file("http://x/3", "/")
 
 
 class StrangeError(Exception):

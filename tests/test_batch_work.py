@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from trocr_jax import files
 from trocr_jax.files import FilesError
 from trocr_jax.serve.batch_job import work as batch_work
 from trocr_jax.serve.batch_job.units import Unit
@@ -72,6 +73,16 @@ def test_a_job_of_another_version_is_refused(job):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))
     with pytest.raises(FilesError, match="another version"):
         open_job(job.folder)
+
+
+def test_a_plan_of_any_size_can_be_opened(tmp_path, monkeypatch):
+    """A million units are larger than any json of a model may be."""
+    monkeypatch.setattr(files, "JSON_LIMIT", 100)
+    assert len(begin_job(tmp_path / "out", {"format": "jsonl"}, plan(1000)).units) == 1000
+    with open(tmp_path / "x.json", "wb") as file:
+        file.truncate(65 << 20)
+    with pytest.raises(FilesError, match="x.json: too large"):
+        files.read_json(tmp_path / "x.json")
 
 
 def test_every_unit_is_claimed_once(job, workers):

@@ -11,20 +11,21 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from trocr_jax.cli import UsageError
 from trocr_jax.containers import IMAGE_COLUMNS, ContainerError, LineDatabase, image_bytes
 from trocr_jax.image_paths import EXTENSIONS
-from trocr_jax.images import MAX_PIXELS
 
-from .places import PlaceError, opened
+from .places import MAX_BYTES, PlaceError, opened
 from .units import Columns, Item, Unit
 
 ID_COLUMNS = ("id", "key", "__key__")
 ROWS = 64  # of a parquet file in memory at a time
-MAX_BYTES = 8 * MAX_PIXELS
-"""Of an image in a shard: as many as the largest one that is decoded has without compression."""
+MAX_DESCRIPTION = 1 << 20  # bytes of headers before a tar member
+_BAD_HEADER = tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError  # pyright: ignore[reportAttributeAccessIssue]
+_DAMAGE = tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, RecursionError
+"""What a damaged shard makes tarfile raise: ValueError of a header's numbers, RecursionError of descriptions of descriptions."""
 
 
 # --- tar ---
@@ -35,12 +36,50 @@ def read_tar(unit: Unit, columns: Columns) -> Iterator[Item]:
     with opened(unit.place) as file:
         stream: Any = _Ending(file)
         try:
-            with tarfile.open(fileobj=stream, mode="r|*") as archive:
-                for member in archive:
+            with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as archive:
+                for member in iter(archive.next, None):
+                    _forget(archive)
                     if member.isfile() and f".{member.name.rpartition('.')[2].lower()}" in EXTENSIONS:
                         yield _member_item(f"{unit.name}/{member.name}", archive, member)
-        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:  # ValueError: a header's numbers
+        except _DAMAGE as error:
             raise PlaceError(unit.place, f"the archive is damaged or cut off ({type(error).__name__})") from None
+
+
+def _forget(archive: Any) -> None:
+    """What tarfile keeps of all members grows with the shard, and nothing here asks for it."""
+    archive.members.clear()
+    archive.pax_headers.clear()
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose description is bounded: long names, pax headers and maps of holes come into memory whatever their size."""
+
+    @classmethod
+    def fromtarfile(cls, archive: Any) -> Self:
+        """Called again, from within, for what a description describes."""
+        stream = archive.fileobj
+        if isinstance(stream, _Bounded):
+            return super().fromtarfile(archive)
+        archive.fileobj = _Bounded(stream)
+        try:
+            return super().fromtarfile(archive)
+        except _BAD_HEADER as error:  # which tarfile takes for the archive's end, where it is not the first
+            raise tarfile.ReadError(str(error)) from None
+        finally:
+            archive.fileobj = stream
+
+
+class _Bounded:
+    """A stream of which MAX_DESCRIPTION bytes can be read."""
+
+    def __init__(self, stream: Any):
+        self._stream, self._left, self.tell = stream, MAX_DESCRIPTION, stream.tell
+
+    def read(self, size: int) -> bytes:
+        self._left -= size
+        if self._left < 0:
+            raise tarfile.ReadError("the description of a member is too large")
+        return self._stream.read(size)
 
 
 class _Ending:
@@ -173,6 +212,8 @@ def read_lmdb(unit: Unit, columns: Columns) -> Iterator[Item]:
 @contextmanager
 def _lmdb(place: str) -> Iterator[LineDatabase]:
     try:
+        with opened(f"{place}/data.mdb"):  # what LMDB has against a file does not tell damage from storage that is away
+            pass
         with closing(LineDatabase(place)) as database:
             yield database
     except ModuleNotFoundError:

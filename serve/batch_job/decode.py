@@ -31,7 +31,7 @@ class DecoderError(ValueError):
     """No decoding process can be had."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Decoder:
     """One process and our end of its pipe."""
 
@@ -64,6 +64,10 @@ class Decoder:
             raise answer
         return answer
 
+    def kill(self) -> None:
+        """Also while another thread asks, which then gets EOFError."""
+        self.process.kill()
+
     def end(self) -> None:
         """At once: a process that was forked from ours may hold our end of the pipe open."""
         self.pipe.close()
@@ -94,17 +98,21 @@ class Decoders(Generic[T]):
         for _ in range(count):
             self._free.put(None)
         self._pool = ThreadPoolExecutor(count, "decoder")
+        self._running: set[Decoder] = set()
+        self._closed = False
 
     def submit(self, images: Sequence[Any]) -> Future[list[T]]:
         """What the work makes of the images, in order."""
         return self._pool.submit(self._decode, images)
 
     def close(self) -> None:
-        """Ends the processes; what was not begun is dropped."""
+        """Ends the processes, also amid an image, which may take for ever; what was not begun is dropped."""
+        self._closed = True
+        for decoder in list(self._running):
+            decoder.kill()
         self._pool.shutdown(cancel_futures=True)
-        for _ in range(self.count):
-            if decoder := self._free.get():
-                decoder.end()
+        for decoder in self._running:
+            decoder.end()
 
     def _decode(self, images: Sequence[Any]) -> list[T]:
         decoded = self._ask(images)
@@ -117,15 +125,25 @@ class Decoders(Generic[T]):
         """None where the decoder died of it."""
         decoder = self._free.get()
         try:
-            decoder = decoder or Decoder.start(self.work)
+            decoder = decoder or self._start()
             return decoder.ask(images)
         except (EOFError, OSError):
             if decoder:
+                self._running.discard(decoder)
                 decoder.end()
             decoder = None
             return None
         finally:
             self._free.put(decoder)
+
+    def _start(self) -> Decoder:
+        if self._closed:
+            raise DecoderError("the decoders were closed")
+        decoder = Decoder.start(self.work)
+        self._running.add(decoder)
+        if self._closed:  # while it started, so that `close` did not see it
+            decoder.kill()
+        return decoder
 
 
 def serve(pipe: Connection) -> None:

@@ -24,7 +24,7 @@ from typing import BinaryIO
 from trocr_jax.image_paths import EXTENSIONS
 
 from . import containers
-from .places import PlaceError, check_scheme, expand, is_url, join, opened, parent, steadily
+from .places import PlaceError, check_mounted, check_scheme, expand, is_url, join, opened, parent, steadily
 from .units import Columns, Item, Unit, groups
 
 FILE_KEYS = ("image", "file_name", "file", "filename", "path", "image_path", "url")
@@ -85,20 +85,28 @@ def count_new(place: str, units: Sequence[Unit], listing: Path) -> int:
     return len(found - {unit.place for unit in units} - {None})
 
 
-def read(unit: Unit, listing: Path, columns: Columns) -> Iterator[Item]:
-    """The lines of a unit; what cannot be read is an Item with an error."""
+def read(unit: Unit, listing: Path, columns: Columns, root: str = "/") -> Iterator[Item]:
+    """The lines of a unit; what cannot be read is an Item with an error.
+
+    Args:
+        root: of the input, see `places.check_mounted`.
+
+    Raises:
+        FetchError: a container cannot be read now. From the iterator.
+    """
     if unit.kind == "listing":
         return _read_listing(unit, listing)
     if unit.kind == "broken":
         return iter([Item(unit.name, None, unit.error)])
-    return _named(unit, steadily(lambda: containers.READERS[unit.kind](unit, columns)))
+    return _named(unit, steadily(lambda: containers.READERS[unit.kind](unit, columns)), root)
 
 
-def _named(unit: Unit, items: Iterator[Item]) -> Iterator[Item]:
+def _named(unit: Unit, items: Iterator[Item], root: str) -> Iterator[Item]:
     """A container that breaks while it is read: what came before it counts."""
     try:
         yield from items
     except PlaceError as error:
+        check_mounted(unit.place, root)
         yield Item(unit.name, None, error.reason)
 
 

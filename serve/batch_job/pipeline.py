@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -31,6 +31,8 @@ from .units import Item, groups
 
 WINDOW = 1024
 """Images of a window."""
+WINDOW_BYTES = 256 << 20
+"""Of the files in a window, the last of which may exceed it: a shard's images can be large, or a hostile one's all zeros."""
 PAGES = 16
 """Pages of a window: about as many lines. A decoder gets one at a time."""
 AHEAD = 3
@@ -39,7 +41,7 @@ AHEAD = 3
 
 @dataclass
 class Window:
-    """Some lines of a unit on their way: their images are being decoded."""
+    """Some lines of a unit on their way: their images are being decoded, and the items are without them."""
 
     unit: int
     items: list[Item]
@@ -86,15 +88,26 @@ def _nothing_yet(piece: Prepared) -> Line | None:
 
 def windows(unit: int, items: Iterator[Item], decoders: Decoders[Decoded], pages: bool) -> Iterator[Window]:
     """A unit's windows, at least one, each sent to the decoders as a whole before it is handed on."""
-    parts = groups(items, PAGES if pages else WINDOW)
+    parts = _parts(items, PAGES if pages else WINDOW)
     part = next(parts, [])
-    while True:
+    while part is not None:
         chunks = [decoders.submit([item.image for item in chunk]) for chunk in groups(part, 1 if pages else CHUNK)]
-        following = next(parts, None)
-        yield Window(unit, part, chunks, following is None)
-        if following is None:
-            return
-        part = following
+        told = [replace(item, image=None) for item in part]  # a unit's files are more than memory may hold
+        part = next(parts, None)
+        yield Window(unit, told, chunks, part is None)
+
+
+def _parts(items: Iterator[Item], count: int) -> Iterator[list[Item]]:
+    """Lists of `count` items, or of fewer with WINDOW_BYTES."""
+    part, size = list[Item](), 0
+    for item in items:
+        part.append(item)
+        size += len(item.image or b"") + len(item.id)
+        if len(part) == count or size >= WINDOW_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def batches(prepared: Sequence[Prepared], size: int) -> list[list[int]]:

@@ -8,24 +8,34 @@ a job stores nothing, so that another run tries again. UsageError: a Python pack
 
 from __future__ import annotations
 
+import errno
 import glob
 import itertools
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from threading import Thread
 from typing import IO, Any, TypeVar
 
 from trocr_jax.cli import UsageError
+from trocr_jax.images import MAX_PIXELS
 
 T = TypeVar("T")
 
 PAUSES = (1.0, 5.0)
 """Seconds before another try at what cannot be read now."""
+DEADLINE = 120.0
+"""Seconds in which a file must have come from a URL: not every scheme's package has an end of waiting."""
+MAX_BYTES = 8 * MAX_PIXELS
+"""Of an image: as many as the largest one that is decoded has without compression."""
 _PASSING = frozenset({408, 425, 429})  # of HTTP's 4xx, those that say: later
+_LOCAL = re.compile(r"(file|local)://", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*(::[a-z][a-z0-9+.-]*)*://", re.IGNORECASE)
 
 
@@ -63,11 +73,12 @@ def _meaning(place: str, error: Exception) -> Exception:
         return error
     if isinstance(error, ImportError):
         return UsageError(f"{place}: needs another Python package ({error})")
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError | NotADirectoryError):  # the latter: a folder of its path is a file
         return PlaceError(place, "no such file")
     kind, status = type(error).__name__, getattr(error, "status", 0)
     refused = isinstance(status, int) and 400 <= status < 500 and status not in _PASSING
-    if refused or isinstance(error, ValueError | IsADirectoryError | NotADirectoryError):
+    impossible = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+    if refused or impossible or isinstance(error, ValueError | IsADirectoryError):  # ValueError: also a NUL in a path
         return PlaceError(place, f"cannot be read ({kind}{f' {status}' if refused else ''})")
     reason = getattr(error, "strerror", None) or kind
     return FetchError(place, f"cannot be read now ({reason})")
@@ -99,6 +110,38 @@ def patiently(read: Callable[[], T]) -> T:
 
 def is_url(place: str) -> bool:
     return bool(_URL.match(place))
+
+
+def root_of(place: str) -> str:
+    """The folder of this machine that an input's files are below, or its list lies in; / of an input elsewhere."""
+    path = os.path.abspath(_path(place) or "/")
+    return path if os.path.isdir(path) else os.path.abspath(_fixed(path))
+
+
+def _path(place: str) -> str | None:
+    """Of a place on this machine; None of one elsewhere."""
+    if _LOCAL.match(place):
+        return _LOCAL.sub("", place)
+    return None if is_url(place) else os.path.expanduser(place)
+
+
+def check_mounted(place: str, root: str) -> None:
+    """Where a place of this machine is not there, its storage must be: what is not mounted leaves an empty folder.
+
+    Raises:
+        FetchError: the input's root is gone, or the nearest folder that is there is empty.
+    """
+    path = _path(place)
+    if path is None or os.path.exists(path):
+        return
+    with storage(place):
+        nearest = next(folder for folder in Path(os.path.realpath(path)).parents if folder.is_dir())
+        if not os.path.isdir(root):
+            raise FetchError(place, f"cannot be read now ({root} is gone: is it mounted?)")
+        with os.scandir(nearest) as entries:
+            empty = next(entries, None) is None
+        if empty:
+            raise FetchError(place, f"cannot be read now ({nearest} is empty: is it mounted?)")
 
 
 def join(folder: str, name: str) -> str:
@@ -144,11 +187,18 @@ def _fixed(pattern: str) -> str:
 
 
 def _walk(folder: str) -> Iterator[str]:
+    """Links to folders are followed, each folder once: a link may point at what holds it."""
+
     def refuse(error: OSError) -> None:
         raise PlaceError(error.filename, f"cannot be listed ({error.strerror})")
 
-    for root, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    seen = set[str]()
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # of two ways to a folder always the same
         yield from (os.path.join(root, name) for name in names if not name.startswith("."))
 
 
@@ -184,11 +234,45 @@ def check_scheme(scheme: str) -> None:
             fsspec.get_filesystem_class(part)
 
 
-def read_url(place: str) -> bytes:
-    """Raises PlaceError, FetchError or UsageError."""
-    with storage(place):
-        system, path = _remote(place)
-        return system.cat_file(path)
+def read_file(place: str, root: str) -> bytes:
+    """An image file.
+
+    Args:
+        root: of the input that named the place, see `check_mounted`.
+
+    Raises:
+        PlaceError, FetchError, UsageError: it cannot be read, or is larger than images are.
+    """
+    try:
+        return _read(place) if _path(place) else _in_time(place, partial(_read, place))
+    except PlaceError:
+        check_mounted(place, root)
+        raise
+
+
+def _read(place: str) -> bytes:
+    with opened(place) as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise PlaceError(place, "the file is larger than images are")
+    return content
+
+
+def _in_time(place: str, read: Callable[[], T]) -> T:
+    """In a thread, which is left behind where it hangs: nothing else ends what waits in another package."""
+    answer: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(read())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    Thread(target=work, name="fetch", daemon=True).start()
+    try:
+        return answer.result(DEADLINE)
+    except TimeoutError:
+        raise FetchError(place, f"cannot be read now (not there after {DEADLINE:g} seconds)") from None
 
 
 @contextmanager
@@ -203,7 +287,10 @@ def opened(place: str) -> Iterator[IO[bytes]]:
 
 
 def _open(place: str) -> IO[bytes]:
-    if not is_url(place):
-        return open(Path(place).expanduser(), "rb")
-    system, path = _remote(place)
-    return system.open(path, "rb")
+    path = _path(place)
+    if path is None:
+        system, path = _remote(place)
+        return system.open(path, "rb")
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
+        raise PlaceError(place, "not a regular file")
+    return open(path, "rb")

@@ -10,7 +10,7 @@ from trocr_jax.page import Layout, prepare_page
 from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.prepared import Prepared, prepare
 
-from .places import FetchError, PlaceError, is_url, patiently, read_url
+from .places import FetchError, PlaceError, patiently, read_file
 
 Image = str | bytes | None
 """A path, a URL or the bytes of a file; None where the record has no image."""
@@ -33,17 +33,20 @@ class Decoded:
         return cls([Prepared(None, error=error)])
 
 
-def decode(image: Image, processor: ImageProcessor, pages: bool, give_up: bool = False) -> Decoded:
+def decode(image: Image, processor: ImageProcessor, pages: bool, root: str = "/", give_up: bool = False) -> Decoded:
     """Any failure is in the result, but for what another try may mend.
 
+    Args:
+        root: of the input, see `places.check_mounted`.
+
     Raises:
-        FetchError: a URL cannot be read now, and it is not to be given up.
-        UsageError: the package of its scheme is missing.
+        FetchError: a file cannot be read now, and it is not to be given up.
+        UsageError: the package of a URL's scheme is missing.
     """
     try:
         if image is None:
             return Decoded.failed("the record holds no image")
-        source = patiently(partial(read_url, image)) if isinstance(image, str) and is_url(image) else image
+        source = patiently(partial(read_file, image, root)) if isinstance(image, str) else image
         if not pages:
             return Decoded([prepare(source, processor)])
         layout, lines = prepare_page(images.load(source), processor)

@@ -18,6 +18,16 @@ CALM = 10.0
 """Seconds between signs of life in a log file."""
 
 
+def remark(message: str) -> None:
+    """One line on stderr, beside a bar if there is one. What a file's name has in it cannot break out of the line."""
+    tqdm.write(f"trocr-jax: {printable(message)}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Characters that would move a terminal's cursor or begin a line as Python writes them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class Progress:
     """A bar on stderr over the images of the whole job, with rate and time left, and remarks above it.
 
@@ -52,11 +62,7 @@ class Progress:
 
     def waiting(self, units: int) -> None:
         """Others hold the last units."""
-        self.say(f"waiting for {units} units that other workers hold")
-
-    def say(self, message: str) -> None:
-        """One line on stderr."""
-        self._bar.write(f"trocr-jax: {message}", file=sys.stderr)
+        remark(f"waiting for {units} units that other workers hold")
 
     def close(self) -> None:
         self._bar.close()
@@ -95,7 +101,7 @@ def report(job: Job, share: Share, price_per_hour: float | None) -> int:
     read = f"{images:,} pages with {lines:,} lines" if job.settings["page"] else f"{lines:,} lines"
     print(f"{read} in {len(counts):,} parts in {job.folder}; {errors.total():,} could not be read", file=sys.stderr)
     for kind, count in errors.most_common():
-        print(f"  {count:>9,}  {kind}", file=sys.stderr)
+        print(f"  {count:>9,}  {printable(kind)}", file=sys.stderr)
     if share.lines:
         money = "" if cost is None else f"; {cost:.4f} for 1,000 lines at {price_per_hour:g} an hour"
         print(

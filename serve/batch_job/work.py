@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import random
 import secrets
@@ -31,7 +32,7 @@ from trocr_jax.files import FilesError
 
 from .units import Unit
 
-VERSION = 3
+VERSION = 4
 POLL = 1.0
 """Seconds between looks at what others do."""
 
@@ -78,7 +79,7 @@ def open_job(folder: Path) -> Job | None:
     path = folder / "_job" / "job.json"
     if not path.exists():
         return None
-    content = files.read_json(path)
+    content = files.read_json(path, limit=math.inf)  # ours: a million units are 70 MB
     if content.get("version") != VERSION:
         raise FilesError(f"{path}: of another version of trocr-jax batch; choose another OUTPUT")
     units = tuple(Unit(**unit) for unit in content["units"])
