@@ -190,19 +190,19 @@ def test_a_hyphen_of_alto_ends_its_word(tmp_path):
     assert open_source(folder)[1].text == "two frag-"
 
 
-QUOTED = {  # what stands in a .tsv -> the labels
-    'file\ttext\na.png\t"\nb.png\t"Yes"\nc.png\t"a" or 5"': ['"', '"Yes"', '"a" or 5"'],
-    'file\ttext\na.png\t"""Yes"""\nb.png\tno\n': ['"Yes"', "no"],
-    'file\ttext\r\na.png\t"a\tb"\r\n\r\nb.png\tno\r\n': ["a\tb", "no"],
-    '"file"\t"text"\n"a.png"\t"Yes"\n"b.png"\t""\n': ["Yes", ""],
+QUOTED = {  # a .tsv and its labels
+    "of texts": ('file\ttext\na.png\t"\nb.png\t"Yes"\nc.png\t"a" or 5"', ['"', '"Yes"', '"a" or 5"']),
+    "around quotation marks": ('file\ttext\na.png\t"""Yes"""\nb.png\tno\n', ['"Yes"', "no"]),
+    "around a tab": ('file\ttext\r\na.png\t"a\tb"\r\n\r\nb.png\tno\r\n', ["a\tb", "no"]),
+    "around everything": ('"file"\t"text"\n"a.png"\t"Yes"\n"b.png"\t""\n', ["Yes", ""]),
 }
 
 
-@pytest.mark.parametrize("content", QUOTED)
-def test_quotation_marks_of_a_tsv_are_the_texts_or_the_formats(content, tmp_path):
+@pytest.mark.parametrize("kind", QUOTED)
+def test_quotation_marks_of_a_tsv_are_the_texts_or_the_formats(kind, tmp_path):
+    content, labels = QUOTED[kind]
     (tmp_path / "lines.tsv").write_text(content)
-    source = open_source(tmp_path / "lines.tsv")
-    assert [text for _, text in source.rows] == QUOTED[content]
+    assert [text for _, text in open_source(tmp_path / "lines.tsv").rows] == labels
 
 
 def test_numbers_of_json_are_texts_as_they_are_written(tmp_path):
