@@ -389,6 +389,13 @@ def test_decay_sees_single_layers_and_kernels_under_lora(lora):
             make_optimizer(OptimizerConfig(decay=nothing), 1, {}).init(parameters)
 
 
+def test_lora_is_merged_in_float32():
+    """A GPU or TPU multiplies in fewer bits unless told otherwise; this machine cannot show it, the program can."""
+    kernel, lora = jnp.ones((4, 4)), {"kernel.lora_a": jnp.ones((4, 2)), "kernel.lora_b": jnp.ones((2, 4))}
+    program = str(jax.make_jaxpr(lambda kernel, lora: merged({"kernel": kernel}, lora, 1.0))(kernel, lora))
+    assert "dot_general" in program and "Precision.HIGHEST" in program
+
+
 def test_layer_decay_counts_from_the_end_of_each_stack():
     factors = rates(random_parameters(tiny.MODEL, 0), [".*=1"], layer_decay=0.5)
     np.testing.assert_array_equal(np.ravel(factors["encoder.layers.norm1.scale"]), [0.5, 1.0])

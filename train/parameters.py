@@ -17,7 +17,7 @@ import numpy as np
 from trocr_jax.checkpoints.weights import name_of
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.model import TrOCR
-from trocr_jax.network.layers import Array, Dtype
+from trocr_jax.network.layers import Array, Dtype, precision
 
 Arrays = dict[str, Any]
 STACK = re.compile(r"((?:encoder|decoder)\.layers)\.")
@@ -155,7 +155,8 @@ def new_lora(arrays: Mapping[str, Array], targets: str, rank: int, seed: int) ->
 
 def merged(arrays: Mapping[str, Array], lora: Mapping[str, Array], scale: float) -> Arrays:
     """Plain parameters: kernel + scale * a b where there are factors, others as `lora` has them, if it does."""
-    return {
-        name: x + scale * (lora[name + LORA_A] @ lora[name + LORA_B]) if name + LORA_A in lora else lora.get(name, x)
-        for name, x in arrays.items()
-    }
+    with precision(jnp.float32):
+        return {
+            name: x + scale * (lora[name + LORA_A] @ lora[name + LORA_B]) if name + LORA_A in lora else lora.get(name, x)
+            for name, x in arrays.items()
+        }
