@@ -334,6 +334,20 @@ def test_an_image_larger_than_any_is_not_taken_into_memory(tmp_path, monkeypatch
     images = {"a.png": b"x" * 1001, "b.png": b"x" * 1000}
     _, (items,) = plan_and_read(batching.tar(tmp_path / "x.tar", images), tmp_path)
     assert [(item.id, item.image and len(item.image)) for item in items] == [("x.tar/a.png", None), ("x.tar/b.png", 1000)]
+    _, (items,) = plan_and_read(batching.parquet(tmp_path / "x.parquet", images), tmp_path)
+    assert [item.image and len(item.image) for item in items] == [None, 1000] and items[0].error == "larger than images are"
+
+
+def test_a_parquet_file_does_not_grow_in_memory(tmp_path):
+    """One value that all rows have is stored once."""
+    path = batching.parquet(tmp_path / "x.parquet", {f"{number}.png": bytes(1 << 20) for number in range(64)}, 64)
+    assert path.stat().st_size < 1 << 18
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in batch_inputs.read(Unit("parquet", str(path), 0, 1), tmp_path, Columns()))
+        assert count == 64 and tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
 
 
 class Flaky(io.BytesIO):

@@ -21,7 +21,6 @@ from .places import MAX_BYTES, PlaceError, opened
 from .units import Columns, Item, Unit
 
 ID_COLUMNS = ("id", "key", "__key__")
-ROWS = 64  # of a parquet file in memory at a time
 MAX_DESCRIPTION = 1 << 20  # bytes of headers before a tar member
 _BAD_HEADER = tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError  # pyright: ignore[reportAttributeAccessIssue]
 _DAMAGE = tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, RecursionError
@@ -133,7 +132,7 @@ def parquet_units(name: str, place: str, unit_lines: int, columns: Columns) -> l
 
 
 def read_parquet(unit: Unit, columns: Columns) -> Iterator[Item]:
-    """The rows of some row groups, a few at a time in memory."""
+    """The rows of some row groups, one at a time: a file of 1 kB may hold the same 100 MB in every row."""
     with opened(unit.place) as file:
         parquet = _parquet(file, unit.place)
         names = parquet.schema_arrow.names
@@ -142,7 +141,7 @@ def read_parquet(unit: Unit, columns: Columns) -> Iterator[Item]:
         wanted = [image] if key is None else [image, _column(names, key, (), unit.place)]
         number = itertools.count(unit.first)
         with _arrow(unit.place, "the parquet file is damaged or cut off"):
-            for batch in parquet.iter_batches(ROWS, row_groups=range(unit.start, unit.end), columns=wanted):
+            for batch in parquet.iter_batches(1, row_groups=range(unit.start, unit.end), columns=wanted):
                 for row in batch.to_pylist():
                     here, name = f"{unit.name}#{next(number)}", None if key is None else row[key]
                     yield _row_item(here if name is None else str(name), row[image])
@@ -150,6 +149,8 @@ def read_parquet(unit: Unit, columns: Columns) -> Iterator[Item]:
 
 def _row_item(name: str, cell: Any) -> Item:
     image = image_bytes(cell)
+    if image is not None and len(image) > MAX_BYTES:
+        return Item(name, None, "larger than images are")
     return Item(name, image, None if image is not None else "the row holds no image bytes")
 
 
