@@ -1,7 +1,7 @@
 """What refilling slots gains over static batches, in decoding steps, for lines of given lengths.
 
 A static batch runs whole visits of its loop until its longest line has ended; a slot is given the next line at the next look of
-the host, every `slots.STEPS` steps. Counted, not timed: a step costs about the same in both.
+the host, every `device.STEPS` steps. Counted, not timed: a step costs about the same in both.
 
     python -m trocr_jax.serve.refill --mean 10.96 --spread 3.5
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trocr_jax.batching.slots import STEPS
+from trocr_jax.batching.device import STEPS
 from trocr_jax.cli import program
 from trocr_jax.generation.loop import whole_visits
 

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled
 
 from trocr_jax import ahead_of_time, sharding
-from trocr_jax.batching import slots
+from trocr_jax.batching import device
 from trocr_jax.chips import chip_of, estimate
 from trocr_jax.cli import check_known, program
 from trocr_jax.config import PRESETS
@@ -103,13 +103,13 @@ def compile_reading(mesh: Mesh, model: TrOCR, batch_size: int, tokens: int, beam
 
 def compile_engine(mesh: Mesh, model: TrOCR, batch_size: int, tokens: int) -> Compiled:
     """The engine's `advance` on every chip, each with `batch_size` slots of its own."""
-    state = jax.eval_shape(lambda: slots.empty(model, batch_size * mesh.size, tokens))
+    state = jax.eval_shape(lambda: device.empty(model, batch_size * mesh.size, tokens))
     data = PartitionSpec("data")
     specs = jax.tree.map(lambda _: data, state)
     cache = jax.tree.map(lambda _: PartitionSpec(None, "data"), state.cache)  # [L,B,N,P,H]
     specs = type(state)(**{**vars(specs), "cache": cache})
     advance = jax.shard_map(
-        lambda model, state: slots.advance(model, state, GenerateConfig(tokens)), mesh=mesh,
+        lambda model, state: device.advance(model, state, GenerateConfig(tokens)), mesh=mesh,
         in_specs=(PartitionSpec(), specs), out_specs=(specs, PartitionSpec(None, "data")), check_vma=False,
     )  # fmt: skip
     placed = jax.tree.map(lambda x, spec: shaped(mesh, x, spec), state, specs)

@@ -14,8 +14,8 @@ from test_model import fixture, nhwc
 
 from trocr_jax import decoding
 from trocr_jax.decoding import GenerateConfig, generate, read_pixels
-from trocr_jax.generation.logits import keep_top_k, keep_top_p
 from trocr_jax.generation.loop import whole_visits
+from trocr_jax.generation.processors import keep_top_k, keep_top_p
 from trocr_jax.model import TrOCR
 
 BEAMS = {
@@ -179,7 +179,7 @@ def test_low_temperature_is_greedy(small):
 
 
 def test_top_k_and_top_p_keep_what_transformers_keeps():
-    from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
+    from transformers.generation.processors_process import TopKLogitsWarper, TopPLogitsWarper
 
     scores = np.random.default_rng(0).standard_normal((50, 40)).astype(np.float32) * 3
     for k in (1, 5, 40, 99):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from trocr_jax.batching import slots as device
+from trocr_jax.batching import device
 from trocr_jax.decoding import read_pixels
 from trocr_jax.engine import Engine, Job, QueueClosedError, QueueFullError
 from trocr_jax.engine_thread import EngineThread

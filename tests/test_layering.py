@@ -9,7 +9,7 @@ LEAVES = {
     "images", "image_paths", "containers", "prepared", "line", "streaming", "tokens", "metrics", "files", "config", "chips",
     "cores",
     "pixels.image_processor", "pixels.ink", "pixels.line_cutting", "pixels.line_normalization",
-    "pages.ink", "pages.letters", "pages.line_detection", "pages.outlines",
+    "pages.binarization", "pages.letters", "pages.line_detection", "pages.outlines",
     "checkpoints.tokenizer_files", "checkpoints.generation_files", "checkpoints.tensor_files", "checkpoints.torch_files",
     "checkpoints.unpickle",
 }  # fmt: skip
@@ -18,12 +18,12 @@ ORDER = [
     (
         "config checkpoints.fairseq checkpoints.weights pretrained "
         "network.flash network.layers network.encoder network.decoder_layer network.decoder model "
-        "generation.packed generation.logits generation.loop generation.sampling generation.beam decoding reader"
+        "generation.packed generation.processors generation.loop generation.sampling generation.beam decoding reader"
     ).split(),
     "lanes engine engine_thread".split(),
     "lanes reader".split(),
     "generation.loop batching.jobs".split(),
-    "decoding batching.slots batching.jobs batching.slot_jobs engine".split(),
+    "decoding batching.device batching.jobs batching.slot_jobs engine".split(),
     "decoding batching.jobs batching.search_jobs engine".split(),
     "reader commands.read commands.doctor".split(),
     "decoding sharding reader".split(),

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from trocr_jax.pages import line_detection
-from trocr_jax.pages.ink import find_ink
+from trocr_jax.pages.binarization import find_ink
 from trocr_jax.pages.line_detection import find_lines
 
 Drawn = tuple[Image.Image, list[np.ndarray]]

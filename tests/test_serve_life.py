@@ -158,8 +158,8 @@ def test_a_device_that_fails_for_good_is_told_and_ends_the_server(monkeypatch):
     def fail(*_):
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr("trocr_jax.batching.slots.advance", fail)
-    monkeypatch.setattr("trocr_jax.batching.slots.empty", fail)
+    monkeypatch.setattr("trocr_jax.batching.device.advance", fail)
+    monkeypatch.setattr("trocr_jax.batching.device.empty", fail)
     with running.client() as client:
         assert client.post("/v1/chat/completions", json=chat(PICTURES[0])).status_code == 500
         assert ended.wait(10)
@@ -178,7 +178,7 @@ def test_a_device_that_gives_nothing_but_errors_ends_the_server(monkeypatch):
     def fail(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("trocr_jax.batching.slots.advance", fail)
+    monkeypatch.setattr("trocr_jax.batching.device.advance", fail)
     with running.client() as client:
         for _ in range(3):
             assert not ended.is_set()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trocr_jax.config import TrOCRConfig
-from trocr_jax.decoding import GenerateConfig, precision, read_pixels
+from trocr_jax.decoding import GenerateConfig, read_pixels
 from trocr_jax.model import TrOCR, normalize, shift_right
 from trocr_jax.network.layers import Array
 from trocr_jax.tokens import Tokenizer
@@ -86,8 +86,7 @@ def agreement(model: TrOCR, images: np.ndarray, config: StepConfig, length: int)
 
 @jax.jit
 def _forward(model: TrOCR, pixels: Array, tokens: Array) -> Array:
-    with precision(model.dtype):
-        return model(pixels, shift_right(tokens, model.config)).astype(jnp.float32)
+    return model(pixels, shift_right(tokens, model.config)).astype(jnp.float32)
 
 
 def _teacher_forced(model: TrOCR, images: Array, tokens: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:

@@ -18,9 +18,8 @@ import jax.numpy as jnp
 import optax
 
 from trocr_jax.config import TrOCRConfig
-from trocr_jax.decoding import precision
 from trocr_jax.model import cross_entropy, normalize, shift_right
-from trocr_jax.network.layers import Array, plain_attention
+from trocr_jax.network.layers import Array, plain_attention, precision
 
 from .parameters import Arrays, build, merged, without
 

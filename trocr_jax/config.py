@@ -8,7 +8,7 @@ Facts about the checkpoints: the hub's configs (Li et al., TrOCR, AAAI 2023).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_type_hints
 
 Size = tuple[int, int]
@@ -155,7 +155,7 @@ class TrOCRConfig:
         }
 
 
-_TOKEN_IDS = {"decoder_start_token_id": 2, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+_TOKEN_IDS = {field.name: field.default for field in fields(TrOCRConfig) if field.name.endswith("_token_id")}
 _ENCODER_FIELDS = {
     "num_channels": "num_channels",
     "hidden_size": "hidden_size",

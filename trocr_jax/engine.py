@@ -36,7 +36,7 @@ from itertools import chain
 import jax
 import numpy as np
 
-from .batching import slots as device
+from .batching import device
 from .batching.jobs import Counts, Job, Queue, QueueClosedError, QueueFullError, Status
 from .batching.search_jobs import SearchJobs
 from .batching.slot_jobs import SlotJobs

@@ -11,7 +11,7 @@ import io
 import os
 import re
 import stat
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image
@@ -24,6 +24,15 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+
+class HasArray(Protocol):
+    """An array of numpy, jax or another library."""
+
+    def __array__(self) -> np.ndarray: ...
+
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | HasArray
+"""Where an image comes from: a path, the bytes of a file, a picture or an array; see `load`."""
 MAX_PIXELS = 50_000_000  # an A4 page at 600 dpi has 35 million; a decoded pixel takes up to 8 bytes on the way to RGB
 
 _MESSAGES = {
@@ -84,7 +93,7 @@ class ImageError(ValueError):
         return f"{_MESSAGES[self.code]} ({self.detail})" if self.detail else _MESSAGES[self.code]
 
 
-def load(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load(source: Source, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Any image as a new RGB PIL image, upright by its EXIF tag, transparency on white, the first of several frames (of the
     pages of a TIFF its `info` says so by FIRST_OF_SEVERAL).
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +102,15 @@ class Reader:
         defaults = default_generation(directory, model)
         return cls(model, Tokenizer.from_directory(directory), processor, defaults, str(name or "tiny-print"), devices)
 
-    def read(self, source: Any, *, batch_size: int | None = None, seed: int = 0, **options: Any) -> Any:
+    @overload
+    def read(
+        self, source: list[Any] | tuple[Any, ...] | Iterator[Any], *, batch_size: int | None = None, seed: int = 0, **options: Any
+    ) -> list[Line]: ...
+
+    @overload
+    def read(self, source: images.Source, *, batch_size: int | None = None, seed: int = 0, **options: Any) -> Line: ...
+
+    def read(self, source: Any, *, batch_size: int | None = None, seed: int = 0, **options: Any) -> Line | list[Line]:
         """Reads one image, or many.
 
         Args:

@@ -35,7 +35,7 @@ class Job:
         config: how to decode; `Engine.check` tells what is possible.
         seed: for sampling; the draws are those of `Reader.read(image, seed=seed)`.
         sample: which of a seed's samples, or of a beam search's sequences, best first.
-        alternatives: how many likeliest tokens to note at each step, at most slots.MAX_ALTERNATIVES.
+        alternatives: how many likeliest tokens to note at each step, at most device.MAX_ALTERNATIVES.
         deadline: on `time.monotonic`; after it the job is dropped wherever it is.
         notify: called by the engine's thread when the job is over, and if `stream` after every turn that gave it tokens. Must not
             block; an exception of its own is logged, and hinders no other job.

@@ -1,4 +1,4 @@
-"""Which job is in which slot, and what the steps of `slots` gave it: the host's side of the slots.
+"""Which job is in which slot, and what the steps of `device` gave it: the host's side of the slots.
 
 Letters: B slots, n rows of a bucket, S image tokens, E their width, k steps, A alternatives.
 """
@@ -15,7 +15,7 @@ from ..generation.loop import GenerateConfig
 from ..generation.packed import Packed
 from ..model import TrOCR
 from ..network.layers import Array
-from . import slots as device
+from . import device
 from .jobs import Counts, Job, Status
 
 

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 
 from ..config import TrOCRConfig
 from ..network.layers import Array
-from . import logits as processors
+from . import processors
 
 S = TypeVar("S")
 
 STEPS_PER_VISIT = 4
-"""Steps between two exit tests, which the device makes by itself; `slots.STEPS` is another number, between looks of the host."""
+"""Steps between two exit tests, which the device makes by itself; `device.STEPS` is another number, between looks of the host."""
 _NUMBERS = {"int": Integral, "float": Real}
 
 

@@ -17,7 +17,7 @@ from ..model import TrOCR
 from ..network.decoder import StepLayers
 from ..network.decoder_layer import KVCache
 from ..network.layers import Array, varying
-from . import logits as processors
+from . import processors
 from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_visits
 
 N = TypeVar("N", int, np.ndarray)

@@ -1,6 +1,6 @@
 """Text line detection: the lines of a scanned page by classical means, no weights, no jax; skew, several columns, ruled paper.
 
-    ink        told from its paper, turned level, without rules: `ink`, on a page of at most WORKING pixels a side
+    ink        told from its paper, turned level, without rules: `binarization`, on a page of at most WORKING pixels a side
     runs       of letters side by side, large and small ones: `letters`
     order      cut at gutters, else at the widest gap between lines, until neither is left; read what is left from top to bottom
 
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from .ink import find_ink, level
+from .binarization import find_ink, level
 from .letters import ALIKE, ORDINARY, Boxes, Connected, find_runs
 
 WORKING = 2200  # pixels of the longer side that lines are looked for on

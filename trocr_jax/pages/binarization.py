@@ -30,7 +30,7 @@ def find_ink(image: Image.Image) -> np.ndarray | None:
     """RGB or L image -> bool [height, width]; None where nothing looks written."""
     difference = _difference([np.asarray(channel) for channel in image.split()])
     marks = _marks(difference)
-    written = not ink.is_blank(image) or has_two_tones(difference, marks) and has_no_specks(marks)
+    written = not ink.is_blank(image) or _has_two_tones(difference, marks) and _has_no_specks(marks)
     return marks if written else None
 
 
@@ -65,10 +65,10 @@ def _window(shape: tuple[int, ...]) -> int:
     return max(least, min(shape) // parts)
 
 
-def has_two_tones(difference: np.ndarray, marks: np.ndarray) -> bool:
+def _has_two_tones(difference: np.ndarray, marks: np.ndarray) -> bool:
     """Whether differences from the paper [H,W] are of ink and none, by the share of their variance between the two (Otsu, 1979).
 
-    A dense table whose rows are two or three pixels high once it is averaged looks blank to `ink`; noise has one tone.
+    A dense table whose rows are two or three pixels high once it is averaged looks blank to `pixels.ink`; noise has one tone.
     """
     share = marks.mean()
     if not 0 < share < 1:
@@ -77,7 +77,7 @@ def has_two_tones(difference: np.ndarray, marks: np.ndarray) -> bool:
     return bool(between > TWO_TONES * difference.var())
 
 
-def has_no_specks(marks: np.ndarray) -> bool:
+def _has_no_specks(marks: np.ndarray) -> bool:
     """Whether nine tenths of the ink [H,W] are in pieces as large as letters: noise that has two tones, as a fax's, is not."""
     labelled: Any = ndimage.label(marks, np.ones((3, 3)))
     area = np.bincount(labelled[0].ravel())[1:]
