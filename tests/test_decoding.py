@@ -179,7 +179,7 @@ def test_low_temperature_is_greedy(small):
 
 
 def test_top_k_and_top_p_keep_what_transformers_keeps():
-    from transformers.generation.processors_process import TopKLogitsWarper, TopPLogitsWarper
+    from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
     scores = np.random.default_rng(0).standard_normal((50, 40)).astype(np.float32) * 3
     for k in (1, 5, 40, 99):
