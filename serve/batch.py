@@ -248,8 +248,8 @@ class Writer:
         as_row: Any = output.page_row if pages else output.row
         rows = [as_row(image.item.id, image.result) for image in images]
         for row in rows:
-            if row["error"]:
-                remark(f"{row['id']}: {row['error']}")
+            for error in output.errors(row):
+                remark(f"{row['id']}: {error}")
         counts = output.count(rows)
         self.worker.finish(number, output.encode(rows, self.job.settings["format"], pages), counts)
         self.progress.stored(counts["images"], counts["lines"])

@@ -12,11 +12,19 @@ from PIL import Image, ImageDraw, ImageFont
 
 from trocr_jax.page import prepare_page, read_page
 from trocr_jax.reader import Reader
+from trocr_jax.serve.batch_job import output
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return tiny.model_directory(tmp_path_factory.mktemp("batch") / "model")
+
+
+def test_errors_of_a_page_s_lines_count():
+    line = {"text": "", "error": None}
+    page = {"id": "1.png", "lines": [line, {**line, "error": "no numbers (NaN)"}, line], "error": None}
+    broken = {"id": "2.png", "lines": [], "error": "no such file"}
+    assert output.count([page, broken]) == {"images": 2, "lines": 3, "errors": {"no numbers": 1, "no such file": 1}}
 
 
 def page(texts: list[str]) -> Image.Image:

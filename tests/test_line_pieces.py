@@ -9,6 +9,7 @@ from trocr_jax.line import Line, Token, Word, joined
 ONE = Line("two words", 0.5, (Token(7, "two words", -0.7), Token(2, "", 0.0)), (Word("two", 0, 3, 0.9), Word("words", 4, 9, 0.6)))
 TWO = Line("end", 0.25, (Token(9, "end", -1.4),), (Word("end", 0, 3, 0.25),))
 BLANK = Line(flags=("no_text",))
+BROKEN = Line(error="no numbers")
 
 
 def test_a_whole_line_is_itself():
@@ -34,6 +35,11 @@ def test_a_word_that_goes_on_is_one():
     assert [(word.text, line.text[word.start : word.end]) for word in line.words] == [(w, w) for w in line.text.split()]
     assert line.words[1].confidence == pytest.approx(0.6 * 0.25)
     assert joined([BLANK, replace(TWO, flags=("continues",))]) == TWO
+
+
+@pytest.mark.parametrize("pieces", [[ONE, BROKEN], [BROKEN, ONE, TWO], [BLANK, BROKEN]])
+def test_a_piece_that_could_not_be_read_costs_the_whole_line(pieces):
+    assert joined(pieces).error == "no numbers" and not joined(pieces).text
 
 
 def test_what_is_true_of_a_piece_is_true_of_the_line():

@@ -128,9 +128,13 @@ def _with_alternatives(line: Line, rest: Line) -> Line:
 
 
 def _followed(line: Line, rest: Line) -> Line:
-    """Both without their alternatives. One that is blank adds nothing; only all of a picture can be."""
+    """Both without their alternatives. One that is blank adds nothing; only all of a picture can be. One that could not be read
+    leaves nothing: half a text would pass for a whole one.
+    """
     of_pieces = {CONTINUES, NO_TEXT} - (set(line.flags) & set(rest.flags))
     flags = tuple(f for f in dict.fromkeys(line.flags + rest.flags) if f not in of_pieces)
+    if error := line.error or rest.error:
+        return Line(flags=flags, error=error)
     if not (line.tokens and rest.tokens):
         return replace(line if line.tokens else rest, flags=flags, alternatives=())
     separator = between(rest.flags) if line.text and rest.text else ""

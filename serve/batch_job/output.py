@@ -74,8 +74,13 @@ def kind(error: str) -> str:
 def count(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A unit's counts: images, lines in them, and errors by kind."""
     lines = sum(len(row["lines"]) if "lines" in row else 1 for row in rows)
-    errors = Counter(kind(row["error"]) for row in rows if row["error"])
-    return {"images": len(rows), "lines": lines, "errors": dict(errors)}
+    found = Counter(kind(error) for row in rows for error in errors(row))
+    return {"images": len(rows), "lines": lines, "errors": dict(found)}
+
+
+def errors(row: dict[str, Any]) -> list[str]:
+    """An image's, and those of the lines of a page."""
+    return [part["error"] for part in (row, *row.get("lines", ())) if part["error"]]
 
 
 def _six(probability: float) -> float:
