@@ -61,6 +61,15 @@ def test_version(capsys):
     assert code == 0 and re.fullmatch(r"\d+\.\d+\.\d+|unknown", out[0])
 
 
+def test_a_name_cannot_forge_a_line_on_stderr(capsys, tmp_path):
+    name = "y\ntrocr-jax: all good\x1b[2K.png"
+    (tmp_path / name).write_bytes(b"no image")
+    code, _, err = call(capsys, "read", tmp_path)
+    assert code == 1 and any(r"y\ntrocr-jax: all good\x1b[2K.png: not a PNG" in line for line in err)
+    code, _, err = call(capsys, "read", tmp_path / f"absent {name}")
+    assert code in (1, 2) and len(err) == 1 and not any("\x1b" in line for line in err)
+
+
 def test_where_a_mistake_happened_is_shown_to_whoever_asks(monkeypatch, tmp_path):
     monkeypatch.setenv("TROCR_TRACEBACK", "1")
     with pytest.raises(ValueError, match="no such"):

@@ -153,8 +153,18 @@ def _unread() -> int:
 
 def complain(message: str, code: int) -> int:
     """One line on stderr; returns the exit code."""
-    print(f"trocr-jax: {message}", file=sys.stderr)
+    remark(message)
     return code
+
+
+def remark(message: str) -> None:
+    """One line on stderr. What a file's name has in it cannot break out of the line."""
+    print(f"trocr-jax: {printable(message)}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Characters that would move a terminal's cursor or begin a line as Python writes them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def usage() -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from trocr_jax import files
+from trocr_jax.cli import printable
 
 from .work import Job
 
@@ -19,13 +20,8 @@ CALM = 10.0
 
 
 def remark(message: str) -> None:
-    """One line on stderr, beside a bar if there is one. What a file's name has in it cannot break out of the line."""
+    """As `cli.remark`, beside a bar if there is one."""
     tqdm.write(f"trocr-jax: {printable(message)}", file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """Characters that would move a terminal's cursor or begin a line as Python writes them."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class Progress:

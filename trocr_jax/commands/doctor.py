@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +18,7 @@ import tyro
 
 from .. import files
 from ..checkpoints import generation_files
-from ..cli import package_version
+from ..cli import package_version, remark
 
 if TYPE_CHECKING:
     from ..reader import Reader
@@ -71,7 +70,7 @@ def run(config: Config) -> int:
         print(f"{mark} {check.name:<18} {check.detail}", flush=True)
         failed += check.passed is False
     if failed:
-        print(f"trocr-jax: {failed} checks failed", file=sys.stderr)
+        remark(f"{failed} checks failed")
     return 1 if failed else 0
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from .. import files, images, page
-from ..cli import UsageError
+from ..cli import UsageError, remark
 from ..line import one_line
 from ..pages.formats import DOCUMENTS, Page, render
 from ..pages.outlines import MAX_BYTES, PageFormatError, parse_lines
@@ -118,7 +117,7 @@ def read_pages(pages: list[Source], reader: Any, job: Job) -> int:
             _give(source, _text(found, source, job.format), job)
         except (images.ImageError, PageFormatError) as error:
             failed += 1
-            print(f"trocr-jax: {source}: {error}", file=sys.stderr)
+            remark(f"{source}: {error}")
             if job.format == "json" and not job.output:
                 print(json.dumps({"path": str(source), "error": str(error)}, ensure_ascii=False), flush=True)
     return failed
@@ -127,10 +126,10 @@ def read_pages(pages: list[Source], reader: Any, job: Job) -> int:
 def _tell_of(found: Page, source: Source) -> bool:
     """Says what is wrong with a page; whether a line of it could not be read."""
     if not found.lines:
-        print(f"trocr-jax: {source}: no lines found", file=sys.stderr)
+        remark(f"{source}: no lines found")
     errors = {number: found.line.error for number, found in enumerate(found.lines, 1) if found.line.error}
     for number, error in errors.items():
-        print(f"trocr-jax: {source}: line {number}: {error}", file=sys.stderr)
+        remark(f"{source}: line {number}: {error}")
     return bool(errors)
 
 

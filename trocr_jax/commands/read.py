@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .. import images
-from ..cli import UsageError, load
+from ..cli import UsageError, load, remark
 from ..image_paths import find_images
 from ..line import Line, one_line
 from ..pages.formats import DOCUMENTS
@@ -103,7 +103,7 @@ def _found(arguments: tuple[str, ...]) -> tuple[list[Path], bool]:
             paths += find_images([argument])
         except images.ImageError as error:
             missing = True
-            print(f"trocr-jax: {error}", file=sys.stderr)
+            remark(f"{error}")
     return list(dict.fromkeys(paths)), missing
 
 
@@ -113,10 +113,10 @@ def _read_lines(paths: list[Path], config: Config, options: dict[str, Any]) -> b
     for path, line in _with_progress(paths, _make_reader(config).stream(paths, **options)):
         print(render(path, line, config.format), flush=True)
         if SEVERAL_PAGES in line.flags:
-            print(f"trocr-jax: {path}: has several pages; only the first was read", file=sys.stderr)
+            remark(f"{path}: has several pages; only the first was read")
         if line.error:
             failures += 1
-            print(f"trocr-jax: {path}: {line.error}", file=sys.stderr)
+            remark(f"{path}: {line.error}")
     return _told(failures, len(paths), "images")
 
 
@@ -156,7 +156,7 @@ def _int8_backend() -> Any:
 
 def _told(failures: int, count: int, what: str) -> bool:
     if failures:
-        print(f"trocr-jax: {failures} of {count} {what} could not be read", file=sys.stderr)
+        remark(f"{failures} of {count} {what} could not be read")
     return failures > 0
 
 
