@@ -20,7 +20,7 @@ from .logs import log
 from .service import Service
 
 _LAST_SECONDS = 1.0
-"""For requests on connections that were taken before the socket closed."""
+"""For requests on connections that were taken before the socket closed, and for those that were cut off to say so."""
 
 
 class Corked:
@@ -146,6 +146,8 @@ class Server(uvicorn.Server):
             server.close()
         await self._take_last()
         await super().shutdown(sockets)
+        if cut_off := list(self.server_state.tasks):
+            await asyncio.wait(cut_off, timeout=_LAST_SECONDS)
         log("stopped")
 
     async def _take_last(self) -> None:
