@@ -50,8 +50,12 @@ class Client:
 
     async def _send(self, request: bytes) -> Answer:
         reader, writer = await self._connection()
-        writer.write(request)
-        answer = await _receive(reader)
+        try:
+            writer.write(request)
+            answer = await _receive(reader)
+        except BaseException:  # a cancelled request's answer would be taken for the next one's
+            writer.close()
+            raise
         if answer.headers.get("connection") == "close":
             writer.close()
         else:

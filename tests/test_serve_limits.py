@@ -118,6 +118,7 @@ async def offer(url: str, rate: float, seconds: float) -> Load:
                 group.create_task(one(client))
         assert not looking.done(), looking.exception()
         looking.cancel()
+        await asyncio.wait({looking})
     return load
 
 
