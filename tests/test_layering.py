@@ -17,7 +17,7 @@ LEAVES = {
 ORDER = [
     (
         "config checkpoints.fairseq checkpoints.weights pretrained "
-        "network.flash network.layers network.encoder network.decoder_layer network.decoder model "
+        "network.flash network.layers network.encoder network.decoder_layer network.step_layers network.decoder model "
         "generation.packed generation.processors generation.loop generation.sampling generation.beam decoding reader"
     ).split(),
     "lanes engine engine_thread".split(),

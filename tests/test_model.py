@@ -22,7 +22,7 @@ from trocr_jax.config import TrOCRConfig
 from trocr_jax.decoding import GenerateConfig, generate
 from trocr_jax.generation.packed import pack, unpack
 from trocr_jax.model import TrOCR, cross_entropy, normalize, shift_right
-from trocr_jax.network import decoder
+from trocr_jax.network import step_layers
 from trocr_jax.network.decoder import Decoder, sinusoidal_table
 from trocr_jax.network.encoder import interpolate_grid, patchify
 
@@ -143,7 +143,7 @@ def test_steps_with_a_cache_equal_teacher_forcing(family, per_row):
 @pytest.mark.parametrize("tied", [True, False])
 def test_steps_with_turned_kernels_equal_teacher_forcing(monkeypatch, tied):
     """As wide decoders take them on a CPU, in the program and laid out before it; and plain ones laid out for a GPU."""
-    monkeypatch.setattr(decoder, "TURNED_FROM", 1)
+    monkeypatch.setattr(step_layers, "TURNED_FROM", 1)
     config = random_config("A", 1)
     config = replace(config, decoder=replace(config.decoder, tie_word_embeddings=tied))
     model = TrOCR(config, rngs=nnx.Rngs(0))
@@ -166,7 +166,7 @@ def test_only_what_gains_by_it_is_laid_out_beside_the_model(monkeypatch, backend
 
 
 def test_models_that_are_alike_share_programs_when_packed(monkeypatch):
-    monkeypatch.setattr(decoder, "TURNED_FROM", 1)
+    monkeypatch.setattr(step_layers, "TURNED_FROM", 1)
     one, other = (pack(TrOCR(random_config("A", 1), rngs=nnx.Rngs(seed))) for seed in (0, 1))
     assert one.structure is other.structure
     assert jax.tree.structure(one) == jax.tree.structure(other)

@@ -22,9 +22,9 @@ from ..generation.loop import process
 from ..generation.packed import Packed, unpack
 from ..generation.sampling import draw, sample_key
 from ..model import TrOCR, normalize
-from ..network.decoder import StepLayers
 from ..network.decoder_layer import KVCache
 from ..network.layers import Array
+from ..network.step_layers import StepLayers, Unrolled
 
 STEPS = 4
 """k, steps between two looks of the host. A line that ends holds its slot for up to k - 1 more, and a stream grows by k tokens.
@@ -151,7 +151,7 @@ def advance(model: TrOCR | Packed, slots: Slots, rules: GenerateConfig, full: bo
     return jax.lax.scan(lambda slots, _: _step(model, layers, slots, rules, full), slots, length=STEPS)
 
 
-def _step(model: TrOCR, layers: StepLayers, slots: Slots, rules: GenerateConfig, full: bool) -> tuple[Slots, Progress]:
+def _step(model: TrOCR, layers: StepLayers | Unrolled, slots: Slots, rules: GenerateConfig, full: bool) -> tuple[Slots, Progress]:
     ids, rows = model.config, jnp.arange(slots.done.shape[0])
     scores, cache = model.decoder.step(slots.tokens[rows, slots.position], slots.memory, slots.cache, slots.position, layers)
     scores = scores.astype(jnp.float32)

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from ..model import TrOCR
-from ..network.decoder import StepLayers
 from ..network.decoder_layer import KVCache
 from ..network.layers import Array, varying
+from ..network.step_layers import StepLayers, Unrolled
 from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_visits
 
 NEVER = -1.0e9  # the score of what is not there; transformers' value, kept because sums with it decide ties
@@ -68,7 +68,7 @@ class BeamState:
     cache: KVCache
 
 
-def beam_search(model: TrOCR, layers: StepLayers, memory: Array, config: GenerateConfig, mask: Array) -> Generation:
+def beam_search(model: TrOCR, layers: StepLayers | Unrolled, memory: Array, config: GenerateConfig, mask: Array) -> Generation:
     """memory [B,S,E], mask [B] (False: a row that only fills the batch) -> Generation with R sequences an image."""
     state = varying(_start(model, memory.shape[0], config, ~mask), model, memory)
     state = run(lambda s: _step(model, memory, config, layers, s), state, lambda s: ~jnp.all(s.done))
@@ -86,7 +86,7 @@ def _start(model: TrOCR, images: int, config: GenerateConfig, done: Array) -> Be
     return BeamState(running, nothing, jnp.ones(images, bool), done, jnp.int32(0), cache)
 
 
-def _step(model: TrOCR, memory: Array, config: GenerateConfig, layers: StepLayers, state: BeamState) -> BeamState:
+def _step(model: TrOCR, memory: Array, config: GenerateConfig, layers: StepLayers | Unrolled, state: BeamState) -> BeamState:
     logprobs, cache = _next_logprobs(model, memory, config, layers, state)
     candidates, parents = _extend(state.running, logprobs, state.position, config, model.config.eos_token_id)
     best = _merge(state, candidates, config)
@@ -108,7 +108,7 @@ def _freeze(old: BeamState, new: BeamState) -> BeamState:
 
 
 def _next_logprobs(
-    model: TrOCR, memory: Array, config: GenerateConfig, layers: StepLayers, state: BeamState
+    model: TrOCR, memory: Array, config: GenerateConfig, layers: StepLayers | Unrolled, state: BeamState
 ) -> tuple[Array, KVCache]:
     """Processed log-probabilities [B,K,V] of the next token of every running beam."""
     B, K, P1 = state.running.tokens.shape

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from ..model import TrOCR
-from ..network.decoder import StepLayers
 from ..network.layers import Array
+from ..network.step_layers import Unrolled
 
 
 class Structure:
@@ -45,6 +45,6 @@ def pack(model: TrOCR) -> Packed:
     return Packed(leaves, structure(treedef))
 
 
-def unpack(model: TrOCR | Packed) -> tuple[TrOCR, StepLayers | None]:
+def unpack(model: TrOCR | Packed) -> tuple[TrOCR, Unrolled | None]:
     """The model and, where they are laid out already, its decoder's layers; inside a program."""
     return (model, None) if isinstance(model, TrOCR) else jax.tree.unflatten(model.structure.treedef, model.leaves)

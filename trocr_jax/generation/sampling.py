@@ -14,9 +14,9 @@ import numpy as np
 
 from ..config import TrOCRConfig
 from ..model import TrOCR
-from ..network.decoder import StepLayers
 from ..network.decoder_layer import KVCache
 from ..network.layers import Array, varying
+from ..network.step_layers import StepLayers, Unrolled
 from . import processors
 from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_visits
 
@@ -54,7 +54,7 @@ def image_seed(index: N, seed: int) -> N:
 
 
 def sample(
-    model: TrOCR, layers: StepLayers, memory: Array, config: GenerateConfig, seeds: Array | None, mask: Array
+    model: TrOCR, layers: StepLayers | Unrolled, memory: Array, config: GenerateConfig, seeds: Array | None, mask: Array
 ) -> Generation:
     """memory [B,S,E], seeds [B] for sampling, mask [B] (False: a row that only fills the batch) -> Generation."""
     R, ids = config.num_return_sequences, model.config

@@ -5,13 +5,11 @@ tokens, L layers, D width, N heads, H head dim, V vocabulary.
 
 Two ways through the same weights. Teacher forcing (`__call__`) runs all T positions at once. A decoding `step` runs one
 token a row against a cache of self-attention keys and values [L,B,N,P,H] that lives in the loop's carry. `decoder_layer` has
-a single layer of both.
+a single layer of both, `step_layers` all of them as a device's steps read them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -20,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from ..config import DecoderConfig
-from .decoder_layer import LAYER_NORM_EPS, DecoderLayer, KVCache, StepLayer
+from .decoder_layer import LAYER_NORM_EPS, DecoderLayer, KVCache
 from .layers import (
     Array,
     Dtype,
@@ -36,34 +34,9 @@ from .layers import (
     stack,
     varying,
 )
+from .step_layers import StepLayers, Unrolled
 
 POSITION_OFFSET = 2  # both tables count from row 2: rows up to the pad id are kept free (fairseq)
-TURNED_FROM = 512
-"""The width from which a CPU's steps take float32 kernels turned: narrower or in bfloat16 they would be no faster."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class StepLayers:
-    """What decoding steps multiply with, laid out once before the loop.
-
-    Attributes:
-        stacked: all layers, for a scan.
-        single: one by one for a GPU, which would copy what a scan slices.
-        on_cpu: one by one for a CPU, for the same reason; with turned kernels where those are faster.
-        head: [V,D], the kernel of a head of its own for a CPU, where `on_cpu` has turned kernels.
-    """
-
-    stacked: StepLayer | None
-    single: list[StepLayer] | None
-    on_cpu: list[StepLayer] | None
-    head: Array | None
-
-    def only_for(self, backend: str) -> StepLayers | None:
-        """What one kind of device reads, if that is worth keeping beside the model: a TPU reads what is there already."""
-        if backend == "cpu":
-            return replace(self, stacked=None, single=None)
-        return replace(self, stacked=None, on_cpu=None, head=None) if backend == "gpu" else None
 
 
 class Decoder(nnx.Module):
@@ -112,15 +85,10 @@ class Decoder(nnx.Module):
 
     def step_layers(self) -> StepLayers:
         """The layers as `step` uses them; made once before a loop. What a platform does not use is not computed."""
-        stacked = jax.vmap(StepLayer.of)(self.layers)
-        single = [jax.tree.map(lambda p, i=i: p[i], stacked) for i in range(self.config.num_layers)]
-        if self.config.hidden_size < TURNED_FROM or self.dtype != jnp.float32:
-            return StepLayers(stacked, single, single, None)
-        head = None if self.config.tie_word_embeddings else self.head.kernel[...].T
-        return StepLayers(stacked, single, [layer.turned() for layer in single], head)
+        return StepLayers.of(self.layers, None if self.config.tie_word_embeddings else self.head.kernel[...])
 
     def step(
-        self, ids: Array, memory: Array, cache: KVCache, position: Array, layers: StepLayers | None = None
+        self, ids: Array, memory: Array, cache: KVCache, position: Array, layers: StepLayers | Unrolled | None = None
     ) -> tuple[Array, KVCache]:
         """One decoding step.
 
@@ -139,7 +107,7 @@ class Decoder(nnx.Module):
             row = jnp.where(ids == self.pad_token_id, self.pad_token_id, row)
         layers = layers or self.step_layers()
         with precision(self.dtype):
-            x, cache = _through(layers, self.embed(ids, row), memory, cache, position)
+            x, cache = layers(self.embed(ids, row), memory, cache, position)
             return self._step_logits(x, layers.head), cache
 
     def _step_logits(self, hidden: Array, head: Array | None) -> Array:
@@ -180,29 +148,6 @@ class Decoder(nnx.Module):
             return self.position_embedding[...]
         rows = self.config.max_positions + self.pad_token_id + 1
         return jnp.asarray(sinusoidal_table(rows, self.config.hidden_size, self.pad_token_id), dtype)
-
-
-def _through(layers: StepLayers, x: Array, memory: Array, cache: KVCache, position: Array) -> tuple[Array, KVCache]:
-    """One token a row, x [B,D], through all layers."""
-
-    def unrolled(single: list[StepLayer] | None, x: Array, cache: KVCache) -> tuple[Array, KVCache]:
-        assert single is not None, "laid out for another device"
-        for index, layer in enumerate(single):
-            x, cache = layer(x, memory, cache, jnp.int32(index), position)
-        return x, cache
-
-    on_cpu, on_gpu = partial(unrolled, layers.on_cpu), partial(unrolled, layers.single)
-    if layers.stacked is None:
-        return on_cpu(x, cache) if layers.single is None else on_gpu(x, cache)
-    stacked = layers.stacked, jnp.arange(cache.keys.shape[0])
-
-    def scanned(x: Array, cache: KVCache) -> tuple[Array, KVCache]:
-        def body(carry: tuple[Array, KVCache], xs: tuple[StepLayer, Array]) -> tuple[tuple[Array, KVCache], None]:
-            return xs[0](carry[0], memory, carry[1], xs[1], position), None
-
-        return jax.lax.scan(body, (x, cache), stacked)[0]
-
-    return jax.lax.platform_dependent(x, cache, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=scanned)
 
 
 def sinusoidal_table(rows: int, size: int, pad_token_id: int) -> np.ndarray:

@@ -1,0 +1,88 @@
+"""The decoder's layers as decoding steps read them: for every kind of device the layout that it need not copy at each step.
+
+Letters: B rows, images, P cached positions, S image tokens, E their width, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .decoder_layer import KVCache, StepLayer
+from .layers import Array
+
+TURNED_FROM = 512
+"""The width from which a CPU's steps take float32 kernels turned: narrower or in bfloat16 they would be no faster."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)  # by identity: JAX hashes what it calls
+class Unrolled:
+    """All layers one by one, for a CPU or a GPU: what a scan slices they would copy.
+
+    Attributes:
+        layers: in order.
+        head: [V,D], the kernel of a head of its own, where these layers have turned kernels too.
+    """
+
+    layers: list[StepLayer]
+    head: Array | None = None
+
+    def __call__(self, x: Array, memory: Array, cache: KVCache, position: Array) -> tuple[Array, KVCache]:
+        """One token a row, x [B,D], through all layers, with memory [images,S,E] -> [B,D] and the cache."""
+        for index, layer in enumerate(self.layers):
+            x, cache = layer(x, memory, cache, jnp.int32(index), position)
+        return x, cache
+
+    def turned(self, head: Array | None) -> Unrolled:
+        """With kernels, that of a head [D,V] among them, as `layers.matmul_few_rows` takes them."""
+        return Unrolled([layer.turned() for layer in self.layers], None if head is None else head.T)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StepLayers:
+    """All layers in every layout; the device that a program is compiled for picks its own.
+
+    Attributes:
+        stacked: for a scan.
+        on_cpu: with turned kernels where those are faster.
+        on_gpu: one by one.
+    """
+
+    stacked: StepLayer
+    on_cpu: Unrolled
+    on_gpu: Unrolled
+
+    @classmethod
+    def of(cls, layers: Any, head: Array | None) -> StepLayers:
+        """Of stacked `DecoderLayer`s and the kernel [D,V] of a head of its own, if the decoder has one."""
+        stacked = jax.vmap(StepLayer.of)(layers)
+        count, size = layers.mlp_norm.scale.shape
+        single = Unrolled([jax.tree.map(lambda p, i=i: p[i], stacked) for i in range(count)])
+        turns = size >= TURNED_FROM and layers.mlp.fc1.kernel.dtype == jnp.float32
+        return cls(stacked, single.turned(head) if turns else single, single)
+
+    @property
+    def head(self) -> Array | None:
+        """As `Unrolled` has it."""
+        return self.on_cpu.head
+
+    def only_for(self, backend: str) -> Unrolled | None:
+        """What one kind of device reads, if that is worth keeping beside the model: a TPU reads what is there already."""
+        return {"cpu": self.on_cpu, "gpu": self.on_gpu}.get(backend)
+
+    def __call__(self, x: Array, memory: Array, cache: KVCache, position: Array) -> tuple[Array, KVCache]:
+        """As `Unrolled`."""
+        ways = {"cpu": self.on_cpu, "cuda": self.on_gpu, "rocm": self.on_gpu, "default": self._scan}
+        return jax.lax.platform_dependent(x, memory, cache, position, **ways)
+
+    def _scan(self, x: Array, memory: Array, cache: KVCache, position: Array) -> tuple[Array, KVCache]:
+        def body(carry: tuple[Array, KVCache], xs: tuple[StepLayer, Array]) -> tuple[tuple[Array, KVCache], None]:
+            layer, index = xs
+            return layer(carry[0], memory, carry[1], index, position), None
+
+        return jax.lax.scan(body, (x, cache), (self.stacked, jnp.arange(cache.keys.shape[0])))[0]
