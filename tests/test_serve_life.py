@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import httpx2
 import pytest
@@ -150,41 +151,37 @@ def test_a_device_that_fails_at_the_start_ends_the_server(monkeypatch):
     running.stop()
 
 
-def test_a_device_that_fails_for_good_is_told_and_ends_the_server(monkeypatch):
-    running = Running()
-    ended = threading.Event()
+@contextmanager
+def failing(monkeypatch, *programs: str):
+    """A server whose device fails from now on, in these of its programs; and what is set once it wants to end."""
+    running, ended = Running(), threading.Event()
     running.service.on_failed = ended.set
 
     def fail(*_):
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr("trocr_jax.batching.device.advance", fail)
-    monkeypatch.setattr("trocr_jax.batching.device.empty", fail)
-    with running.client() as client:
+    for program in programs:
+        monkeypatch.setattr(f"trocr_jax.batching.device.{program}", fail)
+    yield running, ended
+    running.stop()
+
+
+def test_a_device_that_fails_for_good_is_told_and_ends_the_server(monkeypatch):
+    with failing(monkeypatch, "advance", "empty") as (running, ended), running.client() as client:
         assert client.post("/v1/chat/completions", json=chat(PICTURES[0])).status_code == 500
         assert ended.wait(10)
         assert (client.get("/healthz").status_code, client.get("/readyz").status_code) == (500, 503)
         late = client.post("/v1/chat/completions", json=chat(PICTURES[0]))
         assert late.status_code == 503 and "lost its device" in late.json()["error"]["message"]
-    running.stop()
 
 
 def test_a_device_that_gives_nothing_but_errors_ends_the_server(monkeypatch):
     """Though it can always start anew: 500 for everybody would go on for ever, behind a /readyz that says yes."""
-    running = Running()
-    ended = threading.Event()
-    running.service.on_failed = ended.set
-
-    def fail(*_):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr("trocr_jax.batching.device.advance", fail)
-    with running.client() as client:
+    with failing(monkeypatch, "advance") as (running, ended), running.client() as client:
         for _ in range(3):
             assert not ended.is_set()
             assert client.post("/v1/chat/completions", json=chat(PICTURES[0])).status_code == 500
         assert ended.wait(10) and running.service.state == "failed"
-    running.stop()
 
 
 SLOW = """

@@ -89,6 +89,7 @@ def machine() -> Iterator[Check]:
     """Versions, devices and precision."""
     import jax
 
+    from ..network.layers import asked_precision
     from ..reader import default_dtype
 
     yield Check("python", None, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
@@ -96,7 +97,9 @@ def machine() -> Iterator[Check]:
     yield from map(installed, PACKAGES)
     devices = jax.devices()
     yield Check("devices", None, f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()})")
-    yield Check("precision", None, f"{default_dtype()} by default; float32 is computed in full")
+    asked = asked_precision()
+    how = f"in the precision that JAX was told, {asked}" if asked else "in full"
+    yield Check("precision", None, f"{default_dtype()} by default; float32 is computed {how}")
     if jax.default_backend() == "cpu" and (better := _unused_accelerator()):
         yield Check("accelerator", False, better)
 

@@ -103,7 +103,7 @@ def _found(arguments: tuple[str, ...]) -> tuple[list[Path], bool]:
             paths += find_images([argument])
         except images.ImageError as error:
             missing = True
-            remark(f"{error}")
+            remark(str(error))
     return list(dict.fromkeys(paths)), missing
 
 

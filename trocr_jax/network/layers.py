@@ -34,8 +34,12 @@ def precision(dtype: Dtype) -> Any:
 
     Encoder and decoder open it by themselves; products outside of them that count as much need it, too.
     """
-    usual = "highest" if dtype == jnp.float32 else "default"
-    return jax.default_matmul_precision(getattr(jax.config, "jax_default_matmul_precision", None) or usual)
+    return jax.default_matmul_precision(asked_precision() or ("highest" if dtype == jnp.float32 else "default"))
+
+
+def asked_precision() -> str | None:
+    """The precision of products that JAX was told, by its settings or JAX_DEFAULT_MATMUL_PRECISION."""
+    return getattr(jax.config, "jax_default_matmul_precision", None)
 
 
 def exact_gelu(x: Array) -> Array:
