@@ -184,25 +184,36 @@ def test_a_device_that_gives_nothing_but_errors_ends_the_server(monkeypatch):
         assert ended.wait(10) and running.service.state == "failed"
 
 
-SLOW = """
+def stuck(module: str, name: str) -> str:
+    """A server in which one function says so and takes a minute."""
+    return f"""
 import sys, time
-from trocr_jax import cli, reader
-reader.Reader.prepare = lambda *_: (print("decoding", flush=True), time.sleep(60))
+from trocr_jax import cli
+from trocr_jax.{module} import {name.partition(".")[0]}
+{name} = lambda *_, **__: (print("stuck", flush=True), time.sleep(60))
 sys.exit(cli.main())
 """
 
 
 def test_an_image_that_takes_its_time_does_not_hold_up_the_end():
     """Its thread cannot be stopped, and Python would wait for it at exit."""
-    with process("--drain-pause", "0", "--drain-seconds", "1", program=SLOW) as server:
+    with process("--drain-pause", "0", "--drain-seconds", "1", program=stuck("reader", "Reader.prepare")) as server:
         body = json.dumps({"images": [data_url(b"x")]}).encode()
         with socket.create_connection(("127.0.0.1", server.port)) as asking:
             asking.sendall(b"POST /v1/ocr HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
             asking.sendall(b"Content-Length: %d\r\n\r\n" % len(body) + body)
-            assert server.process.stdout.readline() == "decoding\n"
+            assert server.process.stdout.readline() == "stuck\n"
             server.terminate()
             assert server.wait(20) == 0
-        assert server.log[-1]["event"] == "stopped"
+        assert server.log[-1]["event"] == "stopped" and server.log[-1]["left_behind"] == "an image"
+
+
+def test_nor_does_a_device_that_hangs_or_a_compiler():
+    with process(program=stuck("engine", "Engine.warm_up"), wait=False) as server:
+        assert server.process.stdout.readline() == "stuck\n"
+        server.terminate()
+        assert server.wait(30) == 0
+        assert server.log[-1]["event"] == "stopped" and server.log[-1]["left_behind"] == "the device or its compiler"
 
 
 def test_no_slot_is_lost_over_many_rounds():

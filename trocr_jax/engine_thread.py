@@ -50,11 +50,15 @@ class EngineThread(threading.Thread):
             if not self._turn():
                 self.wake.wait()
 
-    def stop(self) -> None:
-        """Ends the thread after its turn, or the program that it compiles; jobs under way stay as they are."""
+    def stop(self, seconds: float | None = None) -> None:
+        """Ends the thread after its turn, or the program that it compiles; jobs under way stay as they are.
+
+        Args:
+            seconds: at most to wait for that, as a device may hang: then the thread is still alive.
+        """
         self._stopping = True
         self.wake.set()
-        self.join()
+        self.join(seconds)
 
     def _turn(self) -> bool:
         """Dispatches for every engine before it waits for any."""

@@ -148,7 +148,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         if cut_off := list(self.server_state.tasks):
             await asyncio.wait(cut_off, timeout=_LAST_SECONDS)
-        log("stopped")
+        log("stopped", left_behind=self.service.held_up)
 
     async def _take_last(self) -> None:
         """A client whose connection was taken may be sending its request: closed now, it would be lost."""

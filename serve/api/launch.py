@@ -54,7 +54,7 @@ def launch(config: Config) -> int:
     service.on_ready, service.on_failed = ready, stop
     server.run([listener])
     code = 1 if failed else 0
-    if service.decoding:  # nobody waits for that image any more
+    if service.held_up:  # nobody waits for that any more
         logging.shutdown()
         os._exit(code)
     return code

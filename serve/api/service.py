@@ -38,6 +38,7 @@ from .sources import Source
 State = Literal["starting", "ready", "draining", "failed"]
 SMALL = 4_000_000  # pixels
 _POOLS = "images"
+_TURN_SECONDS = 5.0  # for the engines' last turn, which nobody waits for
 TOO_LARGE = str(ImageError("too_large"))
 
 
@@ -129,16 +130,18 @@ class Service:
         log("draining", images=self.images.inside)
 
     async def stop(self) -> None:
-        """After the last request. An image that takes its time is not waited for, see `decoding`."""
-        await asyncio.to_thread(self._thread.stop)
+        """After the last request. An image, a compiler or a device that takes its time is not waited for, see `held_up`."""
+        await asyncio.to_thread(self._thread.stop, _TURN_SECONDS)
         for pool in (self._pool, self._large):
             pool.shutdown(wait=False, cancel_futures=True)
         await self.fetcher.close()
 
     @property
-    def decoding(self) -> bool:
-        """After `stop`: whether a thread is still at an image, for which Python would wait at its exit."""
-        return any(thread.name.startswith(_POOLS) for thread in threading.enumerate())
+    def held_up(self) -> str:
+        """After `stop`: what a thread is still at, for which Python would wait at its exit; empty where nothing is."""
+        if self._thread.is_alive():
+            return "the device or its compiler"
+        return "an image" if any(thread.name.startswith(_POOLS) for thread in threading.enumerate()) else ""
 
     def _on_ready(self) -> None:
         if self.state == "starting":
