@@ -166,8 +166,10 @@ def test_a_cut_tar_gives_what_is_whole(tmp_path, mode):
     assert last.id == "x.tar" and "damaged" in last.error
 
 
-def test_a_tar_that_is_cut_amid_a_header_is_named(tmp_path):
-    (tmp_path / "x.tar").write_bytes(block(tarfile.REGTYPE, 0) + block(tarfile.REGTYPE, 0)[:100])
+@pytest.mark.parametrize("rest", [100, 0])
+def test_a_tar_that_is_cut_amid_a_header_or_before_one_is_named(tmp_path, rest):
+    """A whole one ends with blocks of zeros."""
+    (tmp_path / "x.tar").write_bytes(block(tarfile.REGTYPE, 0) + block(tarfile.REGTYPE, 0)[:rest])
     _, (items,) = plan_and_read(tmp_path / "x.tar", tmp_path)
     assert [(item.id, "cut off" in (item.error or "")) for item in items] == [("x.tar/x.png", False), ("x.tar", True)]
 
@@ -319,7 +321,7 @@ def test_a_shard_does_not_grow_in_memory(tmp_path):
         info.pax_headers = {"comment": "x" * (1 << 18)}
         archive.addfile(info)
         buffer.write(member.getvalue())
-    (tmp_path / "x.tar").write_bytes(buffer.getvalue())
+    (tmp_path / "x.tar").write_bytes(buffer.getvalue() + bytes(1024))
     unit = Unit("tar", str(tmp_path / "x.tar"), name="x.tar")
     tracemalloc.start()
     try:

@@ -22,7 +22,7 @@ from .units import Columns, Item, Unit
 
 ID_COLUMNS = ("id", "key", "__key__")
 MAX_DESCRIPTION = 1 << 20  # bytes of headers before a tar member
-_BAD_HEADER = tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError  # pyright: ignore[reportAttributeAccessIssue]
+_BAD_HEADER = tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError, tarfile.EmptyHeaderError  # pyright: ignore[reportAttributeAccessIssue]
 _DAMAGE = tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, RecursionError
 """What a damaged shard makes tarfile raise: ValueError of a header's numbers, RecursionError of descriptions of descriptions."""
 
@@ -62,7 +62,7 @@ class _Member(tarfile.TarInfo):
         archive.fileobj = _Bounded(stream)
         try:
             return super().fromtarfile(archive)
-        except _BAD_HEADER as error:  # which tarfile takes for the archive's end, where it is not the first
+        except _BAD_HEADER as error:  # or none, where a block of zeros should be: tarfile takes all of them for the archive's end
             raise tarfile.ReadError(str(error)) from None
         finally:
             archive.fileobj = stream
