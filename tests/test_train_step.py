@@ -360,6 +360,16 @@ def test_lora_factors_learn_as_fast_as_their_kernels_would():
             np.testing.assert_allclose(first / second, 0.1, rtol=0.05, err_msg=name)
 
 
+def test_lora_targets_see_single_layers_as_rules_do():
+    parameters = random_parameters(tiny.MODEL, 0)
+    found = new_lora(parameters, r"^decoder\.layers\.\d+\.mlp\.fc1\.kernel$", 4, 0)
+    assert {name.rpartition(".")[0] for name in found} == {"decoder.layers.mlp.fc1.kernel"}
+    with pytest.raises(ValueError, match=r"find only some layers of decoder\.layers\.mlp\.fc1\.kernel: .* --optimizer\.rates"):
+        new_lora(parameters, r"^decoder\.layers\.0\.mlp\.fc1", 4, 0)
+    with pytest.raises(ValueError, match=r"find no kernel that learns, as (en|de)coder\."):
+        new_lora(parameters, "fc7", 4, 0)
+
+
 def test_rules_that_miss_are_refused():
     parameters = random_parameters(tiny.MODEL, 0)
     with pytest.raises(ValueError, match="no learning rate rule matches decoder"):
@@ -424,7 +434,7 @@ def test_lora_starts_as_the_model_trains_factors_alone_and_merges():
     _, expected = gradient_sum(state, images, labels, config, KEY)
     np.testing.assert_allclose(float(sums["loss"]), float(expected["loss"]), rtol=1e-5)
     assert merged(before, {}, 1.0).keys() == plain.keys()
-    with pytest.raises(ValueError, match="match no kernel"):
+    with pytest.raises(ValueError, match="find no kernel"):
         new_lora(parameters, "querry", 4, 0)
 
 

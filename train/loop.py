@@ -214,10 +214,10 @@ class Run:
         anew = f", in a new --out with --start.model {good[-1]}" if good else ""
         return f"the loss is not finite at step {step}; lower --optimizer.lr or set --optimizer.clip 1.0{anew}"
 
-    def inference(self, state: TrainState) -> Arrays:
-        """The parameters to read with, whole on every device."""
-        compute = jax.jit(partial(inference, config=self.step_config), out_shardings=meshes.replicated(self.mesh))
-        return compute(state)
+    @cached_property
+    def inference(self) -> Callable[[TrainState], Arrays]:
+        """A state -> the parameters to read with, whole on every device; compiled once."""
+        return jax.jit(partial(inference, config=self.step_config), out_shardings=meshes.replicated(self.mesh))
 
     def _evaluate(self, step: int, parameters: Arrays) -> None:
         """On the first host alone; the others wait for it at the next step."""

@@ -140,11 +140,19 @@ def new_lora(arrays: Mapping[str, Array], targets: str, rank: int, seed: int) ->
     """Factors a [.., in, rank], random, and b [.., rank, out], zero, for every kernel that the regex finds (Hu et al., 2022).
 
     Raises:
-        ValueError: it finds none.
+        ValueError: it finds none, or some layers of a stacked kernel and not all.
     """
-    names = [name for name, x in arrays.items() if name.endswith("kernel") and re.search(targets, name)]
+    kernels = {name: x for name, x in arrays.items() if name.endswith("kernel")}
+    wanted = {name: np.asarray(layers) for name, layers in found(kernels, targets).items()}
+    if partly := next((name for name, layers in wanted.items() if layers.any() and not layers.all()), None):
+        raise ValueError(
+            f"the LoRA targets {targets!r} find only some layers of {partly}: let them find all, and freeze others "
+            "by --optimizer.rates"
+        )
+    names = [name for name, layers in wanted.items() if layers.all()]
     if not names:
-        raise ValueError(f"the LoRA targets {targets!r} match no kernel")
+        example = next((name for kernel, x in kernels.items() for name in layer_names(kernel, len(x))), "none at all")
+        raise ValueError(f"the LoRA targets {targets!r} find no kernel that learns, as {example}")
     out: Arrays = {}
     for name, key in zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True):
         *stack, size_in, size_out = arrays[name].shape
