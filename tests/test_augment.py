@@ -319,6 +319,12 @@ def test_glass_and_zoom_stay_near(line):
     assert centre < edge
 
 
+def test_a_cloud_over_a_long_line_is_no_larger_than_it_must_be():
+    """It grew with the square of the length, 17 GB here, and was flat across the line."""
+    cloud = rand_augment._plasma(np.random.default_rng(0), (32, 40_000), 2.0)
+    assert cloud.shape == (32, 40_000) and cloud.std(axis=0).mean() > 0.1
+
+
 def test_weather(line):
     rng = np.random.default_rng(0)
     for m in range(3):

@@ -205,8 +205,10 @@ def fog(image: Image.Image, rng: Generator, m: int) -> Image.Image:
 
 
 def _plasma(rng: Generator, shape: tuple[int, ...], decay: float) -> np.ndarray:
-    """A cloud in 0..1 by the diamond-square algorithm on a torus; each halving divides the jitter by `decay`."""
-    side = 1 << (max(shape) - 1).bit_length()
+    """A cloud in 0..1 by the diamond-square algorithm on a torus; each halving divides the jitter by `decay`. Along a line it
+    repeats itself: as large as that is long it would be flat across, and take gigabytes.
+    """
+    side = 1 << (min(shape) - 1).bit_length()
     cloud, step, jitter = np.zeros((side, side), np.float32), side, 1.0
     while step >= 2:
         half = step // 2
@@ -219,7 +221,7 @@ def _plasma(rng: Generator, shape: tuple[int, ...], decay: float) -> np.ndarray:
         cloud[::step, half::step] = beside / 4 + rng.uniform(-jitter, jitter, corners.shape)
         cloud[half::step, ::step] = below / 4 + rng.uniform(-jitter, jitter, corners.shape)
         step, jitter = half, jitter / decay
-    cloud = cloud[: shape[0], : shape[1]]
+    cloud = cloud[np.ix_(*(np.arange(length) % side for length in shape))]
     return (cloud - cloud.min()) / max(float(np.ptp(cloud)), 1e-6)
 
 
