@@ -14,6 +14,7 @@ from .line import CONTINUES, NO_TEXT
 from .pixels import ink
 from .pixels.image_processor import ImageProcessor
 from .pixels.line_normalization import Writing, find_writing
+from .pixels.strokes import varied_channel
 
 SEVERAL_LINES = "several_lines"
 SEVERAL_PAGES = "several_pages"
@@ -69,7 +70,7 @@ def _prepare_picture(image: Image.Image, processor: ImageProcessor) -> Prepared:
 
 def _prepare_line(image: Image.Image, processor: ImageProcessor) -> Prepared:
     """As above for a model that reads normalised lines: most of what finds the writing tells whether it is more than a line."""
-    channel = ink.varied_channel(image)
+    channel = varied_channel(image)
     writing = find_writing(channel)
     blank = ink.is_blank(channel)
     flags = _flags(blank, not blank and _several_lines(channel, writing))

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from trocr_jax.pixels import ink, line_normalization
+from trocr_jax.pixels import line_normalization, strokes
 from trocr_jax.pixels.image_processor import ImageProcessor
 
 from ..config import SyntheticConfig, to_plain
@@ -27,7 +27,7 @@ from . import fonts, synthesis
 
 SHARD = 2048
 CODE = tuple(Path(__file__).with_name(name) for name in ("fonts.py", "synthesis.py", "texts.py", "words.py")) + (
-    Path(ink.__file__), Path(line_normalization.__file__),
+    Path(line_normalization.__file__), Path(strokes.__file__),
 )  # fmt: skip
 """What decides how a line looks."""
 ATTEMPTS = 16  # to draw a line that is not too wide, before one is taken as it is

@@ -14,6 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from ..pixels import ink
+from ..pixels.strokes import packing_slope
 
 SMOOTH = 0.7  # pixels, before ink is told from paper
 AROUND = 41, 30  # pixels at least, and parts of the shorter side: the window that tells the paper; strokes fill less than half
@@ -24,6 +25,7 @@ SHARE = 0.3  # of the darkest ink around: what differs less is blur, or shows th
 SPECK = 6  # pixels of ink: what has fewer is no letter
 TWO_TONES = 0.6  # of the variance; of noise it is 0.02, as little of it lies beyond NOISE
 STEEPEST = 5.0  # degrees
+PIXELS = 200_000  # of ink, at most, show the tilt of a page
 
 
 def find_ink(image: Image.Image) -> np.ndarray | None:
@@ -92,19 +94,17 @@ def level(marks: np.ndarray) -> tuple[np.ndarray, float]:
 
 def skew(marks: np.ndarray) -> float:
     """Degrees, counter-clockwise positive as PIL turns, by which the page must be turned to be level."""
-    rows, columns = np.nonzero(marks)
+    rows, columns = (places.astype(np.float32) for places in np.nonzero(marks))
     if rows.size < 50:
         return 0.0
-    if rows.size > 200_000:
-        kept = np.random.default_rng(0).choice(rows.size, 200_000, replace=False)
-        rows, columns = rows[kept], columns[kept]
+    coarse = _levelling(rows, columns, np.arange(-STEEPEST, STEEPEST + 0.25, 0.25))
+    return _levelling(rows, columns, np.arange(coarse - 0.25, coarse + 0.26, 0.05))
 
-    def sharpness(angle: float) -> float:
-        level = np.rint(rows - columns * np.tan(np.radians(angle))).astype(np.int64)
-        return float(np.square(np.bincount(level - level.min()).astype(float)).sum())
 
-    coarse = max(np.arange(-STEEPEST, STEEPEST + 0.25, 0.25), key=sharpness)
-    return float(max(np.arange(coarse - 0.25, coarse + 0.26, 0.05), key=sharpness))
+def _levelling(rows: np.ndarray, columns: np.ndarray, angles: np.ndarray) -> float:
+    """Of the degrees those that pack ink into the fewest rows."""
+    slopes = np.tan(np.radians(angles)).astype(np.float32)
+    return float(np.degrees(np.arctan(packing_slope(rows, columns, slopes, PIXELS))))
 
 
 def _turned(marks: np.ndarray, angle: float) -> np.ndarray:

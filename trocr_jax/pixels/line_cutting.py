@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .ink import rule_rows
+from .strokes import rule_rows
 
 _ROOMY = 3 / 4  # of the model's image: what is longer is read in pieces
 _PIECE = 5 / 8  # of the model's image, on the average of a line's pieces

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from . import line_cutting
-from .ink import (
+from .strokes import (
     packing_slope,
     places_of,
     quantiles,
