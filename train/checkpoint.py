@@ -38,12 +38,12 @@ class Checkpoints:
 
     Args:
         folder: made if absent.
-        keep: newest checkpoints that stay, beside the one with the lowest score.
+        keep: newest checkpoints that stay, at least 1, beside the one with the lowest score.
         say: (kind, fields) of what happens; see `log.Log`.
     """
 
     def __init__(self, folder: Path, keep: int = 2, say: Callable[..., None] = lambda *_, **__: None):
-        self.folder, self.keep, self.say = Path(folder).resolve(), max(keep, 1), say
+        self.folder, self.keep, self.say = Path(folder).resolve(), keep, say
         self.folder.mkdir(parents=True, exist_ok=True)
         self._writer = ThreadPoolExecutor(1)
         self._work: list[Future[None]] = []

@@ -296,18 +296,18 @@ published: `stage1` trains it on."""
 
 LEAST = {
     1: "steps batch_size log_every eval_every save_every data.threads data.group optimizer.accumulate synthetic.start "
-    "synthetic.lines synthetic.workers synthetic.min_length devices patience eval_lines",
+    "synthetic.lines synthetic.workers synthetic.min_length synthetic.max_length devices keep patience eval_lines",
     2: "max_tokens",
     0: "seed synthetic.seed data.cut data.max_bad optimizer.warmup optimizer.clip optimizer.final_lr optimizer.beta1 "
     "optimizer.beta2 optimizer.eps optimizer.weight_decay optimizer.label_smoothing optimizer.layer_decay optimizer.ema "
-    "lora.rank lora.alpha preflight.lines preflight.overfit hosts.count start.dropout",
+    "lora.rank lora.alpha preflight.lines preflight.overfit hosts.count hosts.index start.dropout synthetic.fresh",
 }
 """The smallest value of fields that are numbers, or None."""
 BELOW = {
     1: "optimizer.beta1 optimizer.beta2 optimizer.label_smoothing optimizer.ema start.dropout",
     2**32: "seed",
     math.inf: "optimizer.lr optimizer.final_lr optimizer.eps optimizer.weight_decay optimizer.layer_decay optimizer.clip "
-    "lora.alpha",
+    "lora.alpha synthetic.fresh",
 }
 """What fields that are numbers, or None, stay below."""
 
@@ -322,11 +322,10 @@ def check(config: Config) -> None:
         _require(config, names, lambda value, least=least: value >= least, f"at least {least}")
     for most, names in BELOW.items():
         _require(config, names, lambda value, most=most: value < most, f"less than {most}")
-    _require(config, "optimizer.lr", lambda value: value > 0, "above 0")
+    _require(config, "optimizer.lr synthetic.max_squeeze", lambda value: value > 0, "above 0")
     _require(config, "optimizer.decay lora.targets", _is_pattern, "a regular expression")
     _refuse_idle(config)
-    if config.batch_size % config.optimizer.accumulate:
-        raise UsageError(f"--optimizer.accumulate {config.optimizer.accumulate} must divide --batch-size {config.batch_size}")
+    _refuse_mismatch(config)
 
 
 def _require(config: Config, names: str, holds: Callable[[Any], bool], said: str) -> None:
@@ -342,6 +341,15 @@ def _is_pattern(text: str) -> bool:
     except re.error:
         return False
     return True
+
+
+def _refuse_mismatch(config: Config) -> None:
+    """Raises UsageError for numbers that do not fit each other."""
+    if config.batch_size % config.optimizer.accumulate:
+        raise UsageError(f"--optimizer.accumulate {config.optimizer.accumulate} must divide --batch-size {config.batch_size}")
+    shortest, longest = config.synthetic.min_length, config.synthetic.max_length
+    if shortest > longest:
+        raise UsageError(f"--synthetic.min-length {shortest} is more than --synthetic.max-length {longest}")
 
 
 def _refuse_idle(config: Config) -> None:
