@@ -41,7 +41,7 @@ def random_config(family: str, seed: int) -> TrOCRConfig:
         learned_positions=family != "B", layernorm_embedding=family != "B", scale_embedding=family != "A",
         tie_word_embeddings=family == "A", cross_attention_size=None if projected else encoder.hidden_size,
     )  # fmt: skip
-    return TrOCRConfig(encoder, decoder)
+    return TrOCRConfig(encoder, decoder, pad_token_id=int(rng.choice([0, 1, 3])))
 
 
 def torch_model(config: TrOCRConfig, seed: int = 0, scale: float = 0.1) -> VisionEncoderDecoderModel:

@@ -22,7 +22,7 @@ import onnx
 from onnx import TensorProto
 
 from trocr_jax.model import TrOCR
-from trocr_jax.network.decoder import POSITION_OFFSET, sinusoidal_table
+from trocr_jax.network.decoder import sinusoidal_table
 from trocr_jax.network.layers import Attention
 
 from .graph import MICROSOFT, Graph, Style, array
@@ -70,7 +70,7 @@ def step(model: TrOCR, style: Style) -> onnx.ModelProto:
 
 def position_rows(ids: np.ndarray, position: int, model: TrOCR) -> np.ndarray:
     """Rows of the position table for ids [B,1] at a 0-based position."""
-    row = np.full_like(ids, position + POSITION_OFFSET)
+    row = np.full_like(ids, position + model.decoder.first_row)
     return row if model.config.decoder.learned_positions else np.where(ids == model.decoder.pad_token_id, ids, row)
 
 

@@ -36,7 +36,7 @@ from .layers import (
 )
 from .step_layers import StepLayers, Unrolled
 
-POSITION_OFFSET = 2  # both tables count from row 2: rows up to the pad id are kept free (fairseq)
+POSITION_OFFSET = 2  # learned tables keep two rows free, whatever the pad id is (fairseq)
 
 
 class Decoder(nnx.Module):
@@ -60,6 +60,11 @@ class Decoder(nnx.Module):
     def dtype(self) -> Dtype:
         """Of the parameters and of what is computed with them."""
         return self.embed_tokens.embedding.dtype
+
+    @property
+    def first_row(self) -> int:
+        """Of the position table, for the first token: a sinusoidal one counts from behind the pad id."""
+        return POSITION_OFFSET if self.config.learned_positions else self.pad_token_id + 1
 
     def __call__(self, ids: Array, memory: Array, *, key: Array | None = None, remat: bool = False) -> Array:
         """Teacher forcing: ids [B,T] (start token first), memory [B,S,E] -> hidden states [B,T,D]."""
@@ -102,7 +107,7 @@ class Decoder(nnx.Module):
         Returns:
             Logits [B,V] and the cache with this position filled.
         """
-        row = position + POSITION_OFFSET
+        row = position + self.first_row
         if not self.config.learned_positions:
             row = jnp.where(ids == self.pad_token_id, self.pad_token_id, row)
         layers = layers or self.step_layers()
@@ -139,14 +144,14 @@ class Decoder(nnx.Module):
     def _rows(self, ids: Array) -> Array:
         """Position rows of ids [B,T]: learned tables count every token, the sinusoidal one skips padding (as the reference)."""
         if self.config.learned_positions:
-            return jnp.arange(ids.shape[1]) + POSITION_OFFSET
+            return jnp.arange(ids.shape[1]) + self.first_row
         real = (ids != self.pad_token_id).astype(jnp.int32)
         return jnp.cumsum(real, axis=1) * real + self.pad_token_id
 
     def _position_table(self, dtype: Any) -> Array:
         if self.config.learned_positions:
             return self.position_embedding[...]
-        rows = self.config.max_positions + self.pad_token_id + 1
+        rows = self.config.max_positions + 2
         return jnp.asarray(sinusoidal_table(rows, self.config.hidden_size, self.pad_token_id), dtype)
 
 
