@@ -1,14 +1,20 @@
 """Drawn lines on disk: a shard is whole or not there, and stays as it was published."""
 
+import ast
+import importlib.util
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.train.config import SyntheticConfig
 from trocr_jax.train.drawing import pool
 
+DRAWER = pool.Drawer
 LINE = np.zeros((2, 2, 3), np.uint8)
 
 
@@ -67,3 +73,33 @@ def test_a_shard_that_another_run_published_meanwhile_is_left_alone(tmp_path, mo
     draw(tmp_path)
     assert (tmp_path / "000000.txt").read_text() == "published" and np.load(tmp_path / "000000.npy").shape == LINE.shape
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.npy", "000000.txt"]
+
+
+def imported(module: str) -> Iterator[str]:
+    """The modules of this package that a module imports."""
+    spec = importlib.util.find_spec(module)
+    assert spec and spec.origin
+    for node in ast.walk(ast.parse(Path(spec.origin).read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), module.rpartition(".")[0])
+            names = (base, *(f"{base}.{name.name}" for name in node.names))
+            yield from (name for name in names if name.startswith("trocr_jax.") and name in sys.modules)
+
+
+def test_every_module_that_decides_pixels_decides_the_folder():
+    """Or lines that older code drew would be read as if today's had."""
+    met = {"trocr_jax.train.drawing.synthesis", "trocr_jax.pixels.image_processor"}  # what `Drawer` calls
+    waiting = set(met)
+    while waiting:
+        new = set(imported(waiting.pop())) - met
+        met, waiting = met | new, waiting | new
+    files = {Path(sys.modules[name].__file__ or "") for name in met}
+    assert {path for path in files if path.name != "__init__.py"} == set(pool.CODE)
+
+
+def test_another_drawer_draws_into_another_folder(monkeypatch):
+    config, processor = SyntheticConfig(), ImageProcessor(height=16, width=48)
+    before = pool._digest(config, processor)
+    assert before == pool._digest(config, processor)
+    monkeypatch.setattr(pool, "Drawer", DRAWER)
+    assert before != pool._digest(config, processor)

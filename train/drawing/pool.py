@@ -9,6 +9,7 @@ A shard appears under its name when it is complete; a killed process leaves noth
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import multiprocessing
 import os
@@ -19,17 +20,23 @@ from typing import Any
 
 import numpy as np
 
-from trocr_jax.pixels import line_normalization, strokes
+from trocr_jax.pixels import image_processor
 from trocr_jax.pixels.image_processor import ImageProcessor
 
 from ..config import SyntheticConfig, to_plain
 from . import fonts, synthesis
 
 SHARD = 2048
-CODE = tuple(Path(__file__).with_name(name) for name in ("fonts.py", "synthesis.py", "texts.py", "words.py")) + (
-    Path(line_normalization.__file__), Path(strokes.__file__),
-)  # fmt: skip
-"""What decides how a line looks."""
+CODE = tuple(
+    Path(folder).with_name(f"{name}.py")
+    for folder, names in (
+        (__file__, "fonts synthesis texts words"),
+        (image_processor.__file__, "image_processor line_cutting line_normalization strokes"),
+    )
+    for name in names.split()
+)
+"""What decides how a line looks, beside `Drawer`: the modules that draw it, the one that makes pixels of it, and every module of
+this package that one of these imports. One that is missing lets a run read lines that its code would not draw any more."""
 ATTEMPTS = 16  # to draw a line that is not too wide, before one is taken as it is
 
 
@@ -141,6 +148,6 @@ def _digest(config: SyntheticConfig, processor: ImageProcessor) -> str:
     decisive = {name: plain[name] for name in ("seed", "min_length", "max_length", "max_squeeze")}
     folder = Path(config.fonts).expanduser()
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
-    code = [path.read_text(encoding="utf-8") for path in CODE]
+    code = [inspect.getsource(Drawer), *(path.read_text(encoding="utf-8") for path in CODE)]
     content = json.dumps([decisive, processor.to_hf(), SHARD, ATTEMPTS, names, code])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
