@@ -386,16 +386,21 @@ def test_top_k_of_the_defaults_is_drawn_from(reader, pixels):
     assert [job.tokens for job in jobs] == wanted and len({tuple(tokens) for tokens in wanted}) > 1
 
 
-def test_what_is_not_compiled_is_refused_by_name(engine, reader):
+def test_what_is_not_compiled_is_refused_by_name(engine, reader, pixels):
     for change, name in (
         ({"top_k": 5}, "top_k"), ({"num_beams": 2}, "num_beams"), ({"max_new_tokens": 65}, "max_new_tokens"),
         ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size"), ({"length_penalty": 2.0}, "length_penalty"),
-        ({"do_sample": True, "num_return_sequences": 9}, "num_return_sequences"),
+        ({"do_sample": True, "num_return_sequences": 2}, "num_return_sequences"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=name):
-            engine.check(replace(reader.defaults, **change))
-    with pytest.raises(ValueError, match="alternatives"):
-        engine.check(reader.defaults, 21)
+            engine.check(Job(pixels[0], replace(reader.defaults, **change)))
+    searched = replace(reader.defaults, num_beams=3)
+    for job, name in (
+        (Job(pixels[0], reader.defaults, alternatives=21), "alternatives"), (Job(pixels[0], searched, alternatives=1), "alternatives"),
+        (Job(pixels[0], reader.defaults, sample=-1), "sample"), (Job(pixels[0], searched, sample=3), "sample"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=name):
+            engine.submit([job])
     with pytest.raises(ValueError, match="power of two"):
         make(reader, batch=3)
 

@@ -134,7 +134,7 @@ def test_steps_with_a_cache_equal_teacher_forcing(family, pad, per_row):
     memory = model.encode(jnp.asarray(random_pixels(config, 2)))
     ids = int32(np.random.default_rng(0).integers(4, 40, (4, 6)))
     expected = model.decoder.logits(model.decoder(ids, jnp.repeat(memory, 2, axis=0)))
-    cache, step = model.decoder.init_cache(4, 8), jax.jit(lambda m, *args: m.decoder.step(*args))
+    cache, step = model.decoder.init_cache(4, 8), jax.jit(lambda m, *args: m.decoder.step(*args, m.decoder.step_layers()))
     for t in range(ids.shape[1]):
         position = jnp.full(4, t, jnp.int32) if per_row else jnp.int32(t)
         logits, cache = step(model, ids[:, t], memory, cache, position)
@@ -152,7 +152,7 @@ def test_steps_with_turned_kernels_equal_teacher_forcing(monkeypatch, tied):
     ids = int32(np.random.default_rng(0).integers(3, 40, (3, 4)))
     expected = model.decoder.logits(model.decoder(ids, memory))
     laid_out = (jax.jit(lambda model, backend=b: model.decoder.step_layers().only_for(backend))(model) for b in ("cpu", "gpu"))
-    for layers in (None, *laid_out):
+    for layers in (model.decoder.step_layers(), *laid_out):
         cache = model.decoder.init_cache(3, 4)
         for t in range(4):
             logits, cache = model.decoder.step(ids[:, t], memory, cache, jnp.int32(t), layers)

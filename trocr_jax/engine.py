@@ -49,7 +49,7 @@ from .network.layers import Array
 
 __all__ = ["Engine", "Job", "QueueClosedError", "QueueFullError"]
 
-_PER_JOB = {"max_new_tokens", "do_sample", "temperature", "top_p", "num_beams", "num_return_sequences"}
+_PER_JOB = {"max_new_tokens", "do_sample", "temperature", "top_p", "num_beams"}
 
 
 @dataclass
@@ -88,10 +88,10 @@ class Engine:
     ):  # fmt: skip
         if batch < 1 or batch & (batch - 1):
             raise ValueError(f"batch must be a power of two, not {batch}")
-        self.model, self.mean, self.std, self.defaults = model, mean, std, defaults
+        self.model, self.mean, self.std, self.defaults = model, mean, std, replace(defaults, num_return_sequences=1)
         self.batch, self.wake, self.counts = batch, wake or threading.Event(), Counts()
         self.failures = 0
-        self.rules = replace(defaults, num_beams=1, num_return_sequences=1)
+        self.rules = replace(self.defaults, num_beams=1)
         searches = sorted({b for b in (defaults.num_beams, *beams) if b > 1})
         self.beams = [1, *searches]
         self._packed, self._lanes = pack(model), Lanes()
@@ -103,8 +103,11 @@ class Engine:
 
     # --- any thread ---
 
-    def check(self, config: GenerateConfig, alternatives: int = 0) -> None:
-        """Raises ValueError, naming the option, if jobs with this config are not possible here."""
+    def check(self, job: Job) -> None:
+        """Raises ValueError, naming the option, if such a job is not possible here."""
+        config, searched = job.config, job.config.num_beams > 1
+        if config.num_return_sequences != 1:
+            raise ValueError("num_return_sequences is 1 here: every sample, and every sequence of a search, is a job of its own")
         for name in (f.name for f in fields(config) if f.name not in _PER_JOB):
             if getattr(config, name) != getattr(self.defaults, name):
                 raise ValueError(f"{name} is fixed to {getattr(self.defaults, name)} here")
@@ -112,10 +115,10 @@ class Engine:
             raise ValueError(f"max_new_tokens is at most {self.defaults.max_new_tokens} here")
         if config.num_beams not in self.beams:
             raise ValueError(f"num_beams must be one of {self.beams} here")
-        if not 0 <= alternatives <= (device.MAX_ALTERNATIVES if config.num_beams == 1 else 0):
+        if not 0 <= job.alternatives <= (0 if searched else device.MAX_ALTERNATIVES):
             raise ValueError(f"alternatives are at most {device.MAX_ALTERNATIVES}, and none with beams")
-        if not 1 <= config.num_return_sequences <= (device.MAX_SAMPLES if config.num_beams == 1 else config.num_beams):
-            raise ValueError(f"num_return_sequences is at most {device.MAX_SAMPLES}, and at most num_beams")
+        if job.sample < 0 or searched and job.sample >= config.num_beams:
+            raise ValueError("sample is at least 0, and with beams less than their number")
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queues jobs, all or none.
@@ -124,7 +127,7 @@ class Engine:
             QueueFullError: too many are waiting. QueueClosedError: after `close`. ValueError: see `check`.
         """
         for job in jobs:
-            self.check(job.config, job.alternatives)
+            self.check(job)
         self._queue.add(jobs)
         self.wake.set()
 

@@ -30,8 +30,6 @@ STEPS = 4
 """k, steps between two looks of the host. A line that ends holds its slot for up to k - 1 more, and a stream grows by k tokens.
 Not `loop.STEPS_PER_VISIT`, after which nothing leaves the device.
 """
-MAX_SAMPLES = 8
-"""Most samples of one image."""
 MAX_ALTERNATIVES = 20
 """Most likeliest tokens that a job can ask for at each step."""
 

@@ -93,7 +93,7 @@ class Decoder(nnx.Module):
         return StepLayers.of(self.layers, None if self.config.tie_word_embeddings else self.head.kernel[...])
 
     def step(
-        self, ids: Array, memory: Array, cache: KVCache, position: Array, layers: StepLayers | Unrolled | None = None
+        self, ids: Array, memory: Array, cache: KVCache, position: Array, layers: StepLayers | Unrolled
     ) -> tuple[Array, KVCache]:
         """One decoding step.
 
@@ -102,7 +102,7 @@ class Decoder(nnx.Module):
             memory: [images,S,E] with B a multiple of images: B / images rows (beams) read the same image.
             cache: the tokens before; donated or carried, never copied.
             position: 0-based, one for all rows [] or one a row [B].
-            layers: `step_layers()` from outside of the loop.
+            layers: `step_layers()` from outside of the loop, or of these what one device reads.
 
         Returns:
             Logits [B,V] and the cache with this position filled.
@@ -110,7 +110,6 @@ class Decoder(nnx.Module):
         row = position + self.first_row
         if not self.config.learned_positions:
             row = jnp.where(ids == self.pad_token_id, self.pad_token_id, row)
-        layers = layers or self.step_layers()
         with precision(self.dtype):
             x, cache = layers(self.embed(ids, row), memory, cache, position)
             return self._step_logits(x, layers.head), cache
