@@ -232,6 +232,16 @@ def test_a_glob_names_images_as_its_folder_does(tmp_path):
         assert [name for name, _ in expand(pattern)] == ["a/1.png", "b/1.png"], pattern
 
 
+def test_files_are_in_natural_order_and_always_in_the_same(tmp_path):
+    names = ["1/a.png", "01/a.png", "²1.png", "10.png", "2.png", "A.png", "a.png"]
+    folder = batching.folder(tmp_path / "images", dict.fromkeys(names, b"x"))
+    expected = ["01/a.png", "1/a.png", "2.png", "10.png", "A.png", "a.png", "²1.png"]
+    for place in (str(folder), f"file://{folder}"):
+        assert [name for name, _ in expand(place)] == expected
+    _, found = plan_and_read(folder, tmp_path)
+    assert [item.id for unit in found for item in unit] == expected
+
+
 def test_linked_folders_are_listed_once_each_and_loops_end(tmp_path):
     folder = batching.folder(tmp_path / "images", {"a/1.png": b"x", "b/2.png": b"x"})
     batching.folder(tmp_path / "elsewhere", {"3.png": b"x"})

@@ -165,6 +165,15 @@ def test_a_line_of_alto_may_have_a_polygon_alone_and_one_without_a_place_is_left
     np.testing.assert_array_equal(np.asarray(images.load(source[0].image)), np.asarray(tiny.draw(TEXTS[0])))
 
 
+def test_pages_are_in_natural_order_whatever_their_names_are(tmp_path):
+    folder = page_xml(tmp_path / "data")
+    for name in ("²1", "p10", "p2"):
+        (folder / f"{name}.xml").write_text((folder / "p1.xml").read_text().replace("<Unicode>one<", f"<Unicode>{name}<"))
+    source = open_source(folder)
+    assert [source[i].text for i in range(0, len(source), len(source) // 4)] == ["one", "p2", "p10", "²1"]
+
+
+
 def test_of_several_readings_in_page_the_lowest_counts_and_words_make_a_line(tmp_path, capsys):
     folder, place = page_xml(tmp_path / "data"), '<Coords points="1,1 9,1 9,9 1,9"/>'
     reading = "<TextEquiv{}><Unicode>{}</Unicode></TextEquiv>".format

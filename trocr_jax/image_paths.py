@@ -38,7 +38,7 @@ def _expand(argument: str) -> list[Path]:
             raise ImageError("missing", argument)
     except OSError:
         raise ImageError("unreadable", argument) from None
-    matches = sorted((match for match in matches if match.is_file()), key=_natural)
+    matches = sorted((match for match in matches if match.is_file()), key=natural)
     if not matches:
         raise ImageError("no_match", argument)
     return matches
@@ -48,5 +48,7 @@ def _has_known_extension(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
-def _natural(path: Path) -> list[str | int]:
-    return [int(part) if index % 2 else part.lower() for index, part in enumerate(re.split(r"(\d+)", str(path)))]
+def natural(path: str | os.PathLike[str]) -> tuple[list[str | int], str]:
+    """A key to sort paths by: 2 before 10, large letters beside small ones, and no two paths have the same."""
+    parts = re.split(r"(\d+)", os.fspath(path))  # text and numbers in turn
+    return [int(part) if index % 2 else part.lower() for index, part in enumerate(parts)], os.fspath(path)

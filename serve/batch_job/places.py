@@ -24,6 +24,7 @@ from threading import Thread
 from typing import IO, Any, TypeVar
 
 from trocr_jax.cli import UsageError
+from trocr_jax.image_paths import natural
 from trocr_jax.images import MAX_PIXELS
 
 T = TypeVar("T")
@@ -156,7 +157,7 @@ def parent(place: str) -> str:
 
 
 def expand(place: str) -> list[tuple[str, str]]:
-    """The files that a place names, as (name, place) in order of the names: a file, all visible ones below a folder, or a glob's.
+    """The files that a place names, as (name, place) in the natural order of the names: a file, all visible ones below a folder, or a glob's.
 
     A name is the path below the folder, or below the part of a glob that is before its first wildcard.
 
@@ -167,7 +168,7 @@ def expand(place: str) -> list[tuple[str, str]]:
     found = _expand_url(place) if is_url(place) else _expand_path(place)
     if not found:
         raise PlaceError(place, "no such file or folder" if not glob.has_magic(place) else "no file matches")
-    return sorted(found)
+    return sorted(found, key=lambda file: natural(file[0]))
 
 
 def _expand_path(place: str) -> list[tuple[str, str]]:

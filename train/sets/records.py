@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +114,3 @@ def read_text(path: Path) -> str:
         raise SourceError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise SourceError(f"{path}: not UTF-8") from None
-
-
-def natural(path: Path) -> list[Any]:
-    """A sorting key by which page 2 comes before page 10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]

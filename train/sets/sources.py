@@ -21,8 +21,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from trocr_jax.image_paths import natural
+
 from . import containers, page_xml
-from .records import TEXT_COLUMNS, Crops, Record, Source, SourceError, column, inside, natural, read_text
+from .records import TEXT_COLUMNS, Crops, Record, Source, SourceError, column, inside, read_text
 
 FILE_COLUMNS = ("file_name", "file", "filename", "path", "image", "image_path")
 _QUOTED = r'"((?:[^"]|"")*+)"'
@@ -53,7 +55,7 @@ def _open(path: Path) -> Source:
     for name in ("metadata.jsonl", "metadata.csv"):
         if (path / name).exists():
             return table(path / name)
-    if parts := sorted(path.glob("*.parquet")):
+    if parts := sorted(path.glob("*.parquet"), key=natural):
         return containers.Parquet(parts)
     if lists := sorted(path.glob("gt_*.txt")):
         if len(lists) > 1:
