@@ -396,9 +396,11 @@ def test_what_is_not_compiled_is_refused_by_name(engine, reader, pixels):
             engine.check(Job(pixels[0], replace(reader.defaults, **change)))
     searched = replace(reader.defaults, num_beams=3)
     for job, name in (
-        (Job(pixels[0], reader.defaults, alternatives=21), "alternatives"), (Job(pixels[0], searched, alternatives=1), "alternatives"),
-        (Job(pixels[0], reader.defaults, sample=-1), "sample"), (Job(pixels[0], searched, sample=3), "sample"),
-    ):  # fmt: skip
+        (Job(pixels[0], reader.defaults, alternatives=21), "alternatives"),
+        (Job(pixels[0], searched, alternatives=1), "alternatives"),
+        (Job(pixels[0], reader.defaults, sample=-1), "sample"),
+        (Job(pixels[0], searched, sample=3), "sample"),
+    ):
         with pytest.raises(ValueError, match=name):
             engine.submit([job])
     with pytest.raises(ValueError, match="power of two"):
