@@ -24,6 +24,7 @@ from trocr_jax.serve.batch_job import places as batch_places
 from trocr_jax.serve.batch_job.places import FetchError, PlaceError, expand, read_file
 from trocr_jax.serve.batch_job.prepare import decode
 from trocr_jax.serve.batch_job.units import Columns, Unit
+from trocr_jax.train.sets.sources import table
 
 IMAGES = pictures(10)
 NAMES = list(IMAGES)
@@ -240,6 +241,14 @@ def test_files_are_in_natural_order_and_always_in_the_same(tmp_path):
         assert [name for name, _ in expand(place)] == expected
     _, found = plan_and_read(folder, tmp_path)
     assert [item.id for unit in found for item in unit] == expected
+
+
+def test_an_object_names_the_file_that_training_would_read(tmp_path):
+    folder = batching.folder(tmp_path / "lines", {"a.png": IMAGES[NAMES[0]], "page.png": IMAGES[NAMES[1]]})
+    row = {"image": "page.png", "url": "https://x/y.png", "file_name": "a.png", "text": "a"}
+    (folder / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    _, found = plan_and_read(folder / "metadata.jsonl", tmp_path)
+    assert [item.id for item in found[0]] == ["a.png"] == [name for name, _ in table(folder / "metadata.jsonl").rows]
 
 
 def test_linked_folders_are_listed_once_each_and_loops_end(tmp_path):

@@ -1,4 +1,5 @@
-"""Images in one file, as both training and batch jobs read them: the LMDB of the scene text benchmarks, parquet's columns.
+"""What tables and containers call their images, and images in one file, as both training and batch jobs read them: parquet's
+columns, the LMDB of the scene text benchmarks.
 
 A leaf without jax. lmdb is imported when a database is opened, and only then needed.
 """
@@ -10,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+FILE_COLUMNS = ("file_name", "file", "filename", "path", "image", "image_path")
+"""Usual names of a table's column, or of an object's field, that names an image's file; the first that is there is taken:
+`file_name` as the datasets library's image folders have it."""
 IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "png", "jpg", "jpeg")
 """Usual names of a parquet column of images; the first that is there is taken."""
 

@@ -2,7 +2,7 @@
 
     folder or glob of images    id: the path below the folder, or below the glob's part before its first wildcard
     .txt .list                  a path or URL a line, relative to the list; id: the line
-    .jsonl                      objects with a path or URL (`image`, `file_name`, `path`, ...) and perhaps an `id`
+    .jsonl                      objects with a path or URL (`file_name`, `path`, `image`, ...) and perhaps an `id`
     .tar .tar.gz .tgz           webdataset shards; every image in them is a line; id: shard/member
     .parquet                    a column of images: bytes, or {bytes, path}; id: a column, else file#row
     folder with data.mdb        LMDB as scene text benchmarks come: num-samples, image-%09d; id: the key
@@ -21,13 +21,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from trocr_jax.containers import FILE_COLUMNS
 from trocr_jax.image_paths import EXTENSIONS
 
 from . import containers
 from .places import PlaceError, check_mounted, check_scheme, expand, is_url, join, opened, parent, steadily
 from .units import Columns, Item, Unit, groups
 
-FILE_KEYS = ("image", "file_name", "file", "filename", "path", "image_path", "url")
+FILE_KEYS = (*FILE_COLUMNS, "url")
 LISTS, TARS = (".txt", ".list", ".jsonl"), (".tar", ".tar.gz", ".tgz")
 
 

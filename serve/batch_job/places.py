@@ -157,7 +157,7 @@ def parent(place: str) -> str:
 
 
 def expand(place: str) -> list[tuple[str, str]]:
-    """The files that a place names, as (name, place) in the natural order of the names: a file, all visible ones below a folder, or a glob's.
+    """The files that a place names, as (name, place), 2 before 10: a file, all visible ones below a folder, or a glob's.
 
     A name is the path below the folder, or below the part of a glob that is before its first wildcard.
 

@@ -21,12 +21,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from trocr_jax.containers import FILE_COLUMNS
 from trocr_jax.image_paths import natural
 
 from . import containers, page_xml
 from .records import TEXT_COLUMNS, Crops, Record, Source, SourceError, column, inside, read_text
 
-FILE_COLUMNS = ("file_name", "file", "filename", "path", "image", "image_path")
 _QUOTED = r'"((?:[^"]|"")*+)"'
 _CELL = rf'(?:{_QUOTED}|[^"\t]*+)'
 PHOTOS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
