@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import lmdb
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import tiny
+from PIL import ImageFont
 
 from trocr_jax import Reader, metrics
 from trocr_jax.cli import UsageError
@@ -19,13 +21,13 @@ from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.train import evaluate
 from trocr_jax.train.benchmarks import BENCHMARKS, size_name
 from trocr_jax.train.config import Config as TrainConfig
-from trocr_jax.train.config import DataConfig
+from trocr_jax.train.config import DataConfig, SyntheticConfig
 from trocr_jax.train.evaluate import Config, run
-from trocr_jax.train.evaluation import held_out
 from trocr_jax.train.report import difference, render
 from trocr_jax.train.results import Reading, Result, Task
 from trocr_jax.train.sets.records import SourceError, row_names
 from trocr_jax.train.sets.sources import open_source
+from trocr_jax.train.validation import drawn_lines, held_out
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +120,42 @@ def test_data_sets_of_the_same_name_have_rows_of_their_own(tmp_path):
 
 
 def test_a_run_that_is_measured_on_lines_unlike_its_own_is_told_so(monkeypatch, capsys):
-    monkeypatch.setattr("trocr_jax.train.evaluation.drawn_lines", lambda *_: {})
+    monkeypatch.setattr("trocr_jax.train.validation.drawn_lines", lambda *_: {})
     for train, told in ((("mine.csv",), True), (("mine.csv", "synthetic@0.1"), False)):
         held_out(TrainConfig(data=DataConfig(train=train)), ImageProcessor(height=16, width=48))
         assert ("evaluation reads drawn lines: set --data.valid" in capsys.readouterr().err) == told
+
+
+@pytest.fixture(scope="module")
+def font(tmp_path_factory):
+    """A folder with Pillow's own font: none needs to be installed."""
+    folder, face = tmp_path_factory.mktemp("font"), ImageFont.load_default(12)
+    (folder / "plain.ttf").write_bytes(face.font_bytes if isinstance(face, ImageFont.FreeTypeFont) else b"")
+    return folder
+
+
+def test_a_run_and_a_measurement_read_the_same_drawn_lines(font, monkeypatch, tmp_path, capsys):
+    """The run those that fit; both ask for fonts that training does not use, and a run may do without."""
+    config, processor = SyntheticConfig(fonts=font, held_out_fonts=font, max_squeeze=9.0), ImageProcessor(height=16, width=48)
+    monkeypatch.setattr(evaluate, "SyntheticConfig", lambda seed: replace(config, seed=seed))
+    measured = {task.name: task.source for task in evaluate.data_tasks(Config(limit=20))}
+    lines = drawn_lines(replace(config, seed=evaluate.SEED), processor, 20)
+    assert list(lines) == list(measured) == ["clean", "worn", "rough"]
+    for level, source in measured.items():
+        texts = [source[i].text for i in range(20)]
+        assert 0 < len(lines[level].texts) <= 20 and set(lines[level].texts) <= set(texts)
+    assert drawn_lines(config, processor, 20)["worn"].texts != lines["worn"].texts, "another seed"
+    long = drawn_lines(replace(config, min_length=40), processor, 20)["worn"].texts
+    assert np.mean([len(text) for text in long]) > np.mean([len(text) for text in lines["worn"].texts]) + 5
+    capsys.readouterr()
+    drawn_lines(replace(config, held_out_fonts=tmp_path / "none"), processor, 5)
+    assert "none: evaluation draws with the fonts of training" in capsys.readouterr().err
+
+
+def test_a_squeeze_that_no_line_fits_is_told(font):
+    config = SyntheticConfig(fonts=font, held_out_fonts=font, max_squeeze=0.01)
+    with pytest.raises(SourceError, match="none of 5 drawn lines of level clean fits: raise --synthetic.max-squeeze"):
+        drawn_lines(config, ImageProcessor(height=16, width=48), 5)
 
 
 def test_a_column_of_numbers_is_no_text(places, tmp_path):

@@ -20,13 +20,14 @@ from trocr_jax.reader import TOGETHER, Reader
 from .benchmarks import BENCHMARKS, Benchmark, Part, size_name
 from .config import SyntheticConfig
 from .data import SYNTHETIC
+from .drawn_sets import drawn_sets
 from .report import render
 from .results import Reading, Result, Task
 from .sets.records import Record, Source, SourceError, row_names
 from .sets.sources import open_source
 
+SEED = 0  # of drawn lines
 SCORES = ("cer", "wer", "accuracy")
-DRAWN = 1000  # lines of every level, where no limit is set
 CONFUSIONS = 10
 ALL = "all"  # the row of all data sets together
 
@@ -106,7 +107,7 @@ def check(config: Config) -> None:
 
 def data_tasks(config: Config) -> list[Task]:
     """The data sets that are named."""
-    drawn = drawn_sources(config.limit or DRAWN) if SYNTHETIC in config.data else {}
+    drawn = drawn_sets(SyntheticConfig(seed=SEED), config.limit) if SYNTHETIC in config.data else {}
     stored = row_names((place for place in config.data if place != SYNTHETIC), {*drawn, ALL})
     return [Task(name, source, {}) for name, source in (drawn | {name: open_source(x) for name, x in stored.items()}).items()]
 
@@ -136,29 +137,6 @@ def benchmark_tasks(benchmark: Benchmark, folder: str, reader: Reader) -> list[T
 def _warn_of_size(part: Part, lines: int) -> None:
     if part.lines and lines != part.lines:
         print(f"{part.name}: has {lines} lines, the published test set {part.lines}; numbers do not compare", file=sys.stderr)
-
-
-class Drawn:
-    """Drawn lines as a source."""
-
-    def __init__(self, level: str, count: int):
-        from .drawing import fonts, synthesis
-
-        faces = fonts.find_faces(SyntheticConfig().held_out_fonts)
-        self.lines = synthesis.heldout(level, count, 0, faces)
-
-    def __len__(self) -> int:
-        return len(self.lines)
-
-    def __getitem__(self, index: int) -> Record:
-        image, text, about = self.lines[index]
-        return Record(image, text, f"line {index} ({about['family']})")
-
-
-def drawn_sources(count: int) -> dict[str, Drawn]:
-    from .drawing.synthesis import LEVELS
-
-    return {level: Drawn(level, count) for level in LEVELS}
 
 
 def measure(reader: Reader, tasks: Sequence[Task], names: Sequence[str], beams: int, config: Config) -> Result:

@@ -35,13 +35,13 @@ from .batches import Batches, prefetch
 from .checkpoint import Checkpoints
 from .config import Config, check
 from .data import training_lines
-from .evaluation import digest, evaluate, held_out
 from .log import DIGITS, Log, evaluations
 from .optimizer import make_optimizer, schedule
 from .parameters import Arrays, build, finite, frozen_layers, new_lora, rates, with_lora
 from .run_folder import CHECKPOINTS, claimed
 from .start import Start, opened, start, trimming
 from .step import Step, StepConfig, TrainState, inference, make_step, new_state
+from .validation import digest, evaluate, held_out
 
 
 def train(config: Config) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from trocr_jax.pixels import image_processor
 from trocr_jax.pixels.image_processor import ImageProcessor
@@ -130,12 +131,19 @@ class Drawer:
         return synthesis.LineSource(c.seed, faces, min_length=c.min_length, max_length=c.max_length)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, str]:
-        widest = self.config.max_squeeze * self.processor.width / self.processor.height
         for attempt in range(ATTEMPTS):
             image, text, _ = self.source[index * ATTEMPTS + attempt]
-            if image.width <= widest * image.height:
+            if self.takes(image):
                 break
-        return self.processor(image.convert("RGB")), text
+        return self.scaled(image), text
+
+    def takes(self, image: Image.Image) -> bool:
+        """Whether a line is not too wide for the model's image."""
+        widest = self.config.max_squeeze * self.processor.width / self.processor.height
+        return image.width <= widest * image.height
+
+    def scaled(self, image: Image.Image) -> np.ndarray:
+        return self.processor(image.convert("RGB"))
 
 
 def _images(folder: Path, shard: int) -> Path:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter
 
-from .fonts import DEFAULT_FOLDER, Face, draw_mask, find_faces
+from .fonts import Face, draw_mask
 from .texts import chance, collapse, draw_text, pick, weighted, whole
 
 SIZES = (26, 40)
@@ -107,14 +107,13 @@ class LineSource:
 
 
 def heldout(
-    level: str, count: int, seed: int, faces: Sequence[Face] | None = None, max_length: int = 48
+    level: str, count: int, seed: int, faces: Sequence[Face], max_length: int = 48, min_length: int = 1
 ) -> list[tuple[Image.Image, str, dict[str, str]]]:
-    """`count` lines of one level for evaluation: of a stream no training seed reaches, in held-out fonts by default.
+    """`count` lines of one level for evaluation: of a stream no training seed reaches.
 
     Line i has the same text and face at every level, so that levels differ in damage alone.
     """
-    faces = find_faces(DEFAULT_FOLDER / "held-out") if faces is None else faces
-    source = LineSource(seed, tuple(faces), {level: 1.0}, max_length=max_length, salt=HELD_OUT_SALT)
+    source = LineSource(seed, tuple(faces), {level: 1.0}, max_length, min_length, salt=HELD_OUT_SALT)
     return [source[index] for index in range(count)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from trocr_jax.tokens import Tokenizer
 
 from .config import Config, DataConfig, SyntheticConfig
 from .data import SYNTHETIC, parse_source
-from .drawing import fonts, synthesis
+from .drawing.pool import Drawer
+from .drawn_sets import DrawnSet, drawn_sets
 from .sets.records import Source, SourceError, row_names
 from .sets.sources import open_source
 
@@ -45,24 +46,30 @@ def held_out(config: Config, processor: ImageProcessor) -> dict[str, Lines]:
     paths, trained = ([parse_source(place)[0] for place in places] for places in (config.data.valid, config.data.train))
     if config.data.valid == DataConfig().valid and SYNTHETIC not in trained:
         print("evaluation reads drawn lines: set --data.valid to some that are like those of --data.train", file=sys.stderr)
-    drawn = drawn_lines(config.synthetic, processor, config.eval_lines or 1000) if SYNTHETIC in paths else {}
+    drawn = drawn_lines(config.synthetic, processor, config.eval_lines) if SYNTHETIC in paths else {}
     stored = row_names((path for path in paths if path != SYNTHETIC), drawn)
     return drawn | {name: stored_lines(path, processor, config.eval_lines) for name, path in stored.items()}
 
 
-def drawn_lines(config: SyntheticConfig, processor: ImageProcessor, count: int) -> dict[str, Lines]:
-    """`count` lines of every level, with texts that training does not see, and such fonts where there are; not too wide ones."""
+def drawn_lines(config: SyntheticConfig, processor: ImageProcessor, count: int | None) -> dict[str, Lines]:
+    """Those of `drawn_sets` that training would take for this model, in the fonts of training where none are held out.
+
+    Raises:
+        SourceError: all lines of a level are too wide.
+    """
     folder = Path(config.held_out_fonts).expanduser()
     if not folder.is_dir():
         print(f"no folder {folder}: evaluation draws with the fonts of training", file=sys.stderr)
-    faces = fonts.find_faces(folder if folder.is_dir() else config.fonts)
-    widest = config.max_squeeze * processor.width / processor.height
-    groups = {}
-    for level in synthesis.LEVELS:
-        drawn = synthesis.heldout(level, count, config.seed, faces, config.max_length)
-        kept = [(processor(image.convert("RGB")), text) for image, text, _ in drawn if image.width <= widest * image.height]
-        groups[level] = Lines(np.stack([pixels for pixels, _ in kept]), [text for _, text in kept])
-    return groups
+        config = replace(config, held_out_fonts=config.fonts)
+    drawer = Drawer(config, processor)
+    return {level: _narrow_lines(level, found, drawer) for level, found in drawn_sets(config, count).items()}
+
+
+def _narrow_lines(level: str, found: DrawnSet, drawer: Drawer) -> Lines:
+    kept = [record for record in map(found.__getitem__, range(len(found))) if drawer.takes(record.image)]
+    if not kept:
+        raise SourceError(f"none of {len(found)} drawn lines of level {level} fits: raise --synthetic.max-squeeze")
+    return Lines(np.stack([drawer.scaled(record.image) for record in kept]), [record.text for record in kept])
 
 
 def stored_lines(place: str, processor: ImageProcessor, count: int | None = None) -> Lines:
