@@ -211,6 +211,18 @@ def test_a_tokenizer_of_another_model_is_refused(reader):
         Reader(reader.model, character_vocabulary("äöüßñçàèìòùâêîôû"), reader.processor, reader.defaults, "mix")
 
 
+def test_a_model_that_ends_with_another_token_than_the_tokenizer_is_refused(tmp_path):
+    """It would read on behind the end of the line: babble without a flag."""
+    directory = tiny.model_directory(tmp_path / "m", replace(tiny.MODEL, eos_token_id=7))
+    with pytest.raises(ValueError, match="eos_token_id is 7 in the model and 2 in the tokenizer: they do not belong together"):
+        Reader.from_pretrained(directory)
+
+
+def test_unusual_ids_that_no_text_depends_on_are_read_with(tmp_path, drawn):
+    directory = tiny.model_directory(tmp_path / "m", replace(tiny.MODEL, bos_token_id=5, pad_token_id=6))
+    assert Reader.from_pretrained(directory).read(drawn[0]).error is None
+
+
 def test_what_a_line_holds():
     ids, logprobs = [10, 11, 12, 13, 2], [-0.1, -0.2, -0.3, -0.4, -0.5]
     line = line_from_tokens("ab c", ids, logprobs, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 4)], True)

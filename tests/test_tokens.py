@@ -6,13 +6,19 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, shared
+from conftest import FAMILIES, ROOT, shared
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, processors
 
+from trocr_jax.agreement import disagreements, misreadings
 from trocr_jax.checkpoints.tokenizer_files import TokenizerError
+from trocr_jax.config import PRESETS, DecoderConfig, TrOCRConfig
+from trocr_jax.files import PACKAGED
 from trocr_jax.tokens import Tokenizer, character_vocabulary
 
 IAM_LINE = 'industry, " Mr. Brown commented icily. " Let us have a'
@@ -393,3 +399,61 @@ def test_a_tokenizer_travels_to_worker_processes() -> None:
 def test_neither_transformers_nor_jax_is_imported() -> None:
     script = "import sys, trocr_jax.tokens; sys.exit(any(m in sys.modules for m in ('jax', 'torch', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+
+
+# --- whether it belongs to a model ---
+
+
+def numbered() -> Tokenizer:
+    """A tokenizer of 8 tokens with the usual ids."""
+    tokens = {token: index for index, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *"abcd"])}
+    return Tokenizer({"vocab.json": json.dumps(tokens).encode(), "merges.txt": b"#version: 0.2\n"})
+
+
+def rows(count: int, **ids: int) -> TrOCRConfig:
+    return replace(TrOCRConfig(decoder=DecoderConfig(vocab_size=count)), **ids)
+
+
+def test_real_tokenizers_belong_to_their_models_and_to_no_others(directory) -> None:
+    """Every config that is public, with the files of its tokenizer, and the tests' own small models."""
+    found = {
+        path.name: TrOCRConfig.from_hf(json.loads((path / "config.json").read_text())) for path in shared("hub_configs").iterdir()
+    }
+    assert len(found) == 5
+    tokenizers = {kind: Tokenizer.from_directory(directory(kind)) for kind in (ROBERTA, XLM)}
+    for name, config in {**found, **PRESETS}.items():
+        own, other = (XLM, ROBERTA) if "small" in name else (ROBERTA, XLM)
+        assert disagreements(config, tokenizers[own]) == misreadings(config, tokenizers[own]) == [], name
+        assert "tokens and the model" in disagreements(config, tokenizers[other])[0], name
+    for name in FAMILIES:
+        config = TrOCRConfig.from_hf(json.loads(shared("fixtures", name, "config.json").read_text()))
+        assert disagreements(config, numbered()) == [], name
+
+
+def test_the_package_belongs_together() -> None:
+    config = TrOCRConfig.from_hf(json.loads((PACKAGED / "config.json").read_text()))
+    assert disagreements(config, Tokenizer.from_directory(PACKAGED)) == []
+
+
+def test_what_makes_reading_wrong_is_told_from_what_is_unusual() -> None:
+    end = ["eos_token_id is 7 in the model and 2 in the tokenizer"]
+    assert disagreements(rows(8, eos_token_id=7), numbered()) == misreadings(rows(8, eos_token_id=7), numbered()) == end
+    many = ["the tokenizer has 8 tokens and the model 7 rows"]
+    assert disagreements(rows(7), numbered()) == misreadings(rows(7), numbered()) == many
+    harmless = rows(8 + 257, bos_token_id=5, pad_token_id=6, decoder_start_token_id=5)
+    assert misreadings(harmless, numbered()) == []
+    assert disagreements(harmless, numbered()) == [
+        "bos_token_id is 5 in the model and 0 in the tokenizer",
+        "pad_token_id is 6 in the model and 1 in the tokenizer",
+        "the tokenizer has 8 tokens and the model 265 rows",
+    ]
+    assert disagreements(rows(8 + 256), numbered()) == []
+
+
+def test_a_lone_tokenizer_json_that_ends_labels_with_another_token_can_be_read_with(tmp_path: Path) -> None:
+    """As models have that were trained by the notebooks, which take the end from the tokenizer's separator."""
+    backend = Backend(models.WordLevel({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "[SEP]": 4}, unk_token="<unk>"))
+    backend.post_processor = processors.TemplateProcessing(single="$A [SEP]", special_tokens=[("[SEP]", 4)])
+    tokenizer = Tokenizer({"tokenizer.json": backend.to_str().encode()})
+    assert misreadings(rows(5, eos_token_id=4), tokenizer) == misreadings(rows(5), tokenizer) == []
+    assert misreadings(rows(5, eos_token_id=3), tokenizer) and disagreements(rows(5, eos_token_id=4), tokenizer)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trocr_jax.agreement import disagreements
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.decoding import GenerateConfig, read_pixels
 from trocr_jax.model import TrOCR, normalize, shift_right
@@ -46,15 +47,13 @@ def check(
 
 def token_ids(model: TrOCRConfig, tokenizer: Tokenizer) -> str:
     """The model's ids are the tokenizer's, and every token has a row."""
-    for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
-        ours, theirs = getattr(model, name), getattr(tokenizer, name)
-        _require(ours == theirs, f"{name} is {ours} in the model and {theirs} in the tokenizer; they do not belong together")
-    rows, size = model.decoder.vocab_size, tokenizer.size
-    _require(size <= rows, f"the tokenizer has {size} tokens and the model {rows} rows: use --start.tokenizer")
+    wrong = disagreements(model, tokenizer)
+    _require(not wrong, f"{'; '.join(wrong)}: they do not belong together, --start.tokenizer gives a model another tokenizer")
     _require(model.decoder_start_token_id != model.pad_token_id, "decoder_start_token_id is the padding")
     probe = tokenizer.labels("a")
     _require(probe[-1] == model.eos_token_id and tokenizer.bos_token_id not in probe[:-1], "labels are not tokens and then </s>")
-    return f"token ids agree; {size} tokens, {rows} rows; start {model.decoder_start_token_id}, end {model.eos_token_id}"
+    rows = f"{tokenizer.size} tokens, {model.decoder.vocab_size} rows"
+    return f"token ids agree; {rows}; start {model.decoder_start_token_id}, end {model.eos_token_id}"
 
 
 def round_trips(tokenizer: Tokenizer, texts: Iterable[str]) -> str:

@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from . import files, images, sharding
+from .agreement import misreadings
 from .checkpoints.generation_files import read_settings
 from .cores import usable_cores
 from .decoding import GenerateConfig, Generation, read_pixels
@@ -72,11 +73,8 @@ class Reader:
         self._packed: tuple[TrOCR, Packed] | None = None
         if model.config.encoder.num_channels != 3:
             raise ValueError(f"{name}: reads images of {model.config.encoder.num_channels} channels; images are prepared as RGB")
-        if tokenizer.size > model.config.decoder.vocab_size:
-            raise ValueError(
-                f"{name}: the tokenizer has {tokenizer.size} tokens, the model's vocabulary {model.config.decoder.vocab_size}: "
-                "they do not belong together"
-            )
+        if wrong := misreadings(model.config, tokenizer):
+            raise ValueError(f"{name}: {'; '.join(wrong)}: they do not belong together")
 
     @classmethod
     def from_pretrained(cls, name: str | Path | None = None, *, dtype: Any = None, mesh: str | None = None) -> Reader:
