@@ -21,7 +21,7 @@ from trocr_jax import ahead_of_time
 from trocr_jax.cli import check_known, program
 from trocr_jax.config import PRESETS
 from trocr_jax.model import TrOCR
-from trocr_jax.network import layers
+from trocr_jax.network import attention
 
 from . import kernels, tpu
 
@@ -58,7 +58,7 @@ def run(config: Config) -> int:
     """Prints a row a program and a row a loop, then a JSON line."""
     check_known("model", config.models, PRESETS)
     mesh = described_mesh()
-    layers.has_flash_attention = lambda q, k: q.dtype.itemsize == 2  # there is no GPU here to try cuDNN's attention on
+    attention.has_flash_attention = lambda q, k: q.dtype.itemsize == 2  # there is no GPU here to try cuDNN's attention on
     programs = [row for name in config.models for row in measure(mesh, name, config)]
     print(json.dumps({"gpu": "H100, described", "batch_size": config.batch_size, "programs": programs}))
     return 0

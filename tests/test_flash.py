@@ -7,7 +7,7 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 from test_layers import normal, same_gradients
 
-from trocr_jax.network import flash, layers
+from trocr_jax.network import attention, flash
 
 QUERY, MEMORY = (2, 259, 3, 8), (2, 257, 3, 8)
 
@@ -28,7 +28,7 @@ def forget() -> None:
 
 def test_odd_lengths_and_their_gradients(plain_kernel):
     given = 3 * normal(QUERY, 0), normal(MEMORY, 1), normal(MEMORY, 2)
-    same_gradients(flash.flash_attention, layers._attend_at_once, given)
+    same_gradients(flash.flash_attention, attention._attend_at_once, given)
 
 
 def test_a_gpu_has_the_kernel_and_nothing_else():
@@ -79,8 +79,8 @@ def fail(q, k, v):
 
 @pytest.mark.parametrize(("kernel", "reason"), [
     (fail, "RuntimeError: no such engine"),
-    (lambda q, k, v: 1.1 * layers._attend_at_once(q, k, v), "its results are off by 0.1"),
-    (lambda q, k, v: layers._attend_at_once(q, k, v).at[0, 3].set(jnp.nan), "its results are off by inf"),
+    (lambda q, k, v: 1.1 * attention._attend_at_once(q, k, v), "its results are off by 0.1"),
+    (lambda q, k, v: attention._attend_at_once(q, k, v).at[0, 3].set(jnp.nan), "its results are off by inf"),
 ])  # fmt: skip
 def test_a_kernel_that_fails_or_is_wrong_is_said_and_not_used(plain_kernel, monkeypatch, kernel, reason):
     monkeypatch.setattr(flash, "flash_attention", kernel)
@@ -102,20 +102,20 @@ def tried() -> bool:
 
 def test_weights_that_are_cut_have_the_plain_attention(monkeypatch):
     """XLA cannot cut the kernel over heads."""
-    monkeypatch.setattr(layers, "has_flash_attention", lambda q, k: True)
-    monkeypatch.setattr(layers, "flash_attention", lambda q, k, v: jnp.sinh(q))
-    attention = layers.Attention(16, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    monkeypatch.setattr(attention, "has_flash_attention", lambda q, k: True)
+    monkeypatch.setattr(attention, "flash_attention", lambda q, k, v: jnp.sinh(q))
+    module = attention.Attention(16, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))
     programs = [
         jax.jit(lambda m, x: m(x)).trace(m, normal((1, 300, 16), 0)).lower(lowering_platforms=("cuda",)).as_text()
-        for m in (attention, layers.plain_attention(attention))
+        for m in (module, attention.plain_attention(module))
     ]
     assert ["sinh" in program for program in programs] == [True, False]
 
 
 @pytest.mark.parametrize(("platform", "expected"), [("cuda", True), ("tpu", False), ("cpu", False), ("rocm", False)])
 def test_only_cuda_programs_have_the_kernel(platform, expected, monkeypatch):
-    monkeypatch.setattr(layers, "has_flash_attention", lambda q, k: True)
-    monkeypatch.setattr(layers, "flash_attention", lambda q, k, v: jnp.sinh(q))
+    monkeypatch.setattr(attention, "has_flash_attention", lambda q, k: True)
+    monkeypatch.setattr(attention, "flash_attention", lambda q, k, v: jnp.sinh(q))
     given = normal(QUERY, 0), normal(MEMORY, 1), normal(MEMORY, 2)
-    program = jax.jit(lambda *qkv: layers.attend(*qkv)).trace(*given).lower(lowering_platforms=(platform,)).as_text()
+    program = jax.jit(lambda *qkv: attention.attend(*qkv)).trace(*given).lower(lowering_platforms=(platform,)).as_text()
     assert ("sinh" in program) is expected

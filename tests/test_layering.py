@@ -7,7 +7,7 @@ from conftest import ROOT
 
 LEAVES = {
     "images", "image_paths", "containers", "prepared", "line", "streaming", "tokens", "metrics", "files", "config", "chips",
-    "cores", "agreement", "network.mesh_axes",
+    "cores", "agreement",
     "pixels.image_processor", "pixels.ink", "pixels.line_cutting", "pixels.line_normalization", "pixels.strokes",
     "pages.binarization", "pages.letters", "pages.line_detection", "pages.outlines",
     "checkpoints.tokenizer_files", "checkpoints.generation_files", "checkpoints.tensor_files", "checkpoints.torch_files",
@@ -17,7 +17,8 @@ LEAVES = {
 ORDER = [
     (
         "config checkpoints.fairseq checkpoints.weights pretrained "
-        "network.flash network.layers network.attention network.encoder network.decoder_layer network.step_layers network.decoder model "
+        "network.flash network.mesh_axes network.layers network.attention network.encoder "
+        "network.decoder_layer network.step_layers network.decoder model "
         "generation.packed generation.processors generation.loop generation.sampling generation.beam decoding reader"
     ).split(),
     "lanes engine engine_thread".split(),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trocr_jax.network import layers
+from trocr_jax.network import attention, layers
 
 
 def normal(shape, seed: int) -> jax.Array:
@@ -21,8 +21,8 @@ def same_gradients(function, plain, inputs) -> None:
 
 def test_attention_head_by_head():
     q, k, v = normal((2, 300, 3, 8), 0), normal((2, 260, 3, 8), 1), normal((2, 260, 3, 8), 2)
-    assert q.shape[1] * k.shape[1] >= layers.SCORES_TO_SPLIT
-    same_gradients(layers.attend, layers._attend_at_once, (3 * q, k, v))
+    assert q.shape[1] * k.shape[1] >= attention.SCORES_TO_SPLIT
+    same_gradients(attention.attend, attention._attend_at_once, (3 * q, k, v))
 
 
 def test_attention_has_forward_derivatives_too():
@@ -30,10 +30,10 @@ def test_attention_has_forward_derivatives_too():
     q, k, v = (normal((1, 260, 1, 4), seed) for seed in range(3))
 
     def gradient(q):
-        return jax.grad(lambda q: jnp.sum(layers.attend(q, k, v) ** 2))(q)
+        return jax.grad(lambda q: jnp.sum(attention.attend(q, k, v) ** 2))(q)
 
     def plain(q):
-        return jax.grad(lambda q: jnp.sum(layers._attend_at_once(q, k, v) ** 2))(q)
+        return jax.grad(lambda q: jnp.sum(attention._attend_at_once(q, k, v) ** 2))(q)
 
     (_, found), (_, expected) = jax.jvp(gradient, (q,), (v,)), jax.jvp(plain, (q,), (v,))
     np.testing.assert_allclose(found, expected, atol=1e-4 * float(jnp.abs(expected).max()))

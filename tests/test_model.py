@@ -85,7 +85,7 @@ def test_every_way_into_the_model_computes_float32_in_full(dtype):
     ways = {
         TrOCR.encode: (model, jax.ShapeDtypeStruct(size, jnp.float32)), TrOCR.__call__: (model, jnp.zeros(size), ids),
         Decoder.states: (model.decoder, ids, memory), Decoder.logits: (model.decoder, hidden),
-        Decoder.step: (model.decoder, one, memory, cache, jnp.int32(0)),
+        Decoder.step: (model.decoder, one, memory, cache, jnp.int32(0), model.decoder.step_layers()),
     }  # fmt: skip
     full = "precision=(Precision.HIGHEST, Precision.HIGHEST)"
     for way, arguments in ways.items():
@@ -144,7 +144,7 @@ def test_steps_with_a_cache_equal_teacher_forcing(family, pad, per_row):
 @pytest.mark.parametrize("tied", [True, False])
 def test_steps_with_turned_kernels_equal_teacher_forcing(monkeypatch, tied):
     """As wide decoders take them on a CPU, in the program and laid out before it; and plain ones laid out for a GPU."""
-    monkeypatch.setattr(step_layers, "TURNED_FROM", 1)
+    monkeypatch.setattr(step_layers, "TRANSPOSED_FROM", 1)
     config = random_config("A", 1)
     config = replace(config, decoder=replace(config.decoder, tie_word_embeddings=tied))
     model = TrOCR(config, rngs=nnx.Rngs(0))
@@ -167,7 +167,7 @@ def test_only_what_gains_by_it_is_laid_out_beside_the_model(monkeypatch, backend
 
 
 def test_models_that_are_alike_share_programs_when_packed(monkeypatch):
-    monkeypatch.setattr(step_layers, "TURNED_FROM", 1)
+    monkeypatch.setattr(step_layers, "TRANSPOSED_FROM", 1)
     one, other = (pack(TrOCR(random_config("A", 1), rngs=nnx.Rngs(seed))) for seed in (0, 1))
     assert one.structure is other.structure
     assert jax.tree.structure(one) == jax.tree.structure(other)

@@ -19,7 +19,8 @@ import optax
 
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.model import cross_entropy, normalize, shift_right
-from trocr_jax.network.layers import Array, plain_attention, precision
+from trocr_jax.network.attention import plain_attention
+from trocr_jax.network.layers import Array, precision
 
 from .parameters import Arrays, build, merged, without
 

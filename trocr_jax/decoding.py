@@ -18,7 +18,8 @@ from .generation.loop import GenerateConfig, Generation, nothing
 from .generation.packed import Packed, unpack
 from .generation.sampling import sample
 from .model import TrOCR, normalize
-from .network.layers import Array, refuse_explicit
+from .network.layers import Array
+from .network.mesh_axes import refuse_explicit
 
 __all__ = ["GenerateConfig", "Generation", "generate", "read_pixels"]
 

@@ -16,7 +16,8 @@ from .checkpoints import weights
 from .config import TrOCRConfig
 from .network.decoder import Decoder
 from .network.encoder import Encoder
-from .network.layers import Array, Dtype, linear, precision, refuse_explicit, split
+from .network.layers import Array, Dtype, linear, precision, split
+from .network.mesh_axes import refuse_explicit
 
 
 class TrOCR(nnx.Module):

@@ -31,7 +31,8 @@ from .checkpoints import weights
 from .decoding import GenerateConfig, Generation
 from .generation.loop import bucket
 from .model import TrOCR
-from .network.layers import Array, plain_attention
+from .network.attention import plain_attention
+from .network.layers import Array
 
 DATA, MODEL = "data", "model"
 Rules = Sequence[tuple[str, P]]

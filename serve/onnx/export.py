@@ -3,9 +3,9 @@
 Letters: B rows, S image tokens, E their width, P tokens before, V vocabulary, D width, N heads, H head dim.
 
 * encoder: `pixels` [B,height,W,3] normalised float32, of the model's width, or less where not plain: the left part of such an
-  image -> what the decoder attends to. That is `memory` [B,S,E]; in int8 its numbers twice, as `memory` and as `memory_turned`
-  [B,E,S] (each product wants its own order), and `memory_scale` [B,1,S]; with a cross cache `cross_key_i` [B,N,H,S] (where plain
-  [B,N,S,H], as it is elsewhere) and `cross_value_i` [B,N,S,H] of every decoder layer.
+  image -> what the decoder attends to. That is `memory` [B,S,E]; in int8 its numbers twice, as `memory` and as
+  `memory_transposed` [B,E,S] (each product wants its own order), and `memory_scale` [B,1,S]; with a cross cache `cross_key_i`
+  [B,N,H,S] (where plain [B,N,S,H], as it is elsewhere) and `cross_value_i` [B,N,S,H] of every decoder layer.
 * step: `ids` [B,1], `rows` [B,1] (of the position table, see `position_rows`), the encoder's outputs, `past_key_i`,
   `past_value_i` and, where not plain, `place` [], the number of tokens before -> `logprobs` [B,V] and `key_i`, `value_i`. These
   caches are [B,N,P,H] and come out [B,N,P+1,H] where plain; otherwise [B,N,M,H] with room for M tokens, to be written where they
@@ -22,8 +22,8 @@ import onnx
 from onnx import TensorProto
 
 from trocr_jax.model import TrOCR
+from trocr_jax.network.attention import Attention
 from trocr_jax.network.decoder import sinusoidal_table
-from trocr_jax.network.layers import Attention
 
 from .graph import MICROSOFT, Graph, Style, array
 
@@ -154,7 +154,7 @@ def _output_memory(graph: Graph, memory: str, model: TrOCR) -> None:
         return graph.output(memory, "memory", ["B", S, E])
     rounded, scale = graph.round_rows(memory, 0, TensorProto.INT8)
     graph.output(rounded, "memory", ["B", S, E], TensorProto.INT8)
-    graph.output(graph.op("Transpose", rounded, perm=[0, 2, 1]), "memory_turned", ["B", E, S], TensorProto.INT8)
+    graph.output(graph.op("Transpose", rounded, perm=[0, 2, 1]), "memory_transposed", ["B", E, S], TensorProto.INT8)
     graph.output(graph.op("Transpose", scale, perm=[0, 2, 1]), "memory_scale", ["B", 1, S])
 
 
@@ -162,8 +162,8 @@ def _memory_inputs(graph: Graph, size: int) -> tuple[str, ...]:
     """The encoder's outputs as the step's inputs, see the module's docstring."""
     if not graph.style.int8:
         return (graph.input("memory", ["B", "S", size]),)
-    tokens, turned = ("memory", ["B", "S", size]), ("memory_turned", ["B", size, "S"])
-    rounded = (graph.input(*named, TensorProto.INT8) for named in (tokens, turned))
+    tokens, transposed = ("memory", ["B", "S", size]), ("memory_transposed", ["B", size, "S"])
+    rounded = (graph.input(*named, TensorProto.INT8) for named in (tokens, transposed))
     return *rounded, graph.input("memory_scale", ["B", 1, "S"])
 
 
@@ -172,8 +172,8 @@ def _attend_to_image(graph: Graph, query: str, memory: tuple[str, ...]) -> str:
     if not graph.style.int8:
         scores = graph.op("MatMul", query, graph.op("Transpose", *memory, perm=[0, 2, 1]))
         return graph.op("MatMul", graph.op("Softmax", scores, axis=-1), *memory)
-    tokens, turned, scale = memory
-    scores = graph.op("Mul", graph.matmul_int8(query, turned, 128), scale)
+    tokens, transposed, scale = memory
+    scores = graph.op("Mul", graph.matmul_int8(query, transposed, 128), scale)
     weights = graph.op("Mul", graph.op("Softmax", scores, axis=-1), scale)
     return graph.matmul_int8(weights, tokens, 0)  # none is negative
 
@@ -200,7 +200,7 @@ def _cross_attention_cached(graph: Graph, x: str, module: Attention, index: int,
     value = graph.input(f"cross_value_{index}", ["B", N, "S", H])
     if graph.style.plain:
         return graph.linear(graph.attend(query, key, value, module, size), module.out)
-    # heads of one query lie as they should: nothing to turn
+    # heads of one query lie as they should: nothing to transpose
     query = graph.op("Reshape", graph.op("Mul", query, graph.number(H**-0.5)), graph.ints(0, N, 1, H))
     context = graph.op("MatMul", graph.op("Softmax", graph.op("MatMul", query, key), axis=-1), value)
     return graph.linear(graph.op("Reshape", context, graph.ints(0, 1, size)), module.out)

@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from trocr_jax.network.layers import Attention, Mlp
+from trocr_jax.network.attention import Attention
+from trocr_jax.network.layers import Mlp
 
 OPSET = 20  # the first with Gelu
 IR_VERSION = 10
@@ -63,8 +64,10 @@ class Graph:
         return name
 
     def output(self, value: str, name: str, shape: list[int | str], dtype: int = TensorProto.FLOAT) -> None:
-        """Gives a node's result to the caller under a name, which becomes its own: an operator can only write to memory of the
-        caller's what no other operator passes on."""
+        """Gives a node's result to the caller under a name.
+
+        The result itself is renamed: ONNX Runtime writes into the caller's memory only what a node puts out directly.
+        """
         self._names[value] = name
         self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
 

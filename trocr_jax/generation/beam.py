@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from ..model import TrOCR
 from ..network.decoder_layer import KVCache
-from ..network.layers import Array, varying
+from ..network.layers import Array
+from ..network.mesh_axes import varying
 from ..network.step_layers import StepLayers, Unrolled
 from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_visits
 

@@ -15,7 +15,8 @@ import numpy as np
 from ..config import TrOCRConfig
 from ..model import TrOCR
 from ..network.decoder_layer import KVCache
-from ..network.layers import Array, varying
+from ..network.layers import Array
+from ..network.mesh_axes import varying
 from ..network.step_layers import StepLayers, Unrolled
 from . import processors
 from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_visits

@@ -28,12 +28,11 @@ from .layers import (
     linear,
     matmul_few_rows,
     precision,
-    refuse_explicit,
     scan_layers,
     split,
     stack,
-    varying,
 )
+from .mesh_axes import refuse_explicit, varying
 from .step_layers import StepLayers, Unrolled
 
 POSITION_OFFSET = 2  # learned tables keep two rows free, whatever the pad id is (fairseq)

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..config import DecoderConfig
-from .layers import Array, Attention, Dtype, Mlp, dropout, layer_norm, softmax_dtype, split, turn_kernels
+from .attention import Attention
+from .layers import Array, Dtype, Mlp, dropout, layer_norm, softmax_dtype, split, transpose_kernels
 
 LAYER_NORM_EPS = 1e-5  # fixed in the reference; no config names it
 
@@ -28,7 +29,7 @@ class KVCache:
     """Self-attention keys and values of the tokens decoded so far.
 
     Attributes:
-        keys: [L,B,N,P,H], heads before positions: the order that a step multiplies them in, or a CPU would turn all of it round.
+        keys: [L,B,N,P,H], heads before positions: the order that a step multiplies them in, or a CPU would transpose all of it.
         values: [L,B,N,P,H]
     """
 
@@ -93,9 +94,9 @@ class StepLayer:
         del attention.key, attention.value
         return cls(layer, key.transpose(1, 0, 2), value.transpose(1, 2, 0), None if bias is None else bias[...])
 
-    def turned(self) -> StepLayer:
-        """With kernels as `matmul_few_rows` takes them."""
-        return replace(self, layer=turn_kernels(self.layer))
+    def transposed(self) -> StepLayer:
+        """With transposed kernels, for `matmul_few_rows`."""
+        return replace(self, layer=transpose_kernels(self.layer))
 
     def __call__(self, x: Array, memory: Array, cache: KVCache, index: Array, position: Array) -> tuple[Array, KVCache]:
         """One token a row: x [B,D], memory [images,S,E], the cache written at [index, :, position] -> [B,D] and the cache."""

@@ -12,7 +12,8 @@ import numpy as np
 from flax import nnx
 
 from ..config import EncoderConfig, Size
-from .layers import Array, Attention, Dtype, Mlp, dropout, layer_norm, linear, precision, scan_layers, split, stack
+from .attention import Attention
+from .layers import Array, Dtype, Mlp, dropout, layer_norm, linear, precision, scan_layers, split, stack
 
 
 class EncoderLayer(nnx.Module):

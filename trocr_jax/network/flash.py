@@ -2,7 +2,7 @@
 
 Written out, the float32 scores of one 384 x 384 image are 16 MB a layer, eighteen times its queries, and are moved several
 times. Used in bfloat16 and float16, from Ampere (compute capability 8.0) on; anything else takes the plain way. It has gradients,
-but neither forward derivatives nor a batch of gradients (`vmap`), and is not exported: `layers.plain_attention` is without it.
+but neither forward derivatives nor a batch of gradients (`vmap`), and is not exported: `attention.plain_attention` is without it.
 
 Letters: B batch, T query length, S key length, N heads, H head dim.
 """

@@ -1,7 +1,7 @@
-"""What encoder and decoder share: linear maps, attention, the MLP, dropout, and running a stack of layers.
+"""What encoder and decoder share: linear maps, LayerNorm, the MLP, dropout, and running a stack of layers.
 
-Letters: B batch, T query length, S key length, L layers, D width, N heads, H head dim, F mlp width.
-Arrays are [B, T, N, H]; layer parameters are stacked on a leading axis L, so that a stack is one pytree of few leaves.
+Letters: B batch, L layers, D width, F mlp width.
+Layer parameters are stacked on a leading axis L, so that a stack is one pytree of few leaves.
 
 Modules are NNX modules used as immutable pytrees: they hold parameters and static settings, never a random key, and are
 called inside plain jax transforms. The compute dtype is the dtype of the parameters, also after `jax.tree.map` has cast them;
@@ -17,16 +17,12 @@ from typing import Any, TypeVar, cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AxisType
-
-from .flash import flash_attention, has_flash_attention
 
 Array = jax.Array
 Dtype = Any
 M = TypeVar("M", bound=nnx.Module)
 T = TypeVar("T", bound=tuple[Any, ...])
 W = TypeVar("W", nnx.Linear, nnx.Embed)
-X = TypeVar("X")
 
 
 def precision(dtype: Dtype) -> Any:
@@ -103,24 +99,26 @@ def dot_general(lhs: Array, rhs: Array, dimensions: Any, **options: Any) -> Arra
 
 
 def matmul_few_rows(x: Array, kernel: Array) -> Array:
-    """x [B,in] by a turned kernel [out,in] -> [B,out]. With the kernel on the left a CPU takes 0.55 to 0.8 of the time, and XLA
-    would put it back on the right if it saw that the result is turned: hence the barrier.
+    """x [B,in] by a transposed kernel [out,in] -> [B,out].
+
+    With the kernel on the left a CPU takes 0.55 to 0.8 of the time. XLA would put it back on the right if it saw that the
+    result is transposed: hence the barrier.
     """
     product = jax.lax.dot_general(kernel, x, (((1,), (1,)), ((), ())), preferred_element_type=softmax_dtype(x))
     return jax.lax.optimization_barrier(product).T.astype(x.dtype)
 
 
-def turn_kernels(module: M) -> M:
-    """The module with its linear maps ready for few rows: kernels [out,in], multiplied by `matmul_few_rows`."""
-    turned = jax.tree.map(lambda parameter: parameter, module)
-    for _, part in nnx.iter_modules(turned):
+def transpose_kernels(module: M) -> M:
+    """The module with the kernels of its linear maps transposed to [out,in], for `matmul_few_rows`."""
+    transposed = jax.tree.map(lambda parameter: parameter, module)
+    for _, part in nnx.iter_modules(transposed):
         if isinstance(part, nnx.Linear):
             part.kernel = nnx.Param(part.kernel[...].T)
-            part.dot_general = _dot_turned
-    return turned
+            part.dot_general = _dot_transposed
+    return transposed
 
 
-def _dot_turned(x: Array, kernel: Array, dimensions: Any, **options: Any) -> Array:
+def _dot_transposed(x: Array, kernel: Array, dimensions: Any, **options: Any) -> Array:
     """What `nnx.Linear` calls; a function of this module, since equal modules have to have the same one."""
     return matmul_few_rows(x, kernel)
 
@@ -152,90 +150,6 @@ def split(key: Array | None, n: int) -> list[Array] | list[None]:
     return [None] * n if key is None else list(jax.random.split(key, n))
 
 
-class Attention(nnx.Module):
-    """Multi-head attention over projections of queries [B,T,D] and memory [B,S,E] (Vaswani et al., 2017)."""
-
-    def __init__(
-        self, size: int, num_heads: int, *, memory_size: int | None = None, qkv_bias: bool = True, dropout: float = 0.0,
-        dtype: Dtype, rngs: nnx.Rngs,
-    ):  # fmt: skip
-        memory_size = size if memory_size is None else memory_size
-        self.num_heads, self.dropout, self.plain = num_heads, dropout, False
-        self.query = linear(size, size, bias=qkv_bias, dtype=dtype, rngs=rngs)
-        self.key = linear(memory_size, size, bias=qkv_bias, dtype=dtype, rngs=rngs)
-        self.value = linear(memory_size, size, bias=qkv_bias, dtype=dtype, rngs=rngs)
-        self.out = linear(size, size, dtype=dtype, rngs=rngs)
-
-    def heads(self, x: Array) -> Array:
-        """[..., D] -> [..., N, H]"""
-        return x.reshape(*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
-
-    def __call__(self, x: Array, memory: Array | None = None, *, causal: bool = False, key: Array | None = None) -> Array:
-        """x [B,T,D] attends to memory [B,S,E] (to itself without one) -> [B,T,D]."""
-        memory = x if memory is None else memory
-        q, k, v = self.heads(self.query(x)), self.heads(self.key(memory)), self.heads(self.value(memory))
-        y = attend(q, k, v, causal=causal, dropout_rate=self.dropout, key=key, plain=self.plain)
-        return self.out(y.reshape(x.shape))
-
-
-def plain_attention(module: M) -> M:
-    """The module without a GPU's own kernel: XLA does not cut that over heads, nor batch its gradient, nor export it."""
-    plain = jax.tree.map(lambda parameter: parameter, module)
-    for _, part in nnx.iter_modules(plain):
-        if isinstance(part, Attention):
-            part.plain = True
-    return plain
-
-
-def attend(
-    q: Array, k: Array, v: Array, *, causal: bool = False, dropout_rate: float = 0.0, key: Array | None = None,
-    plain: bool = False,
-) -> Array:  # fmt: skip
-    """Scaled dot-product attention, q [B,T,N,H] over k, v [B,S,N,H] -> [B,T,N,H].
-
-    Args:
-        key: weights are dropped out when there is one.
-        plain: no kernel of a GPU, see `plain_attention`.
-    """
-    whole = not causal and (key is None or dropout_rate == 0.0)
-    if whole and q.shape[1] * k.shape[1] >= SCORES_TO_SPLIT:
-        on_cuda = _attend_at_once if plain or not has_flash_attention(q, k) else flash_attention
-        return jax.lax.platform_dependent(q, k, v, cpu=_attend_head_by_head, cuda=on_cuda, default=_attend_at_once)
-    return _attend_at_once(q, k, v, causal, dropout_rate, key)
-
-
-SCORES_TO_SPLIT = 1 << 16
-"""T x S from which a CPU takes the heads one by one, as the scores of one head stay in its cache and those of all do not, and
-an NVIDIA GPU its own kernel.
-"""
-
-
-def _attend_at_once(
-    q: Array, k: Array, v: Array, causal: bool = False, dropout_rate: float = 0.0, key: Array | None = None
-) -> Array:
-    scores = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=softmax_dtype(q)) * q.shape[-1] ** -0.5
-    if causal:
-        scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, -jnp.inf)
-    weights = dropout(jax.nn.softmax(scores, axis=-1).astype(q.dtype), dropout_rate, key)
-    return jnp.einsum("bnts,bsnh->btnh", weights, v)
-
-
-def _attend_head_by_head(q: Array, k: Array, v: Array) -> Array:
-    """The same, a head at a time; the backward pass computes the weights again, which costs less than keeping them."""
-    B, T, N, H = q.shape
-    heads = tuple(x.transpose(0, 2, 1, 3).reshape(B * N, x.shape[1], H) for x in (q, k, v))
-    return jax.lax.map(jax.checkpoint(_attend_one_head), heads).reshape(B, N, T, H).transpose(0, 2, 1, 3)
-
-
-def _attend_one_head(qkv: tuple[Array, Array, Array]) -> Array:
-    """q [T,H] over k, v [S,H]; the weights' sum is divided out behind the product, where it costs T x H instead of T x S."""
-    q, k, v = qkv
-    scores = jnp.matmul(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k.T, preferred_element_type=softmax_dtype(q))
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    total = weights.sum(axis=-1, keepdims=True)
-    return (jnp.matmul(weights.astype(q.dtype), v, preferred_element_type=softmax_dtype(q)) / total).astype(q.dtype)
-
-
 def softmax_dtype(x: Array) -> Dtype:
     """float32 for anything narrower: half-precision scores lose the small weights."""
     return x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32
@@ -251,28 +165,6 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Array, *, key: Array | None = None) -> Array:
         return self.fc2(dropout(ACTIVATIONS[self.activation](self.fc1(x)), self.dropout, key))
-
-
-def varying(state: X, *read: Any) -> X:
-    """What a loop begins with, as varying over the mesh axes that any array in `read` varies over. Inside a `jax.shard_map` new
-    buffers vary over none, and what a loop carries may not change in that.
-    """
-
-    def axes(x: Array) -> frozenset[str]:
-        return jax.typeof(x).manual_axis_type.varying
-
-    wanted = frozenset[str]().union(*map(axes, jax.tree.leaves(read)))
-    return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(wanted - axes(x)), to="varying"), state)
-
-
-def refuse_explicit(*arrays: Any) -> None:
-    """Raises ValueError where arrays lie on a mesh with Explicit axes: no operation here says where its result lies."""
-    for x in jax.tree.leaves(arrays):
-        if AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:
-            raise ValueError(
-                "the arrays lie on a mesh with Explicit axes, jax.make_mesh's default: "
-                "give it axis_types=(AxisType.Auto,) * axes, or call this through jax.sharding.auto_axes"
-            )
 
 
 def stack(make: Callable[[nnx.Rngs], Any], count: int, rngs: nnx.Rngs) -> Any:

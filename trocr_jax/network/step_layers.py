@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from .decoder_layer import KVCache, StepLayer
 from .layers import Array
 
-TURNED_FROM = 512
-"""The width from which a CPU's steps take float32 kernels turned: narrower or in bfloat16 they would be no faster."""
+TRANSPOSED_FROM = 512
+"""The width from which a CPU's steps take float32 kernels transposed: narrower or in bfloat16 they would be no faster."""
 
 
 @jax.tree_util.register_dataclass
@@ -25,7 +25,7 @@ class Unrolled:
 
     Attributes:
         layers: in order.
-        head: [V,D], the kernel of a head of its own, where these layers have turned kernels too.
+        head: [V,D], the kernel of a head of its own, where these layers have transposed kernels too.
     """
 
     layers: list[StepLayer]
@@ -37,9 +37,9 @@ class Unrolled:
             x, cache = layer(x, memory, cache, jnp.int32(index), position)
         return x, cache
 
-    def turned(self, head: Array | None) -> Unrolled:
-        """With kernels, that of a head [D,V] among them, as `layers.matmul_few_rows` takes them."""
-        return Unrolled([layer.turned() for layer in self.layers], None if head is None else head.T)
+    def transposed(self, head: Array | None) -> Unrolled:
+        """With transposed kernels, for `layers.matmul_few_rows`; a head's [D,V], too."""
+        return Unrolled([layer.transposed() for layer in self.layers], None if head is None else head.T)
 
 
 @jax.tree_util.register_dataclass
@@ -49,7 +49,7 @@ class StepLayers:
 
     Attributes:
         stacked: for a scan.
-        on_cpu: with turned kernels where those are faster.
+        on_cpu: with transposed kernels where those are faster.
         on_gpu: one by one.
     """
 
@@ -63,8 +63,8 @@ class StepLayers:
         stacked = jax.vmap(StepLayer.of)(layers)
         count, size = layers.mlp_norm.scale.shape
         single = Unrolled([jax.tree.map(lambda p, i=i: p[i], stacked) for i in range(count)])
-        turns = size >= TURNED_FROM and layers.mlp.fc1.kernel.dtype == jnp.float32
-        return cls(stacked, single.turned(head) if turns else single, single)
+        transposes = size >= TRANSPOSED_FROM and layers.mlp.fc1.kernel.dtype == jnp.float32
+        return cls(stacked, single.transposed(head) if transposes else single, single)
 
     @property
     def head(self) -> Array | None:
@@ -76,7 +76,7 @@ class StepLayers:
         return {"cpu": self.on_cpu, "gpu": self.on_gpu}.get(backend)
 
     def __call__(self, x: Array, memory: Array, cache: KVCache, position: Array) -> tuple[Array, KVCache]:
-        """As `Unrolled`."""
+        """One token a row through all layers, see `Unrolled`."""
         ways = {"cpu": self.on_cpu, "cuda": self.on_gpu, "rocm": self.on_gpu, "default": self._scan}
         return jax.lax.platform_dependent(x, memory, cache, position, **ways)
 
