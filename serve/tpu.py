@@ -22,7 +22,7 @@ from jax.stages import Compiled
 
 from trocr_jax import ahead_of_time, sharding
 from trocr_jax.batching import device
-from trocr_jax.chips import chip_of, estimate
+from trocr_jax.chips import Chip, chip_of, estimate
 from trocr_jax.cli import check_known, program
 from trocr_jax.config import PRESETS
 from trocr_jax.decoding import GenerateConfig
@@ -54,18 +54,23 @@ class Config:
 
 
 def run(config: Config) -> int:
-    """Prints a row a program, then a JSON line."""
+    """Prints a row a program, then a JSON line.
+
+    Raises:
+        ValueError: a price is asked for, and the chip's rates are not known; before anything is compiled.
+    """
     check_known("model", config.models, PRESETS)
+    chip = chip_of(config.topology) if config.price else None
     mesh = ahead_of_time.tpu_mesh(config.topology)
-    programs = [row for name in config.models for row in measure(mesh, name, config)]
+    programs = [row for name in config.models for row in measure(mesh, name, chip, config)]
     print(
         json.dumps({"topology": config.topology, "chips": mesh.size, "batch_per_chip": config.batch_size, "programs": programs})
     )
     return 0
 
 
-def measure(mesh: Mesh, name: str, config: Config) -> list[dict[str, Any]]:
-    """A model's programs in bfloat16, data parallel, and what the compiler says of each."""
+def measure(mesh: Mesh, name: str, chip: Chip | None, config: Config) -> list[dict[str, Any]]:
+    """A model's programs in bfloat16, data parallel, and what the compiler says of each; with a chip, prices too."""
     model, rows = TrOCR.abstract(PRESETS[name], jnp.bfloat16), []
     for beams in config.beams:
         label = "greedy" if beams == 1 else f"{beams} beams"
@@ -74,10 +79,10 @@ def measure(mesh: Mesh, name: str, config: Config) -> list[dict[str, Any]]:
     if config.engine:
         rows.append(compiled(name, "engine", partial(compile_engine, mesh, model, config.batch_size, config.tokens)))
     work = Workload(config.batch_size, config.line_tokens, config.tokens)
-    for row in rows if config.price else ():
-        if row.get("beams", 1) == 1:
-            cost = reading_cost(mesh, model, work, chip_of(config.topology), row["program"] == "engine")
-            row |= estimate(cost, chip_of(config.topology), config.batch_size, mesh.size, config.dollars)
+    for row in rows:
+        if chip and row.get("beams", 1) == 1:
+            cost = reading_cost(mesh, model, work, chip, row["program"] == "engine")
+            row |= estimate(cost, chip, config.batch_size, mesh.size, config.dollars)
     return rows
 
 

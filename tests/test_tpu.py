@@ -8,16 +8,23 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from trocr_jax import ahead_of_time
+from trocr_jax.serve import tpu as serve_tpu
+from trocr_jax.train import tpu as train_tpu
 
 LIBTPU = Path(sys.prefix) / "libtpu"
 HBM = 16 * 2**30  # bytes of a v5e chip
 
-pytestmark = pytest.mark.skipif(not LIBTPU.is_dir(), reason="needs libtpu in .venv/libtpu, where `make test` puts it")
+needs_libtpu = pytest.mark.skipif(not LIBTPU.is_dir(), reason="needs libtpu in .venv/libtpu, where `make test` puts it")
 
 
+@needs_libtpu
 # for one chip alone the compiler takes three times as long as for one of four
 @pytest.mark.parametrize("topology", [pytest.param("v5e:1x1", marks=pytest.mark.slow), "v5e:2x2"])
 def test_greedy_and_beam_of_base_and_large_fit_a_v5e(topology):
@@ -36,3 +43,22 @@ def test_greedy_and_beam_of_base_and_large_fit_a_v5e(topology):
     for program in programs:
         assert 0 < program["bytes_per_chip"] < HBM, program
         assert program["collectives"] == 0, "data-parallel decoding must not wait for other chips"
+
+
+def test_a_chip_without_known_rates_costs_the_estimates_alone(monkeypatch, capsys):
+    """Training's table has a row for it; who asks for a price is told before minutes of compiling."""
+    monkeypatch.setattr(ahead_of_time, "tpu_mesh", lambda _: SimpleNamespace(size=4))
+    monkeypatch.setattr(ahead_of_time, "bytes_held", lambda _: 2**30)
+    monkeypatch.setattr(ahead_of_time, "collectives", lambda _: Counter())
+    monkeypatch.setattr(train_tpu, "compile_step", lambda *_: None)
+    assert train_tpu.run(train_tpu.Config("tpu7x:2x2x1", ("microsoft/trocr-base-stage1",))) == 0
+    out, err = capsys.readouterr()
+    (row,) = json.loads(out)["programs"]
+    assert row["bytes_per_chip"] == 2**30 and "estimated_lines_per_s" not in row
+    assert "no rates are known for tpu7x" in err and "rows have no estimates" in err
+    compiled = list[str]()
+    monkeypatch.setattr(serve_tpu, "compiled", lambda _, label, __: compiled.append(label) or {"program": label})
+    with pytest.raises(ValueError, match="no rates are known for tpu7x"):
+        serve_tpu.run(serve_tpu.Config("tpu7x:2x2x1", price=True))
+    assert not compiled
+    assert serve_tpu.run(serve_tpu.Config("tpu7x:2x2x1")) == 0

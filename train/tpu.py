@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled
 
 from trocr_jax import ahead_of_time
-from trocr_jax.chips import Cost, chip_of, estimate
+from trocr_jax.chips import Chip, Cost, chip_of, estimate
 from trocr_jax.cli import check_known, program
 from trocr_jax.config import PRESETS
 from trocr_jax.model import TrOCR
@@ -60,32 +60,41 @@ class Config:
 def run(config: Config) -> int:
     """Prints a row a model, then a JSON line."""
     check_known("model", config.models, PRESETS)
-    mesh = ahead_of_time.tpu_mesh(config.topology)
-    rows = [measure(mesh, name, config) for name in config.models]
+    chip, mesh = known_chip(config.topology), ahead_of_time.tpu_mesh(config.topology)
+    rows = [measure(mesh, name, chip, config) for name in config.models]
     print(json.dumps({"topology": config.topology, "chips": mesh.size, "batch_per_chip": config.batch_size, "programs": rows}))
     return 0
 
 
-def measure(mesh: Mesh, name: str, config: Config) -> dict[str, Any]:
-    """Compiles one step in bfloat16 with float32 masters and tells what the compiler says of it."""
+def known_chip(topology: str) -> Chip | None:
+    """The chip of a topology; None where its rates are not known, and stderr says so."""
+    try:
+        return chip_of(topology)
+    except ValueError as error:
+        print(f"{error}; rows have no estimates", file=sys.stderr)
+        return None
+
+
+def measure(mesh: Mesh, name: str, chip: Chip | None, config: Config) -> dict[str, Any]:
+    """Compiles one step in bfloat16 with float32 masters and tells what the compiler says of it; no estimates without a chip."""
     began = time.perf_counter()
     program = compile_step(mesh, name, config)
     held, collectives = ahead_of_time.bytes_held(program), ahead_of_time.collectives(program)
     seconds = round(time.perf_counter() - began, 1)
     row = {"model": name, "bytes_per_chip": held, "collectives": dict(collectives), "compile_s": seconds}
-    cost = step_cost(mesh, name, program, config)
-    row |= estimate(cost, chip_of(config.topology), config.batch_size, mesh.size, config.dollars)
+    if chip:
+        row |= estimate(step_cost(mesh, name, program, chip, config), chip, config.batch_size, mesh.size, config.dollars)
     said = ", ".join(f"{count} {kind}" for kind, count in collectives.items()) or "no collectives"
     print(f"{name:<32} {held / 2**30:6.2f} GiB a chip  {said}  {seconds:6.1f} s", file=sys.stderr)
     return row
 
 
-def step_cost(mesh: Mesh, name: str, program: Any, config: Config) -> Cost:
+def step_cost(mesh: Mesh, name: str, program: Any, chip: Chip, config: Config) -> Cost:
     """A chip's work in one step: the program's, which counts one layer of each stack, and that of the other layers.
 
     The time in which chips talk is not in it.
     """
-    chip, model, rows = chip_of(config.topology), PRESETS[name], config.batch_size
+    model, rows = PRESETS[name], config.batch_size
     abstract, key = TrOCR.abstract(model, jnp.bfloat16), jax.eval_shape(lambda: jax.random.key(0))
     hidden, memory, target = (
         jax.ShapeDtypeStruct((rows, places, width), jnp.bfloat16)
