@@ -211,9 +211,15 @@ def _decode(image: Image.Image, max_pixels: int) -> Image.Image:
             _check_size(width, height, max_pixels)
         image.load()
         upright = _UPRIGHT.get(_orientation(image))
-        return _to_rgb(image.transpose(upright) if upright is not None else image)
+        return _plain(_to_rgb(image.transpose(upright) if upright is not None else image))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more on damaged files
         raise _failure(error) from None
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Without metadata: lines that are cut out of a photograph, and the photograph loaded again, would be turned once more."""
+    image.info = {key: value for key, value in image.info.items() if key == FIRST_OF_SEVERAL}
+    return image
 
 
 def _failure(error: Exception) -> ImageError:
