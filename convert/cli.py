@@ -11,15 +11,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from trocr_jax.cli import UsageError
+from trocr_jax.cli import UsageError, guarded
+
+if TYPE_CHECKING:
+    from trocr_jax.config import TrOCRConfig
 
 Size = tuple[int, int]
-BILINEAR, BICUBIC = 2, 3  # Pillow's numbers
-UNUSED = 256  # rows of a vocabulary that no token has: 42 in trocr-small's; padding to a multiple adds fewer
 WARM_START = ("branch", "decoder_layers", "image_size", "seed")
 
 
@@ -29,8 +30,8 @@ class Config:
     """Hub name (NAME@REVISION for a commit, tag or branch), model directory, or fairseq .pt file."""
     dst: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
     """Directory to make."""
-    to: Literal["hub", "jax"] = "hub"
-    """hub: model.safetensors, which transformers loads too; jax: Orbax with stacked layers."""
+    to: Literal["hub", "orbax"] = "hub"
+    """hub: model.safetensors, which transformers loads too; orbax: Orbax with our stacked layers."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """By default as SRC."""
     verify: bool = False
@@ -66,7 +67,7 @@ def run(config: Config) -> int:
         raise UsageError(str(error)) from None
     _check_flags(config)
     model, companions, source = _warm_start(config) if config.decoder else _convert(config)
-    pretrained.save(model, dst, companions, to="orbax" if config.to == "jax" else "hub")
+    pretrained.save(model, dst, companions, to=config.to)
     size = sum(file.stat().st_size for file in dst.rglob("*") if file.is_file())
     print(f"wrote {dst}: {model.dtype.name}, {size / 1e6:.1f} MB", file=sys.stderr)
     return _verify(dst, source) if config.verify else 0
@@ -110,7 +111,7 @@ def _convert(config: Config) -> tuple[Any, dict[str, bytes], Any]:
 
 
 def _warm_start(config: Config) -> tuple[Any, dict[str, bytes], None]:
-    """The same for a model that is put together; there is no checkpoint to compare it with."""
+    """A model made of an image encoder and a RoBERTa, and the files that go along; no checkpoint can be compared with it."""
     from trocr_jax import files, pretrained
 
     from .warm_start import warm_start
@@ -124,76 +125,76 @@ def _warm_start(config: Config) -> tuple[Any, dict[str, bytes], None]:
     for remark in remarks:
         print(remark, file=sys.stderr)
     if config.tokenizer is None and any(tokenizer.keys() >= set(names) for names in files.TOKENIZERS):
-        _check_tokenizer("--decoder", str(config.decoder), model.config)
+        tokenizer = _named_tokenizer("--decoder", str(config.decoder), model.config)
     return model, _complete(config, tokenizer, model.config), None
 
 
-def _complete(config: Config, found: dict[str, bytes], model: Any) -> dict[str, bytes]:
-    """The files that go along: with --tokenizer's tokenizer, its class named as transformers needs it, and preprocessing."""
-    from trocr_jax import files, pretrained
-
-    if config.tokenizer is not None:
-        _check_tokenizer("--tokenizer", config.tokenizer, model)
-        given = pretrained.companions(files.resolve(config.tokenizer))
-        found = {name: content for name, content in found.items() if name not in files.TOKENIZER_FILES}
-        found |= {name: content for name, content in given.items() if name in files.TOKENIZER_FILES}
-    if not found.keys() & set(files.PREPROCESSOR_FILES):
-        found |= preprocessor(model, resample=BICUBIC if files.expand(config.src).is_file() or config.decoder else None)
-        print("no preprocessor_config.json: wrote the one of the public checkpoints of this kind", file=sys.stderr)
-    if pretrained.lacking(found):
-        example = "small" if model.decoder.vocab_size == 64044 else "base"
-        print(f"no tokenizer: reading needs one, add --tokenizer microsoft/trocr-{example}-printed or another", file=sys.stderr)
-        return found
-    return found | _tokenizer_class(found)
-
-
-def _check_tokenizer(flag: str, name: str, model: Any) -> None:
-    """Raises ValueError for a tokenizer of another vocabulary: every text would be read as other tokens."""
+def _complete(config: Config, found: dict[str, bytes], model: TrOCRConfig) -> dict[str, bytes]:
+    """The files that go along: the tokenizer's, --tokenizer's where it is given, and a preprocessing if there is none."""
     from trocr_jax import files
+
+    if config.tokenizer is None:
+        tokenizer = _found_tokenizer(config.src, found, model)
+    else:
+        tokenizer = _named_tokenizer("--tokenizer", config.tokenizer, model)
+    found = {name: content for name, content in found.items() if name not in files.TOKENIZER_FILES} | tokenizer
+    if not found.keys() & set(files.PREPROCESSOR_FILES):
+        found["preprocessor_config.json"] = _preprocessor(config, model)
+        print("no preprocessor_config.json: wrote the one of the public checkpoints of this kind", file=sys.stderr)
+    return found
+
+
+def _named_tokenizer(flag: str, name: str, model: TrOCRConfig) -> dict[str, bytes]:
+    """The files of the tokenizer that a flag names, as transformers needs them.
+
+    Raises:
+        ValueError: there is none, or one of another vocabulary, by which every text would be other tokens.
+    """
+    from trocr_jax import files
+    from trocr_jax.agreement import disagreements
     from trocr_jax.tokens import Tokenizer
 
-    tokenizer, rows = Tokenizer.from_directory(files.resolve(name)), model.decoder.vocab_size
-    ids = {x: (getattr(tokenizer, x), getattr(model, x)) for x in ("bos_token_id", "pad_token_id", "eos_token_id")}
-    wrong = [f"{x} {theirs}, not {ours}" for x, (theirs, ours) in ids.items() if theirs != ours]
-    if not rows - UNUSED <= tokenizer.size <= rows:
-        wrong.append(f"{tokenizer.size} tokens for a vocabulary of {rows}")
-    if wrong:
-        raise ValueError(f"{flag} {name}: the tokenizer has {'; '.join(wrong)}; name the model's own with --tokenizer")
+    tokenizer = Tokenizer.from_directory(files.resolve(name))
+    if wrong := disagreements(model, tokenizer):
+        raise ValueError(f"{flag} {name}: {'; '.join(wrong)}; name the model's own with --tokenizer")
+    return tokenizer.files
 
 
-def _tokenizer_class(found: dict[str, bytes]) -> dict[str, bytes]:
-    """`tokenizer_config.json` with a class: without one transformers cannot tell which tokenizer this is."""
+def _found_tokenizer(name: str, found: dict[str, bytes], model: TrOCRConfig) -> dict[str, bytes]:
+    """The tokenizer's files among those found, as transformers needs them; says so where the result cannot be read with."""
+    from trocr_jax import files
+    from trocr_jax.agreement import disagreements
+    from trocr_jax.tokens import Tokenizer, TokenizerError
+
+    own = {file: content for file, content in found.items() if file in files.TOKENIZER_FILES}
     try:
-        settings = dict(json.loads(found.get("tokenizer_config.json", b"{}")))
-    except (TypeError, ValueError):
-        raise ValueError("tokenizer_config.json is not valid json") from None
-    kind = "XLMRobertaTokenizer" if "sentencepiece.bpe.model" in found else "RobertaTokenizer"
-    if "tokenizer_class" in settings:
-        return {}
-    return {"tokenizer_config.json": json.dumps({**settings, "tokenizer_class": kind}, indent=2).encode()}
+        tokenizer = Tokenizer(own)
+        wrong, own = "; ".join(disagreements(model, tokenizer)), tokenizer.files
+    except TokenizerError as error:
+        wrong = str(error)
+    if wrong:
+        example = "small" if model.decoder.vocab_size == 64044 else "base"
+        print(f"{name}: {wrong}; --tokenizer takes one, such as microsoft/trocr-{example}-printed", file=sys.stderr)
+    return own
 
 
-def preprocessor(config: Any, resample: int | None = None) -> dict[str, bytes]:
+def _preprocessor(config: Config, model: TrOCRConfig) -> bytes:
     """A `preprocessor_config.json`: straight to the model's size, to -1..1.
 
     The original code resizes bicubically; the hub's ViT checkpoints bilinearly, its DeiT checkpoints bicubically.
     """
-    height, width = config.encoder.image_size
-    deit = config.encoder.model_type == "deit"
-    settings = {
-        "image_processor_type": "DeiTImageProcessor" if deit else "ViTImageProcessor",
-        "do_resize": True, "size": {"height": height, "width": width}, "do_center_crop": False,
-        "resample": resample or (BICUBIC if deit else BILINEAR), "do_rescale": True, "rescale_factor": 1 / 255,
-        "do_normalize": True, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
-    }  # fmt: skip
-    return {"preprocessor_config.json": (json.dumps(settings, indent=2) + "\n").encode()}
+    from PIL.Image import Resampling
+
+    from trocr_jax import files
+    from trocr_jax.pixels.image_processor import ImageProcessor
+
+    original = files.expand(config.src).is_file() or config.decoder is not None
+    resample = Resampling.BICUBIC if original or model.encoder.model_type == "deit" else Resampling.BILINEAR
+    height, width = model.encoder.image_size
+    return (json.dumps(ImageProcessor(height, width, resample).to_hf(), indent=2) + "\n").encode()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m convert` in a checkout."""
     config = tyro.cli(Config, prog="convert", args=arguments, description=__doc__)
-    try:
-        return run(config)
-    except (UsageError, ValueError, OSError) as error:
-        print(f"convert: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+    return guarded(lambda: run(config))

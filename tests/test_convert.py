@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, ROOT, shared
+from PIL import Image
 from reference import close, nchw, ours, random_config, random_pixels, torch_model
 from test_weights import to_fairseq
+from tokenizers import Tokenizer, models
 from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
     BeitConfig,
     BeitModel,
     DeiTConfig,
@@ -28,11 +33,15 @@ from transformers import (
 
 from trocr_jax import cli, pretrained
 from trocr_jax.checkpoints import tensor_files, weights
+from trocr_jax.cli import UsageError
 from trocr_jax.config import PRESETS, TrOCRConfig
 from trocr_jax.convert import verify
-from trocr_jax.convert.cli import _check_tokenizer
+from trocr_jax.convert.cli import _named_tokenizer, main
 from trocr_jax.convert.warm_start import warm_start
+from trocr_jax.files import read_preprocessor
 from trocr_jax.model import TrOCR
+from trocr_jax.pixels.image_processor import ImageProcessor
+from trocr_jax.tokens import Tokenizer as OurTokenizer
 
 TOKENIZER = {"vocab.json": b'{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}', "merges.txt": b"#version: 0.2\n"}
 PREPROCESSOR = {"preprocessor_config.json": b'{"image_processor_type": "ViTImageProcessor", "resample": 2, "size": 32}'}
@@ -59,7 +68,7 @@ def source(tmp_path):
     """A random model of a family in a hub directory, complete with tokenizer and preprocessing."""
 
     def make(family: str, seed: int = 0, companions: bool = True):
-        config = random_config(family, seed)
+        config = replace(random_config(family, seed), pad_token_id=1)  # its tokenizer's
         directory = tmp_path / f"source-{family}-{seed}"
         torch_model(config, seed).save_pretrained(directory)
         for name, content in {**TOKENIZER, **PREPROCESSOR}.items() if companions else ():
@@ -76,14 +85,14 @@ def source(tmp_path):
 def test_exports_load_in_transformers_with_equal_logits(tmp_path, source, family):
     directory, config = source(family)
     assert convert(directory, tmp_path / "hub") == 0
-    assert convert(directory, tmp_path / "jax", "--to", "jax") == 0
-    assert convert(tmp_path / "jax", tmp_path / "back") == 0
+    assert convert(directory, tmp_path / "orbax", "--to", "orbax") == 0
+    assert convert(tmp_path / "orbax", tmp_path / "back") == 0
     expected = logits(reference(directory), config)
     for made in ("hub", "back"):
         assert torch.equal(logits(reference(tmp_path / made), config), expected)
     files = [(tmp_path / made / "model.safetensors").read_bytes() for made in ("hub", "back")]
     assert files[0] == files[1]
-    assert (tmp_path / "jax" / "orbax").is_dir() and not (tmp_path / "jax" / "model.safetensors").exists()
+    assert (tmp_path / "orbax" / "orbax").is_dir() and not (tmp_path / "orbax" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -99,7 +108,7 @@ def test_fixtures_verify(tmp_path, capsys, family):
     assert out[0].split() == ["compared", "difference", "allowed"] and len(out) == len(rows) + 3
 
 
-@pytest.mark.parametrize(("dtype", "to"), [("bfloat16", "jax"), ("float16", "hub")])
+@pytest.mark.parametrize(("dtype", "to"), [("bfloat16", "orbax"), ("float16", "hub")])
 def test_other_dtypes_verify(tmp_path, capsys, source, dtype, to):
     directory, _ = source("C", 1)
     assert convert(directory, tmp_path / "m", "--to", to, "--dtype", dtype, "--verify") == 0
@@ -128,7 +137,7 @@ def test_a_source_without_companions_is_converted_with_a_remark(tmp_path, capsys
     directory, _ = source("A", 3, companions=False)
     assert convert(directory, tmp_path / "m") == 0
     remarks = capsys.readouterr().err
-    assert "no preprocessor_config.json" in remarks and "no tokenizer: reading needs one" in remarks
+    assert "no preprocessor_config.json" in remarks and "no tokenizer found: needs vocab.json" in remarks
     assert json.loads((tmp_path / "m" / "preprocessor_config.json").read_text())["resample"] == 2
 
 
@@ -146,11 +155,14 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path, capsys, source):
     rows = config.decoder.vocab_size
     many = other_tokenizer(tmp_path / "many", **{f"token{i}": i for i in range(4, rows + 1)})
     assert convert(directory, tmp_path / "m", "--tokenizer", many) == 1
-    wrong = f"--tokenizer {many}: the tokenizer has {rows + 1} tokens for a vocabulary of {rows}; name the model's own"
+    wrong = f"--tokenizer {many}: the tokenizer has {rows + 1} tokens and the model {rows} rows; name the model's own"
     assert wrong in capsys.readouterr().err
     swapped = other_tokenizer(tmp_path / "swapped", **{"<s>": 2, "</s>": 0})
     assert convert(directory, tmp_path / "m", "--tokenizer", swapped) == 1
-    assert "has bos_token_id 2, not 0; eos_token_id 0, not 2; name" in capsys.readouterr().err
+    assert (
+        f"--tokenizer {swapped}: bos_token_id is 0 in the model and 2 in the tokenizer; eos_token_id is 2 in"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "m").exists()
     fits = other_tokenizer(tmp_path / "fits", **{f"token{i}": i for i in range(4, rows)})
     assert convert(directory, tmp_path / "m", "--tokenizer", fits) == 0
@@ -162,18 +174,61 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path, capsys, source):
 def test_the_public_tokenizers_fit_their_own_checkpoints(checkpoint, tokenizer, fits):
     config = PRESETS[f"microsoft/trocr-{checkpoint}-printed"]
     with nullcontext() if fits else pytest.raises(ValueError, match="name the model's own with --tokenizer"):
-        _check_tokenizer("--tokenizer", str(shared("tokenizer", tokenizer)), config)
+        _named_tokenizer("--tokenizer", str(shared("tokenizer", tokenizer)), config)
 
 
-def test_the_tokenizer_gets_a_class(tmp_path, source):
+def test_the_tokenizer_gets_a_class(tmp_path, capsys, source):
     directory, _ = source("A", 3)
     (directory / "tokenizer_config.json").write_text('{"model_max_length": 512}')
     assert convert(directory, tmp_path / "m") == 0
     settings = json.loads((tmp_path / "m" / "tokenizer_config.json").read_text())
-    assert settings == {"model_max_length": 512, "tokenizer_class": "RobertaTokenizer"}
+    assert settings.items() >= {"model_max_length": 512, "tokenizer_class": "RobertaTokenizer", "eos_token": "</s>"}.items()
+    capsys.readouterr()
     (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "Other"}')
     assert convert(directory, tmp_path / "kept") == 0
     assert (tmp_path / "kept" / "tokenizer_config.json").read_text() == '{"tokenizer_class": "Other"}'
+    assert f"{directory}: tokenizer_class 'Other' is not supported with these files" in capsys.readouterr().err
+
+
+def test_a_lone_tokenizer_json_is_not_called_a_roberta(tmp_path, source):
+    """It says itself what it is; transformers would read a unigram model or a word list by another class's rules."""
+    directory, _ = source("A", 3)
+    backend = Tokenizer(models.WordLevel(json.loads(TOKENIZER["vocab.json"]), unk_token="<unk>"))
+    (directory / "tokenizer.json").write_text(backend.to_str())
+    for name in TOKENIZER:
+        (directory / name).unlink()
+    assert convert(directory, tmp_path / "m") == 0
+    assert not (tmp_path / "m" / "tokenizer_config.json").exists()
+    assert AutoTokenizer.from_pretrained(tmp_path / "m")("<pad>", add_special_tokens=False).input_ids == [1]
+
+
+def test_a_tokenizer_that_does_not_fit_its_own_model_is_said(tmp_path, capsys, source):
+    directory, _ = source("A", 3)
+    (directory / "vocab.json").write_text('{"<s>": 2, "<pad>": 1, "</s>": 0, "<unk>": 3}')
+    assert convert(directory, tmp_path / "m") == 0
+    told = capsys.readouterr().err
+    assert (
+        f"{directory}: bos_token_id is 0 in the model and 2 in the tokenizer; eos_token_id is" in told and "--tokenizer" in told
+    )
+
+
+@pytest.mark.parametrize(("family", "tokenizer", "resample"), [("A", "roberta", 2), ("C", "trocr-small", 3)])
+def test_transformers_prepares_and_reads_with_what_was_written(tmp_path, source, family, tokenizer, resample):
+    """Bare vocabulary files and no preprocessing: what is written beside them gives the same pixels and tokens there as here."""
+    directory, config = source(family, 3, companions=False)
+    for name in ("vocab.json", "merges.txt", "sentencepiece.bpe.model"):
+        if (file := shared("tokenizer", tokenizer) / name).exists():
+            (directory / name).write_bytes(file.read_bytes())
+    assert convert(directory, tmp_path / "m") == 0
+    ids = AutoTokenizer.from_pretrained(tmp_path / "m")("Hello world").input_ids
+    assert ids == OurTokenizer.from_directory(tmp_path / "m").encode("Hello world") and len(ids) == 4
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 120, 3), np.uint8))
+    theirs = AutoImageProcessor.from_pretrained(tmp_path / "m", backend="pil")(image, return_tensors="np").pixel_values[0]
+    height, width = config.encoder.image_size
+    exact = np.asarray(image.resize((width, height), resample), np.float32).transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(theirs, (exact - 0.5) / 0.5, atol=1e-6)
+    ours_ = ImageProcessor.from_hf(read_preprocessor(tmp_path / "m"), config.encoder.image_size)
+    np.testing.assert_array_equal(theirs.transpose(1, 2, 0), ours_.normalize(ours_(image)))
 
 
 # --- verification ---
@@ -240,6 +295,22 @@ def test_refusals_are_one_line(tmp_path, capsys, source):
     with pytest.raises(SystemExit) as error:
         convert(directory, tmp_path / "m", "--to", "onnx")
     assert error.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (RuntimeError("no memory left\nat 0x7f"), 1, "trocr-jax: no memory left\n"),
+        (KeyboardInterrupt(), 130, "trocr-jax: interrupted\n"),
+        (UsageError("taken"), 2, "trocr-jax: taken\n"),
+    ],
+)
+def test_in_a_checkout_mistakes_end_as_those_of_the_command_do(tmp_path, capsys, monkeypatch, error, code, told):
+    monkeypatch.setattr("trocr_jax.convert.cli.run", Mock(side_effect=error))
+    assert main(["a", str(tmp_path / "m")]) == code and capsys.readouterr().err == told
+    monkeypatch.setenv("TROCR_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        main(["a", str(tmp_path / "m")])
 
 
 @pytest.mark.parametrize(
@@ -397,7 +468,7 @@ def test_a_warm_start_has_the_tokenizer_of_its_embeddings(tmp_path, capsys, robe
     (roberta[0] / "vocab.json").write_text(json.dumps(many))
     flags = ("--decoder", roberta[0], "--decoder-layers", 2)
     assert convert(tmp_path / "vit", tmp_path / "m", *flags) == 1 and not (tmp_path / "m").exists()
-    assert f"--decoder {roberta[0]}: the tokenizer has 61 tokens for a vocabulary of 60; name" in capsys.readouterr().err
+    assert f"--decoder {roberta[0]}: the tokenizer has 61 tokens and the model 60 rows; name" in capsys.readouterr().err
     assert convert(tmp_path / "vit", tmp_path / "m", *flags, "--tokenizer", other_tokenizer(tmp_path / "own")) == 0
 
 
