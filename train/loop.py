@@ -15,7 +15,8 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -65,7 +66,7 @@ def _train(config: Config) -> None:
     newest = checkpoints.newest()
     model = _fresh(config) if newest is None else opened(checkpoints.path(newest), numbers=False)
     run = Run(config, model, checkpoints, log)
-    state = run.place(run.fresh) if newest is None else checkpoints.load(newest, run.place(run.fresh, numbers=False))
+    state = run.place() if newest is None else checkpoints.load(newest, run.abstract())
     log("start", step=int(state.step), devices=run.mesh.size, **parameter_counts(run, model.parameters))
     if newest is None and config.preflight.enabled:
         run.preflight()
@@ -100,6 +101,8 @@ class Run:
             tensor_parallel=self.mesh.shape[sharding.MODEL] > 1,
         )  # fmt: skip
         self.optimizer = make_optimizer(o, config.steps, factors)
+        self.shapes = jax.eval_shape(self.fresh, model.parameters)
+        self.shardings = meshes.state_shardings(self.shapes, self.mesh, config.fsdp)
         self.rate = schedule(o, config.steps)
         self.terminated = False
         self._held_out = held_out(config, model.processor) if jax.process_index() == 0 else {}  # now: it may hold mistakes
@@ -121,13 +124,13 @@ class Run:
         tables = {name: jnp.array(learning.pop(name)) for name in sorted(resized)}
         return new_lora(learning, lora.targets, lora.rank, self.config.seed) | tables
 
-    def place(self, make: Callable[[Arrays], TrainState], numbers: bool = True) -> TrainState:
-        """The state on the mesh, or without numbers its shapes and places."""
-        shapes = jax.eval_shape(make, self.model.parameters)
-        self.shardings = meshes.state_shardings(shapes, self.mesh, self.config.fsdp)
-        if numbers:
-            return jax.jit(make, out_shardings=self.shardings)(jax.device_get(self.model.parameters))
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings)
+    def place(self) -> TrainState:
+        """The state before the first step, on the mesh."""
+        return jax.jit(self.fresh, out_shardings=self.shardings)(jax.device_get(self.model.parameters))
+
+    def abstract(self) -> TrainState:
+        """The shapes of a state, and its places on the mesh."""
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.shapes, self.shardings)
 
     @cached_property
     def batches(self) -> Batches:
@@ -271,14 +274,13 @@ class Timer:
             self.idle += time.perf_counter() - asked
             yield item
 
-    def apart(self) -> Timer:
-        return self
-
-    def __enter__(self) -> None:
-        self._left = time.perf_counter()
-
-    def __exit__(self, *_: Any) -> None:
-        self.aside += time.perf_counter() - self._left
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.aside += time.perf_counter() - began
 
     def read(self) -> tuple[float, float]:
         """Seconds since the last reading, and the share of them in which the device was not kept waiting for data."""
@@ -307,8 +309,7 @@ def parameter_counts(run: Run, parameters: Arrays) -> dict[str, int]:
     counts = {name: int(np.prod(x.shape)) for name, x in parameters.items()}
     trained = sum(counts[name] for name in run.step_config.trained & counts.keys())
     if run.config.lora.rank:
-        shapes = jax.eval_shape(run.fresh, parameters).lora
-        trained = sum(int(np.prod(x.shape)) for x in shapes.values())
+        trained = sum(int(np.prod(x.shape)) for x in run.shapes.lora.values())
     return {"parameters": sum(counts.values()), "trained": trained}
 
 
