@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -157,6 +158,22 @@ def test_mistakes_end_in_one_line(tmp_path):
     command = [sys.executable, "-m", "trocr_jax.train", "--start.model", "no/such/model/here", "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "no such file or directory" in done.stderr
+
+
+@pytest.mark.parametrize("main", [cli.main, lambda flags: sheet_command.main(["x.png", *flags])], ids=["train", "sheet"])
+def test_what_goes_wrong_ends_as_that_of_every_other_command(main, monkeypatch, capsys):
+    """JAX's errors and an interruption in a line; with TROCR_TRACEBACK=1 all of it where it was."""
+    monkeypatch.delenv("TROCR_TRACEBACK", raising=False)
+    for error, code, said in (
+        (RuntimeError("no memory left\nlong story"), 1, "trocr-jax: no memory left\n"),
+        (KeyboardInterrupt(), 130, "trocr-jax: interrupted\n"),
+        (UsageError("no"), 2, "trocr-jax: no\n"),
+    ):
+        monkeypatch.setattr(cli, "parse", Mock(side_effect=error))
+        assert (main([]), capsys.readouterr().err) == (code, said)
+    monkeypatch.setenv("TROCR_TRACEBACK", "1")
+    with pytest.raises(UsageError):
+        main([])
 
 
 def test_free_fields_exist():

@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from trocr_jax import files
-from trocr_jax.cli import UsageError
+from trocr_jax.cli import UsageError, guarded
 
 from .config import PRESETS, Config
 
@@ -48,11 +48,7 @@ def run(config: Config) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m train` in a checkout."""
-    try:
-        return run(parse(sys.argv[1:] if arguments is None else arguments))
-    except (UsageError, ValueError, OSError) as error:
-        print(f"trocr-jax train: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+    return guarded(lambda: run(parse(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _take(flag: str, change: Any, base: Config, rest: list[str]) -> tuple[Config, list[str]]:

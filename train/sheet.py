@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from trocr_jax.cli import UsageError
+from trocr_jax.cli import UsageError, guarded
 
 from . import cli
 from .config import Config
@@ -28,15 +28,15 @@ MAX_WIDTH = 512  # px of a line on the sheet
 
 def main(arguments: Sequence[str]) -> int:
     """Writes the picture; returns the exit code."""
+    return guarded(lambda: run(arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Raises UsageError without a picture's name, and what `cli.parse` and `draw` raise."""
     if not arguments or arguments[0].startswith("-"):
-        print("trocr_jax.train.sheet: name the picture first, then the flags of trocr-jax train", file=sys.stderr)
-        return 2
-    try:
-        config = cli.parse(arguments[1:], "trocr_jax.train.sheet PICTURE")
-        draw(config).save(arguments[0])
-    except (UsageError, ValueError, OSError) as error:
-        print(f"trocr_jax.train.sheet: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        raise UsageError("name the picture first, then the flags of trocr-jax train")
+    config = cli.parse(arguments[1:], "trocr_jax.train.sheet PICTURE")
+    draw(config).save(arguments[0])
     print(f"{LINES} lines in {Path(arguments[0])}", file=sys.stderr)
     return 0
 
