@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trocr_jax.train.drawing.fonts import DEFAULT_FOLDER, find_faces
+from trocr_jax.train.config import SyntheticConfig
+from trocr_jax.train.drawing.fonts import find_faces
 from trocr_jax.train.drawing.synthesis import draw_line
 
 HERE = Path(__file__).parent
@@ -33,7 +34,7 @@ LINES = (  # file, text, family, level, degrees of tilt
 
 def main() -> None:
     for number, (name, text, family, level, degrees) in enumerate(LINES):
-        faces = find_faces(DEFAULT_FOLDER / "held-out", [family])
+        faces = find_faces(SyntheticConfig().held_out_fonts, [family])
         image = draw_line(text, np.random.default_rng((SEED, number)), faces, level)
         paper = image.getpixel((0, 0))
         image.rotate(degrees, Image.Resampling.BICUBIC, expand=True, fillcolor=paper).save(HERE / name)

@@ -19,6 +19,7 @@ from .data import Example, Loader, Place
 
 LENGTH_STEP = 16  # labels are padded to a multiple of it, so that few programs are compiled
 WHOLE_EVERY = 4  # steps
+AHEAD = 4  # batches that are ready before the device asks for them
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,9 @@ class Batches:
         return replace(batch, images=batch.images[:, :, : -(-used // self.cut) * self.cut])
 
 
-def prefetch(batches: Any, first: int, last: int, ahead: int = 4) -> Iterator[tuple[int, Any]]:
+def prefetch(batches: Any, first: int, last: int) -> Iterator[tuple[int, Any]]:
     """(step, batches[step]) for first <= step < last, made by a thread that runs ahead; its exceptions are raised here."""
-    ready: queue.Queue[Any] = queue.Queue(ahead)
+    ready: queue.Queue[Any] = queue.Queue(AHEAD)
     stopped = threading.Event()
 
     def put(item: Any) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from trocr_jax.cli import UsageError
 
 FONTS = Path("~/.cache/trocr-jax/fonts")
+"""Where fetch_fonts.sh puts fonts: `training/FAMILY/` and `held-out/FAMILY/`."""
 LINES = Path("~/.cache/trocr-jax/lines")
 
 

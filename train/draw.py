@@ -20,6 +20,7 @@ from PIL import Image
 from trocr_jax import files
 from trocr_jax.cli import check_known, program
 
+from .config import SyntheticConfig
 from .drawing import fonts, synthesis
 from .drawing.texts import draw_text
 
@@ -43,7 +44,7 @@ class Config:
     """
 
     out: Path
-    fonts: Path = fonts.DEFAULT_FOLDER / "training"
+    fonts: Path = SyntheticConfig().fonts
     texts: Path | None = None
     pattern: str | None = None
     count: int = 500

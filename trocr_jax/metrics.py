@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+SAMPLES = 1000  # corpora drawn for an interval
+BINS = 10  # of confidence
 Rows = np.ndarray
 """What a line adds to the parts of a rate: [lines, 2] of numerator and denominator, or [lines, 3] for `words_found`."""
 
@@ -152,10 +154,11 @@ def score(names: Sequence[str], predictions: Sequence[str], references: Sequence
     return out
 
 
-def interval(parts: Rows, total: Callable[[Rows], float], samples: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """The middle 95 % of a score over corpora of the same size drawn from these lines with replacement (Efron, 1979)."""
-    draws = np.random.default_rng(seed)
-    scores = [total(parts[draws.integers(0, len(parts), len(parts))]) for _ in range(samples)]
+def interval(parts: Rows, total: Callable[[Rows], float]) -> tuple[float, float]:
+    """The middle 95 % of a score over corpora of the same size drawn from these lines with replacement (Efron, 1979); the same
+    for the same lines."""
+    draws = np.random.default_rng(0)
+    scores = [total(parts[draws.integers(0, len(parts), len(parts))]) for _ in range(SAMPLES)]
     low, high = np.percentile(scores, [2.5, 97.5])
     return float(low), float(high)
 
@@ -189,15 +192,13 @@ def confusions(predictions: Sequence[str], references: Sequence[str]) -> Counter
     return Counter((wanted, read) for p, r in pairs if p != r for wanted, read in edits(p, r) if wanted != read)
 
 
-def calibration(
-    confidences: Sequence[float], right: Sequence[bool], bins: int = 10
-) -> tuple[float, list[tuple[int, float, float]]]:
+def calibration(confidences: Sequence[float], right: Sequence[bool]) -> tuple[float, list[tuple[int, float, float]]]:
     """Expected calibration error (Guo et al., 2017) and, for every bin of confidence, lines, mean confidence, share right.
 
     0 where lines of confidence 0.9 are right nine times in ten, and so on.
     """
     sure, good = np.asarray(confidences, np.float64), np.asarray(right, np.float64)
-    places = np.clip((sure * bins).astype(int), 0, bins - 1)
-    groups = [places == b for b in range(bins) if (places == b).any()]
+    places = np.clip((sure * BINS).astype(int), 0, BINS - 1)
+    groups = [places == b for b in range(BINS) if (places == b).any()]
     table = [(int(own.sum()), float(sure[own].mean()), float(good[own].mean())) for own in groups]
     return sum(n * abs(s - g) for n, s, g in table) / max(len(sure), 1), table

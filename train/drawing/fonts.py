@@ -13,8 +13,6 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-DEFAULT_FOLDER = Path("~/.cache/trocr-jax/fonts").expanduser()
-"""Where fetch_fonts.sh puts fonts: `training/FAMILY/` and `held-out/FAMILY/`."""
 SUFFIXES = (".woff2", ".woff", ".ttf", ".otf")
 _PROBE_SIZE = 24
 _UNASSIGNED = "\U0010ffff"

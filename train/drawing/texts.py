@@ -338,14 +338,14 @@ KINDS: dict[str, tuple[float, Callable[[Generator, int], str]]] = {
 """Kind -> its weight and its generator, called with the Generator and the length to aim at."""
 
 
-def draw_text(rng: Generator, max_length: int = 48, min_length: int = 1, kind: str | None = None) -> tuple[str, str]:
-    """A text of 1..max_length characters of `CHARACTERS`, and its kind: a given one, or drawn by weight.
+def draw_text(rng: Generator, max_length: int = 48, min_length: int = 1) -> tuple[str, str]:
+    """A text of 1..max_length characters of `CHARACTERS`, and its kind, drawn by weight.
 
     `min_length` is aimed at, not promised: a short date stays a date. Raises ValueError for impossible lengths.
     """
     if not 1 <= min_length <= max_length:
         raise ValueError(f"lengths must satisfy 1 <= min_length <= max_length, got {min_length} and {max_length}")
-    kind = kind or weighted(rng, {kind: weight for kind, (weight, _) in KINDS.items()})
+    kind = weighted(rng, {kind: weight for kind, (weight, _) in KINDS.items()})
     text = collapse(KINDS[kind][1](rng, whole(rng, min_length, max_length)))
     return _cut(text, max_length), kind
 
