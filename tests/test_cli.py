@@ -155,6 +155,21 @@ def test_odd_sizes_are_read(capsys, model, tmp_path, size):
     assert code == 0 and len(out) == 1
 
 
+def test_texts_that_may_be_wrong_are_told(capsys, model, tmp_path):
+    """They look like any other text."""
+    several, blank = tmp_path / "several.png", tmp_path / "blank.png"
+    line = tiny.draw("12345")
+    page = Image.new("RGB", (line.width, 4 * line.height), "white")
+    for row in range(4):
+        page.paste(line, (0, line.height * row))
+    page.save(several)
+    Image.new("RGB", (200, 60), "white").save(blank)
+    code, _, err = call(capsys, "read", several, blank, "--model", model, "--max-tokens", 2)
+    told = [row for row in err if row.startswith("trocr-jax: ")]
+    assert code == 0 and f"{several}: holds several lines" in told[0], told
+    assert f"{several}: its text was cut off" in told[1] and f"{blank}: shows no writing" in told[2]
+
+
 def test_mistakes_get_one_line_and_a_code(capsys, model, folder, tmp_path):
     cases = [
         (2, "image", ["read"]),

@@ -340,5 +340,20 @@ def test_the_command_tells_what_is_wrong_and_goes_on(directory, scan, tmp_path, 
     (tmp_path / "lines" / "scan.json").write_text("[[[900, 900], [950, 900], [960, 950], [950, 980], [900, 980]]]")
     code, _, error = said(str(scan), "--page", "--lines", str(tmp_path / "lines"))
     assert code == 1 and "outside of the page" in error
+    code, _, error = said(str(scan), "--page", "--lines", str(tmp_path / "bad.png"))
+    assert code == 1 and f"{scan}: {tmp_path / 'bad.png'}: a file of lines must be" in error, "that file is at fault"
+    code, _, error = said(str(scan), "--page", "--output", str(tmp_path / "bad.png" / "out"))
+    assert code == 2 and "--output" in error and "tiny" not in error, "told before the model is loaded"
     code, out, error = said(str(blank), "--page")
     assert code == 0 and out == "" and "no lines found" in error
+    (tmp_path / "other.png").write_bytes(scan.read_bytes())
+    code, out, error = said(str(scan), str(blank), str(tmp_path / "other.png"), "--page")
+    assert code == 0 and [len(page.splitlines()) for page in out.split("\f")] == [3, 0, 3]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_page_that_stands_on_its_head_is_doubted(tmp_path, capsys, turned):
+    image, _ = pages.draw_page(pages.Layout(), 0)
+    image.rotate(180 * turned).save(tmp_path / "page.png")
+    assert cli.main(["read", "--page", str(tmp_path / "page.png")]) == 0
+    assert ("stand upright" in capsys.readouterr().err) == turned

@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -63,6 +64,7 @@ def _run(module: str, prog: str, arguments: list[str], wanted: str, extra: str |
         return app.run(_parse(app, prog, arguments))
 
     _allow_any_name(sys.stdout)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata; what makes an image unreadable is an error
     return guarded(work)
 
 

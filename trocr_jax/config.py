@@ -14,6 +14,9 @@ from typing import Any, Literal, get_type_hints
 Size = tuple[int, int]
 EncoderKind = Literal["vit", "deit"]
 
+NEW_TOKENS = 128
+"""Most tokens of a line where a checkpoint says nothing: ten times an ordinary one."""
+
 ENCODER_ACTIVATIONS = ("gelu", "relu", "gelu_new", "silu")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from . import files
 from .checkpoints import fairseq, generation_files, tensor_files, torch_files, weights
 from .checkpoints.tensor_files import Tensors
-from .config import TrOCRConfig
+from .config import NEW_TOKENS, TrOCRConfig
 from .files import FilesError
 
 Format = Literal["hub", "orbax"]
@@ -115,7 +115,7 @@ def save(model: Any, directory: Path | str, companions: Mapping[str, bytes], *, 
         FilesError: the place is taken, the disk full, or what was written reads back differently.
     """
     with files.new_directory(directory) as folder:
-        usual = {"max_new_tokens": min(128, model.config.decoder.max_positions), "use_cache": True}
+        usual = {"max_new_tokens": min(NEW_TOKENS, model.config.decoder.max_positions), "use_cache": True}
         for name, content in {generation_files.NAME: _generation_config(model.config, usual), **companions}.items():
             (folder / name).write_bytes(content)
         parameters = weights.arrays(model)

@@ -9,6 +9,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ from ..line import one_line
 from ..pages.formats import DOCUMENTS, Page, render
 from ..pages.outlines import MAX_BYTES, PageFormatError, parse_lines
 
+PAGE_BREAK = "\f"  # between the texts of pages, as other programs have it
+LOST = 1e-4
+"""The median confidence of a page's lines below which none is believed: of upright pages it is 0.05 and more, of others 1e-7."""
 SUFFIXES = {"text": ".txt", "tsv": ".tsv", "json": ".json", "hocr": ".hocr", "alto": ".alto.xml", "page": ".page.xml"}
 _FORMAT = re.compile(r"(\.(page|alto))?\.(xml|json|hocr|html?)$", re.IGNORECASE)  # what ends the name of a file of lines
 
@@ -97,6 +101,10 @@ def check(job: Job, pages: list[Source]) -> None:
         raise UsageError(f"--output {job.output} is no folder: a file for each page goes into it")
     if job.output:
         _check_names(pages, job)
+        try:
+            Path(job.output).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--output {job.output}: {error.strerror}") from None
 
 
 def _check_names(pages: list[Source], job: Job) -> None:
@@ -109,12 +117,13 @@ def _check_names(pages: list[Source], job: Job) -> None:
 
 def read_pages(pages: list[Source], reader: Any, job: Job) -> int:
     """Reads and writes; returns how many pages failed."""
-    failed = 0
+    failed, apart = 0, ""
     for source in pages:
         try:
             found = _read(source, reader, job)
             failed += _tell_of(found, source)
-            _give(source, _text(found, source, job.format), job)
+            _give(source, apart + _text(found, source, job.format), job)
+            apart = PAGE_BREAK if job.format == "text" and not job.output else ""
         except (images.ImageError, PageFormatError) as error:
             failed += 1
             remark(f"{source}: {error}")
@@ -130,6 +139,8 @@ def _tell_of(found: Page, source: Source) -> bool:
     errors = {number: found.line.error for number, found in enumerate(found.lines, 1) if found.line.error}
     for number, error in errors.items():
         remark(f"{source}: line {number}: {error}")
+    if found.lines and median(each.line.confidence for each in found.lines) < LOST:
+        remark(f"{source}: hardly a line could be read; does the page stand upright, and has the model seen such writing?")
     return bool(errors)
 
 
@@ -156,7 +167,10 @@ def _given(source: Source, lines: str | None) -> list[np.ndarray] | None:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise PageFormatError(f"{path}: {error.strerror}") from None
-    return parse_lines(content)
+    try:
+        return parse_lines(content)
+    except PageFormatError as error:
+        raise PageFormatError(f"{path}: {error}") from None
 
 
 def _named_as(source: Source, folder: Path) -> list[Path]:

@@ -17,21 +17,28 @@ import tyro
 from .. import images
 from ..cli import UsageError, load, remark
 from ..image_paths import find_images
-from ..line import Line, one_line
+from ..line import NO_TEXT, Line, one_line
 from ..pages.formats import DOCUMENTS
-from ..prepared import SEVERAL_PAGES
+from ..prepared import SEVERAL_LINES, SEVERAL_PAGES
 
 PROGRESS_FROM = 20
+REMARKS = {
+    SEVERAL_PAGES: "has several pages; only the first was read",
+    SEVERAL_LINES: "holds several lines, and the model reads one: --page finds and reads all",
+    NO_TEXT: "shows no writing",
+    "repetition": "its text repeats itself at the end, as of a model that is lost",
+}
+"""What is told of an image whose line has a flag."""
 INT8 = "trocr_jax.serve.onnx_backend"  # as the verbs are: named here, imported where it is asked for
 
 
 @dataclass(frozen=True)
 class Config:
     paths: tyro.conf.Positional[tuple[str, ...]]
-    """Images, folders or globs."""
+    """Images, folders (without those in them; DIR/**/* descends) or globs; an image that is named twice is read once."""
     format: Literal["text", "tsv", "json", "hocr", "alto", "page"] = "text"
     """text: a line an image; tsv: path<TAB>text; json: an object a line with confidence, words, tokens, flags. With --page
-    json is an object a page, and hocr, alto and page (PAGE-XML) are documents."""
+    text has a form feed between pages, json is an object a page, and hocr, alto and page (PAGE-XML) are documents."""
     page: bool = False
     """The images are pages, and TIFFs all of theirs: find their lines and read them in order, columns one after the other."""
     lines: str | None = None
@@ -112,12 +119,19 @@ def _read_lines(paths: list[Path], config: Config, options: dict[str, Any]) -> b
     failures = 0
     for path, line in _with_progress(paths, _make_reader(config).stream(paths, **options)):
         print(render(path, line, config.format), flush=True)
-        if SEVERAL_PAGES in line.flags:
-            remark(f"{path}: has several pages; only the first was read")
-        if line.error:
-            failures += 1
-            remark(f"{path}: {line.error}")
+        for doubt in _doubts(line):
+            remark(f"{path}: {doubt}")
+        failures += line.error is not None
     return _told(failures, len(paths), "images")
+
+
+def _doubts(line: Line) -> Iterator[str]:
+    """Why the text is missing, or may not be what the image shows."""
+    yield from (REMARKS[flag] for flag in line.flags if flag in REMARKS)
+    if line.error:
+        yield line.error
+    elif line.finish_reason == "length":
+        yield "its text was cut off after as many tokens as it may have (--max-tokens)"
 
 
 def _read_pages(paths: list[Path], config: Config, options: dict[str, Any]) -> bool:

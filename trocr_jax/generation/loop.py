@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 
-from ..config import TrOCRConfig
+from ..config import NEW_TOKENS, TrOCRConfig
 from ..network.layers import Array
 from . import processors
 
@@ -45,7 +45,7 @@ class GenerateConfig:
         no_repeat_ngram_size: forbid repeating n-grams of this size; 0 is off. It also forbids "000" at 2: rarely wise for OCR.
     """
 
-    max_new_tokens: int = 128
+    max_new_tokens: int = NEW_TOKENS
     min_new_tokens: int = 0
     num_beams: int = 1
     num_return_sequences: int = 1
