@@ -13,6 +13,7 @@ from PIL import Image
 from .strokes import packing_slope, places_of, quantiles, runs, steps_along_rows, varied_channel
 
 _ROWS = 256  # images are averaged down to fewer than twice as many rows
+_PAGE_ROWS = 512, 1024  # as many more where a page may be: its lines are too close together for fewer
 _SLOPES = np.tan(np.radians(np.arange(-5.0, 5.5, 0.5))).astype(np.float32)
 _APART = 4.5  # heights of small letters between two lines, with a line left out
 _SHARES = 4  # of the tiles: the first with a stroke spares the others
@@ -51,12 +52,13 @@ def look(image: Image.Image) -> tuple[bool, bool]:
     """Both looks at an RGB image, or its most varied channel, for little more than the price of one: (blank, several lines)."""
     plane = _plane(image)
     blank = _blank(plane)  # the few chance changes of noise clump into anything
-    return blank, not blank and _several_lines(plane, image.size)
+    if blank or not may_hold_several_lines(image.size):
+        return blank, False
+    closer = (_plane(image, rows) for rows in _PAGE_ROWS if image.height >= rows)
+    return False, any(_shows_several_lines(each) for each in (plane, *closer))
 
 
-def _several_lines(plane: np.ndarray, size: tuple[int, int]) -> bool:
-    if not may_hold_several_lines(size):
-        return False
+def _shows_several_lines(plane: np.ndarray) -> bool:
     rows, columns = _changes(plane)
     return bool(rows.size) and holds_several_lines(rows - packing_slope(rows, columns, _SLOPES) * columns)
 
@@ -68,13 +70,13 @@ def may_hold_several_lines(size: tuple[int, int]) -> bool:
 
 
 def holds_several_lines(rows: np.ndarray) -> bool:
-    """The same from the rows of all stroke edges of a picture, less its tilt."""
+    """Whether stroke edges at these rows [n], less the tilt of the picture, are of two lines or more."""
     return _lines(_profile(np.rint(rows).astype(np.int64))) > 1
 
 
-def _plane(image: Image.Image) -> np.ndarray:
-    """RGB or L image to uint8 [height, width]: its most varied channel, averaged to fewer than 2 * _ROWS rows."""
-    factor = max(image.height // _ROWS, 1)
+def _plane(image: Image.Image, rows: int = _ROWS) -> np.ndarray:
+    """RGB or L image to uint8 [height, width]: its most varied channel, averaged to fewer than twice as many rows."""
+    factor = max(image.height // rows, 1)
     return np.asarray(varied_channel(image.reduce(factor) if factor > 1 else image))
 
 
@@ -91,7 +93,7 @@ def _has_strokes(plane: np.ndarray) -> bool:
 
 
 def _show_strokes(tiles: np.ndarray) -> bool:
-    """The same of tiles [n,h,w]."""
+    """Whether one of the tiles [n,h,w] has such neighbours."""
     rows = tiles.mean(-1, keepdims=True)
     tiles = tiles - (rows - rows.mean(-2, keepdims=True)) - tiles.mean(-2, keepdims=True)
     pixels = tiles.shape[-1] * tiles.shape[-2]
