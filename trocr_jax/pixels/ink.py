@@ -55,11 +55,12 @@ def look(image: Image.Image) -> tuple[bool, bool]:
     if blank or not may_hold_several_lines(image.size):
         return blank, False
     closer = (_plane(image, rows) for rows in _PAGE_ROWS if image.height >= rows)
-    return False, any(_shows_several_lines(each) for each in (plane, *closer))
+    return False, _shows_several_lines(plane, 4) or any(_shows_several_lines(each, 6) for each in closer)
 
 
-def _shows_several_lines(plane: np.ndarray) -> bool:
-    rows, columns = _changes(plane)
+def _shows_several_lines(plane: np.ndarray, noises: float) -> bool:
+    """Whether changes in uint8 [height, width] of so many times the noise lie in two lines or more."""
+    rows, columns = _changes(plane, noises)
     return bool(rows.size) and holds_several_lines(rows - packing_slope(rows, columns, _SLOPES) * columns)
 
 
@@ -113,11 +114,11 @@ def _tiles(plane: np.ndarray, side: int) -> np.ndarray:
     return plane[: down * h, : across * w].reshape(down, h, across, w).swapaxes(1, 2).reshape(-1, h, w)
 
 
-def _changes(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _changes(plane: np.ndarray, noises: float) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns where brightness changes along a row by more than noise and part of the strongest change."""
     steps = steps_along_rows(plane)
     noise, strongest = quantiles(steps, 0.5, 0.99)
-    return places_of(steps > max(16, 4 * noise, 0.3 * strongest))
+    return places_of(steps > max(16, noises * noise, 0.3 * strongest))
 
 
 def _profile(rows: np.ndarray) -> np.ndarray:
