@@ -129,6 +129,7 @@ def test_one_source_need_not_be_a_list(tmp_path):
         ("--synthetic.fresh -1", "--synthetic.fresh must be at least 0, not -1.0"),
         ("--synthetic.fresh inf", "--synthetic.fresh must be less than inf, not inf"),
         ("--hosts.index -1", "--hosts.index must be at least 0, not -1"),
+        ("--hosts.count 2", "--hosts.count above 1 needs --hosts.coordinator"),
         ("--preset imam", "no preset 'imam'"),
     ],
 )
@@ -152,6 +153,25 @@ def test_wrong_flags_exit_with_2_and_no_preset_is_said(capsys):
         cli.parse(["--preset"])
     with pytest.raises(ValueError, match="cannot be read"):
         cli.parse(["--config", "nowhere.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("package", "flags"),
+    [("grain", "--data.train lines"), ("tensorboardX", "--tensorboard"), ("yaml", "--config settings.yaml")],
+)
+def test_what_the_extra_would_bring_is_told_before_the_run(package, flags, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert cli.main(["--out", str(tmp_path / "run"), *flags.split()]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"'{package}': pip install 'trocr-jax[train]'" in said and not (tmp_path / "run").exists()
+
+
+def test_learning_rates_keep_their_digits(tmp_path, capsys):
+    log = Log(tmp_path, 10)
+    log("train", step=1, lr=2.5512345678e-5)
+    log("terminated", step=1)
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["lr"] == 2.55123e-5
+    assert capsys.readouterr().err.splitlines() == ["train      step 1 lr 2.551e-05", "terminated step 1"]
 
 
 def test_mistakes_end_in_one_line(tmp_path):

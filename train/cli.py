@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from trocr_jax import files
-from trocr_jax.cli import UsageError, guarded
+from trocr_jax.cli import UsageError, guarded, load
 
 from .config import PRESETS, Config
 
@@ -41,6 +41,10 @@ def parse(arguments: Sequence[str], prog: str = "trocr-jax train") -> Config:
 
 def run(config: Config) -> int:
     """Trains; returns the exit code."""
+    late = {"grain": ("--data.train", config.data.train), "tensorboardX": ("--tensorboard", config.tensorboard)}
+    for package, (flag, asked) in late.items():
+        if asked:
+            load(package, flag, "train")
     from .loop import train
 
     return train(config)
@@ -69,8 +73,7 @@ def _preset(base: Config, name: str) -> Config:
 
 
 def _from_file(base: Config, path: str) -> Config:
-    import yaml
-
+    yaml = load("yaml", "--config", "train")
     try:
         content = yaml.safe_load(files.expand(path).read_text(encoding="utf-8"))
     except OSError as error:

@@ -348,6 +348,8 @@ def _refuse_mismatch(config: Config) -> None:
     """Raises UsageError for numbers that do not fit each other."""
     if config.batch_size % config.optimizer.accumulate:
         raise UsageError(f"--optimizer.accumulate {config.optimizer.accumulate} must divide --batch-size {config.batch_size}")
+    if config.hosts.count > 1 and not config.hosts.coordinator:
+        raise UsageError("--hosts.count above 1 needs --hosts.coordinator, address:port of the first; with 0 jax finds it out")
     shortest, longest = config.synthetic.min_length, config.synthetic.max_length
     if shortest > longest:
         raise UsageError(f"--synthetic.min-length {shortest} is more than --synthetic.max-length {longest}")

@@ -10,8 +10,12 @@ from typing import Any
 
 import numpy as np
 
-DIGITS = 6
 CURVES = {"loss": "train", "accuracy": "train", "score": "eval", "lines_per_s": "train"}
+
+
+def rounded(x: float) -> float:
+    """As the log has it: to six digits, however small, as learning rates are."""
+    return float(f"{x:.6g}")
 
 
 class Log:
@@ -39,7 +43,7 @@ class Log:
     def __call__(self, kind: str, **fields: Any) -> None:
         if self.quiet:
             return
-        fields = {name: round(x, DIGITS) if isinstance(x, float) else x for name, x in fields.items()}
+        fields = {name: rounded(x) if isinstance(x, float) else x for name, x in fields.items()}
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "time": round(time.time(), 1), **fields}, ensure_ascii=False) + "\n")
         self._show(kind, fields)
@@ -52,9 +56,9 @@ class Log:
 
     def _show(self, kind: str, fields: dict[str, Any]) -> None:
         shown = (f"{name} {x:.4g}" if isinstance(x, float) else f"{name} {x}" for name, x in fields.items())
-        line = f"{kind:<10}" + " ".join(shown)
+        line = f"{kind:<10} " + " ".join(shown)
         if self.bar is None:
-            print(line, file=sys.stderr, flush=True)
+            sys.stderr.write(f"{line}\n")  # at once: several threads tell of bad records
         elif kind == "train":
             self.bar.set_postfix({name: f"{fields[name]:.3g}" for name in ("loss", "lines_per_s", "device_share")}, refresh=False)
             self.bar.update(fields["step"] - self.bar.n)

@@ -36,7 +36,7 @@ from .batches import Batches, prefetch
 from .checkpoint import Checkpoints
 from .config import Config, check
 from .data import training_lines
-from .log import DIGITS, Log, evaluations
+from .log import Log, evaluations, rounded
 from .optimizer import make_optimizer, schedule
 from .parameters import Arrays, build, finite, frozen_layers, new_lora, rates, with_lora
 from .run_folder import CHECKPOINTS, claimed
@@ -67,6 +67,8 @@ def _train(config: Config) -> None:
     model = _fresh(config) if newest is None else opened(checkpoints.path(newest), numbers=False)
     run = Run(config, model, checkpoints, log)
     state = run.place() if newest is None else checkpoints.load(newest, run.abstract())
+    if config.optimizer.warmup >= config.steps:
+        log("note", text=f"--optimizer.warmup {config.optimizer.warmup} outlasts --steps: the rate never reaches --optimizer.lr")
     log("start", step=int(state.step), devices=run.mesh.size, **parameter_counts(run, model.parameters))
     if newest is None and config.preflight.enabled:
         run.preflight()
@@ -234,7 +236,7 @@ class Run:
         metrics["valid"] = self._valid
         self.log("eval", step=step, **metrics, seconds=time.perf_counter() - began)
         self.log.samples(step, samples)
-        self._scores.append(round(metrics["score"], DIGITS))  # as the log has it
+        self._scores.append(rounded(metrics["score"]))  # as the log has it
         return metrics
 
     def _impatient(self) -> bool:

@@ -57,7 +57,8 @@ def _refuse_another_run(config: Config) -> None:
     free = FREE | ({"steps"} if config.optimizer.schedule in ("inverse_sqrt", "constant") else set())
     changed = sorted(set(differences(files.read_json(path), to_plain(config))) - free)
     if changed:
-        raise ValueError(f"{config.out} holds a run with another {', '.join(changed)}; choose another --out or remove it")
+        way_on = f"choose another --out, with --start.model {config.out / 'model'} to train its model on, or remove it"
+        raise ValueError(f"{config.out} holds a run with another {', '.join(changed)}; {way_on}")
 
 
 def differences(old: Any, new: Any, place: str = "") -> list[str]:
