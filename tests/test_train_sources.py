@@ -251,7 +251,7 @@ def reworded(folder, old, new):
 
 BROKEN = {
     "nothing there": (lambda f: None, "no such file or directory"),
-    "empty folder": (lambda f: f.mkdir(), "no data set format recognised"),
+    "empty folder": (lambda f: f.mkdir(), "holds no data set that is known"),
     "empty list": (lambda f: (f.mkdir(), (f / "gt_a.txt").write_text("\n")), "holds no lines"),
     "two lists": (lambda f: (f.mkdir(), (f / "gt_a.txt").touch(), (f / "gt_b.txt").touch()), "name one of gt_a.txt, gt_b.txt"),
     "no text column": (lambda f: (f.mkdir(), (f / "metadata.csv").write_text("file,words_\na.png,x\n")), "expected one of text"),

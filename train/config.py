@@ -54,7 +54,7 @@ class SyntheticConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where lines come from. A source is a path in one of the formats of `sources.py`, or "synthetic".
+    """Where lines come from. A source is a path in one of the formats that docs/tutorial.md lists, or "synthetic".
 
     Attributes:
         train: sources to mix, each with its share behind an "@" ("iam/gt_train.txt@0.8 synthetic@0.2"); without one, 1.

@@ -65,7 +65,8 @@ def _open(path: Path) -> Source:
         return page_xml.lines(pages)
     if boxes := [p for p in sorted(path.iterdir(), key=natural) if p.suffix.lower() in PHOTOS and p.with_suffix(".txt").exists()]:
         return sroie(boxes)
-    raise SourceError(f"{path}: no data set format recognised; see the list in train/sets/sources.py")
+    known = "metadata.jsonl or .csv, .parquet, gt_*.txt, .jpg with .txt (SROIE), LMDB, PAGE or ALTO"
+    raise SourceError(f"{path}: holds no data set that is known: {known}; docs/tutorial.md tells more")
 
 
 def _open_file(path: Path) -> Source:
