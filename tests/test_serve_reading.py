@@ -1,6 +1,7 @@
 """Answers made of jobs without a device: the Reader's text of pieces and images, and tokens that add up to it."""
 
 import copy
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from tokenizers import decoders, models
 
 from trocr_jax.batching.jobs import Job
 from trocr_jax.decoding import GenerateConfig
-from trocr_jax.line import CONTINUES, NO_TEXT, joined
+from trocr_jax.line import CONTINUES, NO_TEXT, Line, Token, Word, joined
 from trocr_jax.serve.api.reading import Answer, Part, entry
 from trocr_jax.tokens import Tokenizer
 
@@ -126,3 +127,10 @@ def test_tokens_that_begin_with_spaces_add_up():
     jobs = [Job(PIXELS, GenerateConfig(), tokens=WORDS, logprobs=[-0.1] * 4, status="stop") for _ in range(2)]
     answer = Answer(reader, [Part(jobs[0], ()), Part(jobs[1], (), below=True)], 99, detailed=True)
     assert "".join(one.text for one in answer.grow().entries) == answer.text == "a b\na b"
+
+
+def test_a_line_as_a_dictionary_is_what_json_reads_back():
+    line = Line("a", 0.5, (Token(7, "a", -0.7),), (Word("a", 0, 1, 0.5),), flags=("repetition",), alternatives=(Line("b"),))
+    assert json.loads(json.dumps(line.to_dict())) == line.to_dict()
+    assert line.to_dict("words", "text") == {"words": [{"text": "a", "start": 0, "end": 1, "confidence": 0.5}], "text": "a"}
+    assert list(line.to_dict("words", "text")) == ["words", "text"]

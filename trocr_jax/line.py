@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Literal
 
@@ -64,9 +64,16 @@ class Line:
     error: str | None = None
     alternatives: tuple[Line, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON would have it."""
-        return asdict(self)
+    def to_dict(self, *names: str) -> dict[str, Any]:
+        """The fields of these names in this order, or all of them, as JSON would have them: dicts and lists."""
+        return {name: _plain(getattr(self, name)) for name in names or vars(self)}
+
+
+def _plain(value: Any) -> Any:
+    """A Line's field without classes and tuples."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return {name: _plain(field) for name, field in vars(value).items()} if isinstance(value, Line | Token | Word) else value
 
 
 NO_NUMBERS = "the model gave no numbers (NaN): check its weights, and that they fit the dtype"

@@ -104,13 +104,7 @@ def now() -> int:
 
 def line_object(line: Line) -> dict[str, Any]:
     """A line with all that is known of it but the tokens."""
-    return {
-        "text": line.text,
-        "confidence": line.confidence,
-        "words": [{"text": w.text, "start": w.start, "end": w.end, "confidence": w.confidence} for w in line.words],
-        "finish_reason": line.finish_reason,
-        "flags": list(line.flags),
-    }
+    return line.to_dict("text", "confidence", "words", "finish_reason", "flags")
 
 
 def trocr_object(answer: Answer) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from trocr_jax.line import Line
@@ -29,11 +30,9 @@ def page_row(name: str, page: Page | Line) -> dict[str, Any]:
 
 def _line(line: Line) -> dict[str, Any]:
     """Probabilities are kept to six digits."""
-    words = [{"text": w.text, "start": w.start, "end": w.end, "confidence": _six(w.confidence)} for w in line.words]
-    return {
-        "text": line.text, "confidence": _six(line.confidence), "finish_reason": line.finish_reason, "words": words,
-        "flags": list(line.flags), "error": line.error,
-    }  # fmt: skip
+    words = tuple(replace(word, confidence=_six(word.confidence)) for word in line.words)
+    rounded = replace(line, confidence=_six(line.confidence), words=words)
+    return rounded.to_dict("text", "confidence", "finish_reason", "words", "flags", "error")
 
 
 def _valid(name: str) -> str:
