@@ -37,8 +37,8 @@ class Config:
     """What to measure.
 
     Attributes:
-        data: data sets, each a row of the table: paths in any format that docs/tutorial.md lists, or "synthetic" (drawn lines in fonts
-            that training does not use, one row a level).
+        data: data sets, each a row of the table: paths in any format that docs/tutorial.md lists, or "synthetic" (drawn lines in
+            fonts that training does not use, one row a level).
         model: directory or hub name; by default the model in the package.
         benchmark: a public benchmark; `data` then names its folder. Its own scores are measured, on references as its scorer
             saw them, and the numbers published for a model of this size stand beside ours; those are of `--beams 10`.
