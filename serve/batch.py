@@ -31,12 +31,12 @@ from trocr_jax.files import FilesError
 
 from .batch_job import inputs, output
 from .batch_job.places import FetchError, PlaceError, root_of
-from .batch_job.progress import Progress, Share, remark, report
+from .batch_job.progress import ProgressBar, Share, remark, report
 from .batch_job.units import Columns
-from .batch_job.work import Job, Worker, begin_job, disk_full, open_job
+from .batch_job.work import BatchJob, Worker, begin_job, disk_full, open_job
 
 if TYPE_CHECKING:
-    from .batch_job.pipeline import Reading
+    from .batch_job.pipeline import ImageReading
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _leave(*_: Any) -> None:
     raise SystemExit(128 + signal.SIGTERM)
 
 
-def _begin(folder: Path, config: Config) -> Job:
+def _begin(folder: Path, config: Config) -> BatchJob:
     from trocr_jax.reader import default_batch_size, default_dtype
 
     settings = {
@@ -117,7 +117,7 @@ def _begin(folder: Path, config: Config) -> Job:
     return begin_job(folder, settings, lambda listing: inputs.plan(config.input, settings["unit_lines"], listing, columns))
 
 
-def check_settings(job: Job, config: Config) -> None:
+def check_settings(job: BatchJob, config: Config) -> None:
     """What a flag says must be what the job was begun with; what no flag says is taken from it.
 
     Raises:
@@ -164,7 +164,7 @@ def _blocks(path: Path, count: int = 16, size: int = 1 << 16) -> Iterator[bytes]
             yield file.read(size)
 
 
-def work(job: Job, config: Config, began: float) -> int:
+def work(job: BatchJob, config: Config, began: float) -> int:
     """This process's share of a job, and the report."""
     worker = Worker(job, config.lease)
     share = Share()
@@ -178,7 +178,7 @@ def work(job: Job, config: Config, began: float) -> int:
     return report(job, share, config.price_per_hour)
 
 
-def _tell_of_new(job: Job) -> None:
+def _tell_of_new(job: BatchJob) -> None:
     """What came into INPUT after it was planned is not read, and that is said."""
     place = job.settings["input"]
     with suppress(PlaceError, FetchError, UsageError):  # INPUT may be gone by now
@@ -187,7 +187,7 @@ def _tell_of_new(job: Job) -> None:
             remark(f"{place} has {what}; choose another OUTPUT to read them")
 
 
-def _share(job: Job, worker: Worker, config: Config, began: float) -> Share:
+def _share(job: BatchJob, worker: Worker, config: Config, began: float) -> Share:
     """Reads units until the job is done."""
     from trocr_jax.reader import Reader, cache_compilations
 
@@ -203,7 +203,7 @@ def _share(job: Job, worker: Worker, config: Config, began: float) -> Share:
     pages, root = job.settings["page"], job.settings["root"]
     work = partial(decode, processor=reader.processor, pages=pages, root=root, give_up=config.give_up)
     decoders = Decoders(work, config.decoders or usable_cores(), Decoded.failed)
-    progress = Progress(job)
+    progress = ProgressBar(job)
     writer = Writer(job, worker, progress)
 
     def source() -> Iterator[Any]:
@@ -226,12 +226,12 @@ def _share(job: Job, worker: Worker, config: Config, began: float) -> Share:
 class Writer:
     """Stores units in a thread of its own: the device does not wait for the disk."""
 
-    def __init__(self, job: Job, worker: Worker, progress: Progress):
+    def __init__(self, job: BatchJob, worker: Worker, progress: ProgressBar):
         self.job, self.worker, self.progress = job, worker, progress
         self._pool = ThreadPoolExecutor(1, "writer")
         self._pending: deque[Future[None]] = deque()
 
-    def store(self, number: int, images: list[Reading]) -> None:
+    def store(self, number: int, images: list[ImageReading]) -> None:
         """Raises what an earlier unit's writing raised."""
         while self._pending and self._pending[0].done():
             self._pending.popleft().result()
@@ -243,7 +243,7 @@ class Writer:
         for pending in self._pending:
             pending.result()
 
-    def _write(self, number: int, images: list[Reading]) -> None:
+    def _write(self, number: int, images: list[ImageReading]) -> None:
         pages = self.job.settings["page"]
         as_row: Any = output.page_row if pages else output.row
         rows = [as_row(image.item.id, image.result) for image in images]

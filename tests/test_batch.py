@@ -296,7 +296,7 @@ def processor(model):
 
 @pytest.mark.parametrize("answering", [False, True])
 def test_a_decoder_that_dies_is_replaced_and_the_image_named(processor, monkeypatch, answering):
-    ask = batch_decode.Decoder.ask
+    ask = batch_decode.DecoderProcess.ask
 
     def hostile(self, images):
         if b"bomb" in images:
@@ -305,7 +305,7 @@ def test_a_decoder_that_dies_is_replaced_and_the_image_named(processor, monkeypa
                 raise OSError("got end of file during message")  # as multiprocessing calls half an answer
         return ask(self, images)
 
-    monkeypatch.setattr(batch_decode.Decoder, "ask", hostile)
+    monkeypatch.setattr(batch_decode.DecoderProcess, "ask", hostile)
     work, good = partial(decode, processor=processor, pages=False), batching.png("12")
     decoders = batch_decode.Decoders(work, 1, Decoded.failed)
     try:
@@ -478,7 +478,7 @@ def decoders_here(monkeypatch):
 
         end = kill
 
-    monkeypatch.setattr(batch_decode.Decoder, "start", Here)
+    monkeypatch.setattr(batch_decode.DecoderProcess, "start", Here)
     monkeypatch.setattr(batch_places, "PAUSES", (0.0, 0.0))
 
 

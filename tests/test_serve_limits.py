@@ -37,7 +37,7 @@ from trocr_jax.serve.api.keys import Keys, RateLimit
 from trocr_jax.serve.api.limits import Limits
 from trocr_jax.serve.api.responses import OtherItem
 from trocr_jax.serve.api.service import Service, Visit
-from trocr_jax.serve.api.sources import Source
+from trocr_jax.serve.api.sources import RequestImage
 from trocr_jax.serve.client import Client
 
 QUEUE = 8
@@ -335,7 +335,7 @@ def test_images_from_urls_do_not_pile_up_before_they_are_decoded(monkeypatch):
         return Prepared(np.zeros((1, 1, 3), np.uint8))
 
     async def ask():
-        sources = [Source(f"https://h/{name}", "x") for name in ("a", "bad") * 4]
+        sources = [RequestImage(f"https://h/{name}", "x") for name in ("a", "bad") * 4]
         return await asyncio.gather(*(service.prepare(Visit(), service.models[MODEL], sources, 1) for _ in range(3)))
 
     monkeypatch.setattr(service.fetcher, "fetch", fetch)

@@ -13,7 +13,7 @@ from tokenizers import decoders, models
 from trocr_jax.batching.jobs import Job
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.line import CONTINUES, NO_TEXT, Line, Token, Word, joined
-from trocr_jax.serve.api.reading import Answer, Part, entry
+from trocr_jax.serve.api.reading import Answer, JobPart, entry
 from trocr_jax.tokens import Tokenizer
 
 PIXELS = np.zeros((1, 1, 3), np.uint8)
@@ -30,7 +30,7 @@ def part(text, place=0, below=False, flags=(), status="stop"):
     """What a job read that gave this text."""
     tokens = ids(text)
     job = Job(PIXELS, GenerateConfig(), tokens=tokens, logprobs=[-0.1] * len(tokens), status=status)
-    return Part(job, flags, place, below)
+    return JobPart(job, flags, place, below)
 
 
 def image(*pieces, below=True):
@@ -125,7 +125,7 @@ def test_tokens_that_begin_with_spaces_add_up():
     reader = copy.copy(serving.reader())
     reader.tokenizer = sentence_pieces()
     jobs = [Job(PIXELS, GenerateConfig(), tokens=WORDS, logprobs=[-0.1] * 4, status="stop") for _ in range(2)]
-    answer = Answer(reader, [Part(jobs[0], ()), Part(jobs[1], (), below=True)], 99, detailed=True)
+    answer = Answer(reader, [JobPart(jobs[0], ()), JobPart(jobs[1], (), below=True)], 99, detailed=True)
     assert "".join(one.text for one in answer.grow().entries) == answer.text == "a b\na b"
 
 

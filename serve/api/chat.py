@@ -11,20 +11,20 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from .conversation import JSON_ONLY, Conversation, Detail, ImagePart, Part, TextFormat, last_images, respond
+from .conversation import JSON_ONLY, Conversation, Detail, ImagePart, MessagePart, TextFormat, last_images, respond
 from .errors import ApiError, bad_request
 from .ids import fresh_id
 from .limits import Limits
 from .options import Options
 from .reading import Entry, Reading
 from .service import Served
-from .sources import Source
+from .sources import RequestImage
 from .wire import ERRORS, Count, Empty, Nothing, Seed, Strict, Zero, logprob_objects, now, sse, trocr_object
 
 router = APIRouter()
 
 
-class TextPart(Part):
+class TextPart(MessagePart):
     type: Literal["text"]
     text: str
 
@@ -38,8 +38,8 @@ class ImageUrlPart(ImagePart):
     type: Literal["image_url"]
     image_url: ImageUrl
 
-    def source(self, place: str) -> Source:
-        return Source(self.image_url.url, f"{place}.image_url.url")
+    def source(self, place: str) -> RequestImage:
+        return RequestImage(self.image_url.url, f"{place}.image_url.url")
 
 
 class UserMessage(Strict):
@@ -83,7 +83,7 @@ class ChatRequest(Conversation):
     functions: Empty | None = None
     function_call: Literal["none", "auto"] | None = None
 
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[RequestImage]:
         return last_images(self.messages, "messages", "image_url")
 
     def options(self, served: Served, limits: Limits) -> Options:

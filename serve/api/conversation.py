@@ -19,7 +19,7 @@ from .limits import Limits
 from .options import Options, options_for
 from .reading import Entry, Reading
 from .service import Served, Service
-from .sources import Source
+from .sources import RequestImage
 from .wire import Echoed, Empty, Name, Strict, Temperature, TopLogprobs, TopP, TrocrOptions, media_type, reply
 
 Detail = Literal["auto", "low", "high", "original"]
@@ -30,16 +30,16 @@ class TextFormat(Strict):
     type: Literal["text"]
 
 
-class Part(Strict):
+class MessagePart(Strict):
     """A part of a message."""
 
     prompt_cache_breakpoint: dict[str, Any] | None = None  # whatever stands in it, the same text is read
 
 
-class ImagePart(Part):
+class ImagePart(MessagePart):
     """One that holds an image, in the words of one of the two APIs."""
 
-    def source(self, place: str) -> Source:
+    def source(self, place: str) -> RequestImage:
         """The image; `place` is where the part stands in the body."""
         raise NotImplementedError
 
@@ -67,7 +67,7 @@ class Conversation(Strict):
     tools: Empty | None = None
     tool_choice: Literal["none", "auto"] | None = None
 
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[RequestImage]:
         """The images of the last turn. Raises ApiError 400 where there are none."""
         raise NotImplementedError
 
@@ -83,7 +83,7 @@ class Conversation(Strict):
         )  # fmt: skip
 
 
-def last_images(messages: Sequence[Any], field: str, part_type: str) -> list[Source]:
+def last_images(messages: Sequence[Any], field: str, part_type: str) -> list[RequestImage]:
     """The images of the last turn.
 
     Args:

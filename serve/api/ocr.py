@@ -21,7 +21,7 @@ from .ids import fresh_id
 from .options import Options, options_for
 from .reading import Answer
 from .service import Served, Service, Visit
-from .sources import Source
+from .sources import RequestImage
 from .wire import ERRORS, Beams, Count, Name, Strict, line_object, media_type, now, reply
 
 router = APIRouter()
@@ -65,7 +65,7 @@ async def create(request: Request) -> Response:
 
 
 async def _read(
-    service: Service, visit: Visit, served: Served, sources: list[Source], options: Options
+    service: Service, visit: Visit, served: Served, sources: list[RequestImage], options: Options
 ) -> tuple[list[dict[str, Any]], int]:
     """A result for each image, and the tokens of all."""
     prepared = await service.prepare(visit, served, sources, 1)
@@ -87,12 +87,12 @@ def _result(index: int, outcome: Answer | ApiError) -> dict[str, Any]:
     return {"index": index, **line_object(outcome.lines[0]), "error": None}
 
 
-async def _parse(request: Request, most: int) -> tuple[OcrOptions, list[Source]]:
+async def _parse(request: Request, most: int) -> tuple[OcrOptions, list[RequestImage]]:
     """Options and images of either kind of body. Raises ApiError 400 or 415."""
     kind = media_type(request)
     if kind == "application/json":
         body = OcrRequest.model_validate(_json(await request.body()))
-        return body, [Source(url, f"images[{i}]") for i, url in enumerate(body.images)]
+        return body, [RequestImage(url, f"images[{i}]") for i, url in enumerate(body.images)]
     if kind == "multipart/form-data":
         return await _form(request, most)
     raise unsupported_media_type("send JSON with the header Content-Type: application/json, or a form of files (curl -F)")
@@ -105,7 +105,7 @@ def _json(body: bytes) -> Any:
         raise bad_request("the body is not valid JSON", None, "invalid_json") from None
 
 
-async def _form(request: Request, most: int) -> tuple[OcrOptions, list[Source]]:
+async def _form(request: Request, most: int) -> tuple[OcrOptions, list[RequestImage]]:
     """Every file is an image, whatever its field is called; the other fields are options."""
     parser = MultiPartParser(
         request.headers, request.stream(), max_files=most, max_fields=len(OcrOptions.model_fields),
@@ -121,7 +121,7 @@ async def _form(request: Request, most: int) -> tuple[OcrOptions, list[Source]]:
         if isinstance(value, str):
             fields[name] = int(value) if name in ("num_beams", "max_tokens") and value.isascii() and value.isdigit() else value
         else:
-            sources.append(Source(await value.read(), f"images[{len(sources)}]"))
+            sources.append(RequestImage(await value.read(), f"images[{len(sources)}]"))
     await form.close()
     if not sources:
         raise bad_request("the form has no file", "images", "image_required")

@@ -52,7 +52,7 @@ NEW_IMAGE = "\n"
 
 
 @dataclass
-class Part:
+class JobPart:
     """What one job reads: an image of the request, or a piece of one that is too long for the model.
 
     Attributes:
@@ -119,7 +119,7 @@ class Answer:
         finish_reason: "stop" or "length" when the answer is complete.
     """
 
-    def __init__(self, reader: Reader, parts: list[Part], budget: int, stops: tuple[str, ...] = (), detailed: bool = False):
+    def __init__(self, reader: Reader, parts: list[JobPart], budget: int, stops: tuple[str, ...] = (), detailed: bool = False):
         self._reader, self._parts, self._budget, self._stops, self._detailed = reader, parts, budget, stops, detailed
         self.text, self.tokens = "", 0
         self._told = 0  # characters of the text that the entries given so far add up to

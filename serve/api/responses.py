@@ -14,21 +14,21 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from .conversation import JSON_ONLY, Conversation, Detail, ImagePart, Part, TextFormat, last_images, respond
+from .conversation import JSON_ONLY, Conversation, Detail, ImagePart, MessagePart, TextFormat, last_images, respond
 from .errors import ApiError, bad_request
 from .ids import fresh_id
 from .limits import Limits
 from .options import Options
 from .reading import Delta, Entry, Reading
 from .service import Served
-from .sources import Source
+from .sources import RequestImage
 from .wire import ERRORS, Count, Echoed, Strict, logprob_objects, now, sse, trocr_object
 
 router = APIRouter()
 LOGPROBS = "message.output_text.logprobs"
 
 
-class InputText(Part):
+class InputText(MessagePart):
     type: Literal["input_text"]
     text: str
 
@@ -38,8 +38,8 @@ class InputImage(ImagePart):
     image_url: str
     detail: Detail | None = None
 
-    def source(self, place: str) -> Source:
-        return Source(self.image_url, f"{place}.image_url")
+    def source(self, place: str) -> RequestImage:
+        return RequestImage(self.image_url, f"{place}.image_url")
 
 
 class InputMessage(Strict):
@@ -108,7 +108,7 @@ class ResponsesRequest(Conversation):
     prompt: None = None
     text: TextConfig | None = None
 
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[RequestImage]:
         return last_images([] if isinstance(self.input, str) else self.input, "input", "input_image")
 
     @property

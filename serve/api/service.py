@@ -32,8 +32,8 @@ from .limits import Limits
 from .logs import log
 from .metrics import Metrics
 from .options import Options
-from .reading import Answer, Part, Reading, Signal
-from .sources import Source
+from .reading import Answer, JobPart, Reading, Signal
+from .sources import RequestImage
 
 State = Literal["starting", "ready", "draining", "failed"]
 SMALL = 4_000_000  # pixels
@@ -177,7 +177,7 @@ class Service:
             raise ApiError(404, "no such model here; GET /v1/models lists them", "model_not_found", param)
         return found
 
-    async def read(self, visit: Visit, served: Served, sources: Sequence[Source], options: Options) -> Reading:
+    async def read(self, visit: Visit, served: Served, sources: Sequence[RequestImage], options: Options) -> Reading:
         """One reading of several images; one that cannot be read is an error of the whole.
 
         Raises:
@@ -189,7 +189,9 @@ class Service:
                 raise item
         return self.submit(visit, served, [item for item in prepared if isinstance(item, Prepared)], options)
 
-    async def prepare(self, visit: Visit, served: Served, sources: Sequence[Source], choices: int) -> list[Prepared | ApiError]:
+    async def prepare(
+        self, visit: Visit, served: Served, sources: Sequence[RequestImage], choices: int
+    ) -> list[Prepared | ApiError]:
         """Admits images and decodes them; an error stands in the place of its image."""
         if len(sources) > self.limits.images:
             raise bad_request(f"at most {self.limits.images} images a request", sources[-1].param, "too_many_images")
@@ -214,15 +216,15 @@ class Service:
         """
         signal = Signal()
 
-        def part(index: int, sample: int, place: int, piece: Prepared) -> Part:
+        def part(index: int, sample: int, place: int, piece: Prepared) -> JobPart:
             assert piece.pixels is not None
             job = Job(
                 piece.pixels, options.config, image_seed(index, options.seed), sample, options.alternatives, visit.deadline,
                 signal.set, options.stream,
             )  # fmt: skip
-            return Part(job, piece.flags, place, below=together and index > 0)
+            return JobPart(job, piece.flags, place, below=together and index > 0)
 
-        def parts(index: int, sample: int) -> list[Part]:
+        def parts(index: int, sample: int) -> list[JobPart]:
             return [part(index, sample, place, piece) for place, piece in enumerate(prepared[index].pieces)]
 
         indices, samples = range(len(prepared)), range(options.choices)
@@ -233,7 +235,7 @@ class Service:
         served.engine.submit(jobs)
         return reading
 
-    async def _prepare(self, served: Served, source: Source) -> Prepared | ApiError:
+    async def _prepare(self, served: Served, source: RequestImage) -> Prepared | ApiError:
         try:
             prepared = await (self._fetch(served, source) if source.remote else self._in_pool(served, source))
         except ApiError as error:
@@ -242,13 +244,13 @@ class Service:
             return bad_request(f"not a readable image: {prepared.error}", source.param, "invalid_image")
         return prepared
 
-    async def _fetch(self, served: Served, source: Source) -> Prepared:
+    async def _fetch(self, served: Served, source: RequestImage) -> Prepared:
         """An image from a URL. As long as its bytes are in memory it has its place, or they would pile up before the pool."""
         async with self._fetched:
             content = await self.fetcher.fetch(str(source.content), source.param)
             return await self._in_pool(served, replace(source, content=content))
 
-    async def _in_pool(self, served: Served, source: Source) -> Prepared:
+    async def _in_pool(self, served: Served, source: RequestImage) -> Prepared:
         """Decodes as many images at once as there are cores, but of large ones one, or memory would grow with the cores."""
         run, most = asyncio.get_running_loop().run_in_executor, min(self.limits.pixels, MAX_PIXELS)
 

@@ -13,7 +13,7 @@ _DATA_URL = re.compile(r"data:[\w.+-]{0,64}/?[\w.+-]{0,64}(;[\w.+-]{1,64}=[\w.+-
 
 
 @dataclass(frozen=True)
-class Source:
+class RequestImage:
     """One image: its bytes or its URL, and the field of the request that it came in."""
 
     content: bytes | str

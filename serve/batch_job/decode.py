@@ -32,14 +32,14 @@ class DecoderError(ValueError):
 
 
 @dataclass(eq=False)
-class Decoder:
+class DecoderProcess:
     """One process and our end of its pipe."""
 
     process: subprocess.Popen[bytes]
     pipe: Connection
 
     @classmethod
-    def start(cls, work: Callable[[Any], Any]) -> Decoder:
+    def start(cls, work: Callable[[Any], Any]) -> DecoderProcess:
         ours, theirs = multiprocessing.Pipe()
         with theirs:
             try:
@@ -94,11 +94,11 @@ class Decoders(Generic[T]):
 
     def __init__(self, work: Callable[[Any], T], count: int, failed: Callable[[str], T]):
         self.work, self.count, self.failed = work, count, failed
-        self._free: queue.LifoQueue[Decoder | None] = queue.LifoQueue()  # one that runs before one to be started
+        self._free: queue.LifoQueue[DecoderProcess | None] = queue.LifoQueue()  # one that runs before one to be started
         for _ in range(count):
             self._free.put(None)
         self._pool = ThreadPoolExecutor(count, "decoder")
-        self._running: set[Decoder] = set()
+        self._running: set[DecoderProcess] = set()
         self._closed = False
 
     def submit(self, images: Sequence[Any]) -> Future[list[T]]:
@@ -136,10 +136,10 @@ class Decoders(Generic[T]):
         finally:
             self._free.put(decoder)
 
-    def _start(self) -> Decoder:
+    def _start(self) -> DecoderProcess:
         if self._closed:
             raise DecoderError("the decoders were closed")
-        decoder = Decoder.start(self.work)
+        decoder = DecoderProcess.start(self.work)
         self._running.add(decoder)
         if self._closed:  # while it started, so that `close` did not see it
             decoder.kill()

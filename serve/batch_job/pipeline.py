@@ -59,7 +59,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ImageReading:
     """An image without its pixels, and what was read so far of each piece of each line in it."""
 
     item: Item
@@ -67,7 +67,7 @@ class Reading:
     lines: list[list[Line | None]]
 
     @classmethod
-    def of(cls, item: Item, decoded: Decoded) -> Reading:
+    def of(cls, item: Item, decoded: Decoded) -> ImageReading:
         """What cannot be read is a line with an error at once."""
         return cls(item, decoded.layout, [[_nothing_yet(piece) for piece in line.pieces] for line in decoded.lines])
 
@@ -156,7 +156,7 @@ class Submitted:
     """A batch on the device: of each row the image, the pieces of its line and the place among them, and what was seen before."""
 
     result: Generation
-    rows: list[tuple[Reading, list[Line | None], int, tuple[str, ...]]]
+    rows: list[tuple[ImageReading, list[Line | None], int, tuple[str, ...]]]
 
 
 class Pipeline:
@@ -172,12 +172,12 @@ class Pipeline:
 
     def __init__(
         self, reader: Reader, config: GenerateConfig, batch_size: int,
-        store: Callable[[int, list[Reading]], None], progress: Callable[[int], None],
+        store: Callable[[int, list[ImageReading]], None], progress: Callable[[int], None],
     ):  # fmt: skip
         self.reader, self.config, self.batch_size, self.store, self.progress = reader, config, batch_size, store, progress
         self.clock = DeviceClock()
         self._flying: deque[Submitted] = deque()
-        self._waiting: deque[tuple[int, list[Reading], bool]] = deque()  # unit, images of a window, whether it is the last
+        self._waiting: deque[tuple[int, list[ImageReading], bool]] = deque()  # unit, images of a window, whether it is the last
 
     def run(self, source: Iterator[Window], stop: Callable[[], None]) -> None:
         """Everything of the source; one window is read and decoded ahead.
@@ -209,7 +209,7 @@ class Pipeline:
 
     def _submit(self, window: Window) -> None:
         decoded = window.decoded()
-        readings = list(map(Reading.of, window.items, decoded))
+        readings = list(map(ImageReading.of, window.items, decoded))
         self._waiting.append((window.unit, readings, window.last))
         self.progress(sum(image.done for image in readings))
         prepared = [piece for image in decoded for line in image.lines for piece in line.pieces]

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from trocr_jax import files
 from trocr_jax.cli import printable
 
-from .work import Job
+from .work import BatchJob
 
 CALM = 10.0
 """Seconds between signs of life in a log file."""
@@ -24,7 +24,7 @@ def remark(message: str) -> None:
     tqdm.write(f"trocr-jax: {printable(message)}", file=sys.stderr)
 
 
-class Progress:
+class ProgressBar:
     """A bar on stderr over the images of the whole job, with rate and time left, and remarks above it.
 
     Shards whose images nobody has counted are taken to be as long as those that were read.
@@ -33,7 +33,7 @@ class Progress:
         lines: in the units that this process has stored.
     """
 
-    def __init__(self, job: Job):
+    def __init__(self, job: BatchJob):
         self.job, self.lines = job, 0
         self._counted = all(unit.lines is not None for unit in job.units)
         self._stored: list[int] = []
@@ -88,7 +88,7 @@ class Share:
         return None if price_per_hour is None or not self.lines else price_per_hour * self.seconds / 3.6 / self.lines
 
 
-def report(job: Job, share: Share, price_per_hour: float | None) -> int:
+def report(job: BatchJob, share: Share, price_per_hour: float | None) -> int:
     """Tells about the whole job and this process's share of it; 1 where images failed."""
     counts = [files.read_json(job.counts(number)) for number in range(len(job.units))]
     images, lines = (sum(unit[what] for unit in counts) for what in ("images", "lines"))

@@ -38,7 +38,7 @@ POLL = 1.0
 
 
 @dataclass(frozen=True)
-class Job:
+class BatchJob:
     """What all workers of a job share.
 
     Attributes:
@@ -70,7 +70,7 @@ class Job:
         return {int(number) for number in found if number.isdigit()}
 
 
-def open_job(folder: Path) -> Job | None:
+def open_job(folder: Path) -> BatchJob | None:
     """The job that was begun in a folder, or None.
 
     Raises:
@@ -84,10 +84,10 @@ def open_job(folder: Path) -> Job | None:
         raise FilesError(f"{path}: of another version of trocr-jax batch; choose another OUTPUT")
     units = tuple(Unit(**unit) for unit in content["units"])
     settings = content["settings"]
-    return Job(folder, settings, units, folder / "_job" / content["listing"], f".{settings['format']}")
+    return BatchJob(folder, settings, units, folder / "_job" / content["listing"], f".{settings['format']}")
 
 
-def begin_job(folder: Path, settings: dict[str, Any], plan: Callable[[BinaryIO], list[Unit]]) -> Job:
+def begin_job(folder: Path, settings: dict[str, Any], plan: Callable[[BinaryIO], list[Unit]]) -> BatchJob:
     """Plans a job and publishes it. Where several workers do so at once, one plan wins and all get that.
 
     Raises:
@@ -134,7 +134,7 @@ class Worker:
         expiry: seconds after which an untouched lease is taken over. A holder on this machine is asked for directly.
     """
 
-    job: Job
+    job: BatchJob
     expiry: float = 60.0
     stopped: threading.Event = field(default_factory=threading.Event)
     held: set[int] = field(default_factory=set)
