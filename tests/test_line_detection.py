@@ -124,3 +124,61 @@ def test_what_has_too_many_lines_is_a_picture(monkeypatch):
     assert len(find_lines(image)) == len(quads)
     monkeypatch.setattr(line_detection, "MOST_LINES", len(quads) - 1)
     assert find_lines(image) == []
+
+
+def written(texts: list[str], stem: str, size: int) -> Drawn:
+    """One text under the other, and where the ink of each is."""
+    image, quads = Image.new("RGB", (900, 60 + 2 * size * len(texts)), "white"), []
+    font = ImageFont.truetype(str(next(path for path in pages.fonts() if path.stem == stem)), size)
+    for row, text in enumerate(texts):
+        before = np.asarray(image)
+        ImageDraw.Draw(image).text((40, 30 + 2 * size * row), text, font=font, fill="black")
+        rows, columns = np.nonzero((np.asarray(image) < before - 99.0).any(2))
+        left, top, right, bottom = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+        quads.append(np.array([[left, top], [right, top], [right, bottom], [left, bottom]], float))
+    return image, quads
+
+
+@pytest.mark.parametrize("stem", ["DejaVuSans", "DejaVuSansMono"])
+@pytest.mark.parametrize("size", [16, 20, 26, 32])
+def test_marks_at_the_end_of_a_line_are_of_it(stem, size):
+    """Points of few pixels, commas nearly as high as small letters, quotation marks, and what a typewriter puts far off."""
+    image, quads = written(["Dear Mr. Smith,", "Sum total 12:", "He said no.", "return x;", "Oh dear!", "name = 'x'"], stem, size)
+    found = find_lines(image)
+    assert len(found) == len(quads)
+    for quad, line in zip(quads, found, strict=True):
+        assert line[:, 0].min() < quad[:, 0].min() + 1 and line[:, 0].max() > quad[:, 0].max() - 1
+
+
+@pytest.mark.parametrize("size", [60, 72, 110])
+def test_gaps_inside_bold_letters_are_no_lines(size):
+    image, _ = page(size=24, noise=0.0)
+    taller = Image.new("RGB", (image.width, image.height + 300), image.getpixel((2, 2)))
+    taller.paste(image, (0, 300))
+    font = ImageFont.truetype(str(next(path for path in pages.fonts() if path.stem == "DejaVuSerif-Bold")), size)
+    ImageDraw.Draw(taller).text((100, 120), "Harbour News", font=font, fill=(10, 10, 10))
+    assert sum(line[:, 1].mean() < 380 for line in find_lines(taller)) == 1
+
+
+def with_head_and_foot(far: int) -> Drawn:
+    """Two columns; a line of two words so many pixels above them, which the gutter parts, and a number below."""
+    image, quads = page(columns=2, noise=0.0)
+    taller = Image.new("RGB", (image.width, image.height + 200), image.getpixel((2, 2)))
+    taller.paste(image, (0, 100))
+    pen, font = ImageDraw.Draw(taller), ImageFont.truetype(str(pages.fonts()[0]), 24)
+    for left, top, text in ((100, 190 - far, "Harbour"), (1050, 190 - far, "May"), (900, image.height + 90, "17")):
+        pen.text((left, top), text, font=font, fill=(20, 20, 20))
+    return taller, [quad + [0, 100] for quad in quads]
+
+
+def test_a_running_head_comes_before_the_columns_and_a_foot_after_them():
+    image, quads = with_head_and_foot(far=90)
+    found = find_lines(image)
+    assert [place for place, line in enumerate(found) if line[:, 1].mean() < 180] == [0]
+    assert found[-1][:, 1].mean() > image.height - 130
+    assert pages.found_in_order(quads, found[1:-1]) == len(quads) == len(found) - 2
+
+
+def test_the_first_line_of_columns_is_no_running_head():
+    image, _ = with_head_and_foot(far=36)
+    assert sum(line[:, 1].mean() < 200 for line in find_lines(image)) == 2

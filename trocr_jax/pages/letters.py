@@ -16,6 +16,8 @@ from .binarization import SPECK
 ORDINARY = 0.45, 3.5  # least and most height of letters that need no others beside them, for the typical one of the page
 FEWEST = 3  # letters side by side of any other size: fewer may be anything
 LEAST = 7  # pixels: of another size, what is smaller is dirt
+LOWEST = 3  # pixels: no letter is lower
+DOT = 3, 2  # pixels of ink, and of height: the points of small print have no more
 WORD = 40  # width of letters that touch each other, for their height
 MOST = 0.05  # of the ink, for which one connected piece counts: the frame of a page must not pass for its typical letter
 ALIKE = 3.0  # times the height of the lower one of two letters side by side
@@ -69,10 +71,11 @@ class Connected:
 
 
 def find_runs(marks: np.ndarray) -> tuple[Boxes, Connected]:
-    """Level ink, bool [H,W] -> runs of letters side by side; and all that is connected, letters or not."""
+    """Level ink, bool [H,W] -> runs of letters side by side; and all that is connected, letters, points or neither."""
     ink = _connected(marks)
-    least, most = (bound * _typical_height(ink) for bound in ORDINARY)
-    letters = ink[(ink.boxes.height > min(least, LEAST)) & (ink.boxes.width < WORD * ink.boxes.height)]
+    large = ink[(ink.area >= SPECK) & (ink.boxes.height >= LOWEST)]
+    least, most = (bound * _typical_height(large) for bound in ORDINARY)
+    letters = large[(large.boxes.height > min(least, LEAST)) & (large.boxes.width < WORD * large.boxes.height)]
     if not 0 < len(letters) <= MOST_LETTERS or letters.solid.mean() > 0.5:
         return ink.boxes[:0], ink
     runs, count = _runs(letters)
@@ -87,7 +90,7 @@ def _connected(marks: np.ndarray) -> Connected:
     sides = np.array([(x.start, y.start, x.stop, y.stop, 0) for y, x in slices], float).reshape(-1, 5)
     boxes = Boxes(*sides.T)
     solid = _thickness(marks, labels, count) > SOLID * boxes.height
-    return Connected(boxes, area, solid)[(area >= SPECK) & (boxes.height >= 3)]
+    return Connected(boxes, area, solid)[(area >= DOT[0]) & (boxes.height >= DOT[1])]
 
 
 def _thickness(marks: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:

@@ -2,7 +2,8 @@
 
     ink        told from its paper, turned level, without rules: `binarization`, on a page of at most WORKING pixels a side
     runs       of letters side by side, large and small ones: `letters`
-    order      cut at gutters, else at the widest gap between lines, until neither is left; read what is left from top to bottom
+    order      cut off running heads and feet, cut at gutters, else at the widest gap between lines, until none is left; read
+               what is left from top to bottom
 
 A line is a quadrilateral on the page as it came, [4,2] float32 x and y in pixels: top left, top right, bottom right, bottom
 left, as the writing runs.
@@ -11,20 +12,25 @@ left, as the writing runs.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from .binarization import find_ink, level
-from .letters import ALIKE, ORDINARY, Boxes, Connected, find_runs
+from .letters import ALIKE, Boxes, Connected, find_runs
 
 WORKING = 2200  # pixels of the longer side that lines are looked for on
 MOST_LINES = 4000  # of a page, or cells of its tables; what has more is a picture, and the images of its lines would fill memory
 GUTTER = 1.1  # letters' heights between columns
 ROWS = 4, 2  # lines on both sides of a gutter, and of one that is twice as wide: spaces of a typewriter can be in line
+APART = 4.0, 1.6  # letters' heights, and lines' distances, at least, of paper between a running head and columns
+PITCH = 8  # lines, at most, show how far lines are from each other
 POINT = 0.01  # square heights of ink: what has less is no point
+BESIDE = 1.5, 0.3  # heights of letters to the middle of a point sideways, as after a typewriter's last letter, and up or down
+LOW = 0.6  # heights of letters: points, commas, quotation marks and accents are lower
+SMALLER = 0.8, 3.0  # heights of letters: what is lower, and less wide, inside of their line is part of it, or a gap in them
 
 
 class LineBox(NamedTuple):
@@ -61,8 +67,7 @@ def find_lines(image: Image.Image) -> list[np.ndarray]:
         return []
     levelled, angle = level(marks)
     back = _way_back(marks.shape, levelled.shape, angle, scale)
-    found = [back(box) for box in itertools.islice(_lines(levelled), MOST_LINES + 1)]
-    return found if len(found) <= MOST_LINES else []
+    return [back(line.with_margin()) for line in _lines(levelled)]
 
 
 def _way_back(before: tuple[int, ...], after: tuple[int, ...], angle: float, scale: float) -> Any:
@@ -79,20 +84,21 @@ def _way_back(before: tuple[int, ...], after: tuple[int, ...], angle: float, sca
     return back
 
 
-def _lines(marks: np.ndarray) -> Iterator[tuple[float, float, float, float]]:
-    """Boxes of the lines on level ink, in reading order."""
+def _lines(marks: np.ndarray) -> list[LineBox]:
+    """The lines on level ink, in reading order; none of a picture."""
     runs, ink = find_runs(marks)
-    for block in _ordered(runs, GUTTER * float(np.median(runs.size))) if len(runs) else ():
-        yield from (line.with_margin() for line in _whole(_merged(block), ink))
+    blocks = _ordered(runs, GUTTER * float(np.median(runs.size))) if len(runs) else ()
+    lines = list(itertools.islice(_whole(itertools.chain.from_iterable(map(_merged, blocks)), ink), MOST_LINES + 1))
+    return _outermost(lines) if len(lines) <= MOST_LINES else []
 
 
 def _ordered(runs: Boxes, gutter: float) -> Iterator[Boxes]:
-    """Blocks in reading order: left of a gutter before right of it, above a gap before below it."""
+    """Blocks in reading order: left of a gutter before right of it, but for running heads and feet; above a gap before below."""
     waiting = [runs]
     while waiting:
         block = waiting.pop()
         first = _left_of_gutter(block, gutter)
-        first = _above_gap(block) if first is None else first
+        first = _above_gap(block) if first is None else _beside_head_or_foot(block, first)
         if first is None:
             yield block
         else:
@@ -109,6 +115,25 @@ def _left_of_gutter(block: Boxes, width: float) -> np.ndarray | None:
     return left if _has_rows(block[left], rows) and _has_rows(block[np.logical_not(left)], rows) else None
 
 
+def _beside_head_or_foot(block: Boxes, left: np.ndarray) -> np.ndarray:
+    """Which pieces stand above the first gap across a block, or the last, where one line is far from all others; else `left`."""
+    widths, places = _gaps(block.top, block.bottom)
+    for i in (0, -1) if widths.size else ():
+        above = block.bottom <= places[i]
+        alone = above if i == 0 else np.logical_not(above)
+        if widths[i] <= APART[0] * np.median(block.size) or _has_rows(block[alone], 2):
+            continue
+        if widths[i] > APART[1] * _pitch(block[np.logical_not(alone)]):
+            return above
+    return left
+
+
+def _pitch(block: Boxes) -> float:
+    """The distance from line to line in a block, less where its columns are not in line; 0 of one line."""
+    lines = _merged(block, enough=PITCH)
+    return float(np.median(np.diff([(line.top + line.bottom) / 2 for line in lines]))) if len(lines) > 1 else 0.0
+
+
 def _above_gap(block: Boxes) -> np.ndarray | None:
     gap = _widest_gap(block.top, block.bottom)
     return None if gap is None else block.bottom <= gap[1]
@@ -120,13 +145,17 @@ def _has_rows(runs: Boxes, rows: int) -> bool:
 
 
 def _widest_gap(starts: np.ndarray, ends: np.ndarray) -> tuple[float, float] | None:
-    """Width of the widest stretch that no interval covers between the first and the last, and where it begins."""
+    """Width of the widest gap, and where it begins."""
+    widths, places = _gaps(starts, ends)
+    return (float(widths.max()), float(places[np.argmax(widths)])) if widths.size else None
+
+
+def _gaps(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Widths of the stretches that no interval covers between the first and the last, and where they begin."""
     order = np.argsort(starts)
     covered = np.maximum.accumulate(ends[order])[:-1]
-    gaps = starts[order][1:] - covered
-    if not gaps.size or gaps.max() <= 0:
-        return None
-    return float(gaps.max()), float(covered[np.argmax(gaps)])
+    widths = starts[order][1:] - covered
+    return widths[widths > 0], covered[widths > 0]
 
 
 def _merged(runs: Boxes, enough: float = np.inf) -> list[LineBox]:
@@ -146,14 +175,26 @@ def _merged(runs: Boxes, enough: float = np.inf) -> list[LineBox]:
     return sorted(lines, key=lambda line: line.top + line.bottom)
 
 
-def _whole(lines: list[LineBox], ink: Connected) -> Iterator[LineBox]:
+def _whole(lines: Iterable[LineBox], ink: Connected) -> Iterator[LineBox]:
     """Lines grown by the points, commas and accents beside them; what is one speck alone is dropped."""
     x, y = (ink.boxes.left + ink.boxes.right) / 2, (ink.boxes.top + ink.boxes.bottom) / 2
     for line in lines:
-        size = line.size
+        size, (aside, above) = line.size, BESIDE
         if line.right - line.left < size and line.bottom - line.top < 0.6 * size:
             continue
-        near = (x > line.left - 0.7 * size) & (x < line.right + 0.7 * size)
-        near &= (y > line.top - 0.3 * size) & (y < line.bottom + 0.3 * size)
-        near &= (ink.boxes.height <= ORDINARY[0] * size) & (ink.area >= POINT * size * size)
+        near = (x > line.left - aside * size) & (x < line.right + aside * size)
+        near &= (y > line.top - above * size) & (y < line.bottom + above * size)
+        near &= (ink.boxes.height <= LOW * size) & (ink.area >= POINT * size * size)
         yield line.grown(*ink.boxes[near].around()) if near.any() else line
+
+
+def _outermost(lines: list[LineBox]) -> list[LineBox]:
+    """Lines without small ones inside of others: commas and quotation marks, which make runs too, and gaps in bold letters."""
+    left, top, right, bottom, size = np.array(lines).reshape(-1, 5).T
+    lower, narrower = (share * size for share in SMALLER)
+    kept = []
+    for line in lines:
+        inside = (left <= line.left) & (top <= line.top) & (right >= line.right) & (bottom >= line.bottom)
+        if not (inside & (line.size < lower) & (line.right - line.left < narrower)).any():
+            kept.append(line)
+    return kept
