@@ -10,7 +10,6 @@ one line. Debian has it as `tesseract-ocr`, its Latin model as `tesseract-ocr-sc
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from trocr_jax import metrics
 from trocr_jax.cli import check_known, program
 from trocr_jax.cores import usable_cores
 from trocr_jax.reader import Reader
+from trocr_jax.tesseract import read_lines
 
 from .config import SyntheticConfig
 from .drawing import fonts, synthesis
@@ -171,13 +171,7 @@ def read(files: Sequence[Path], config: Config) -> list[str]:
 
 def _read_part(files: Sequence[Path], config: Config) -> list[str]:
     names = files[0].with_suffix(".txt")
-    names.write_text("".join(f"{file}\n" for file in files), encoding="utf-8")
-    command = [config.program, str(names), "stdout", "--psm", "7", "-l", config.language, "tsv"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_THREAD_LIMIT": "1"})
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise ValueError(f"{config.program} failed: {said[0] if said else 'no message'}")
-    return words_of_pages(done.stdout, len(files))
+    return words_of_pages(read_lines(files, names, "-l", config.language, "tsv", program=config.program), len(files))
 
 
 def words_of_pages(table: str, pages: int) -> list[str]:

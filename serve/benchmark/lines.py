@@ -6,9 +6,7 @@ Faster modes are compared with float32 line by line and token by token: speed ne
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +21,7 @@ from trocr_jax.cores import usable_cores
 from trocr_jax.image_paths import find_images
 from trocr_jax.line import Line
 from trocr_jax.reader import Reader
+from trocr_jax.tesseract import read_lines
 
 ReadAll = Callable[[Sequence[Path]], list[Line]]
 
@@ -74,21 +73,12 @@ def _reading(reader: Reader) -> ReadAll:
 def tesseract(paths: Sequence[Path]) -> list[Line]:
     """One process a core, each with one thread and a list of files: its fastest way to read many lines."""
     count = usable_cores()
-    shares = [share for share in (paths[i::count] for i in range(count)) if share]
+    pictures = [path.resolve() for path in paths]
+    shares = [share for share in (pictures[i::count] for i in range(count)) if share]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(count) as pool:
         lists = [Path(folder) / f"{i}.txt" for i in range(len(shares))]
-        for path, share in zip(lists, shares, strict=True):
-            path.write_text("\n".join(str(p.resolve()) for p in share))
-        list(pool.map(_run_tesseract, lists))
+        list(pool.map(read_lines, shares, lists))
     return []
-
-
-def _run_tesseract(names: Path) -> None:
-    command = ["tesseract", str(names), "stdout", "--psm", "7"]
-    environment = os.environ | {"OMP_THREAD_LIMIT": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise ValueError(f"tesseract failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
 
 
 def _row(name: str, seconds: float, lines: list[Line], exact: list[Line]) -> dict[str, Any]:
