@@ -7,7 +7,7 @@ from conftest import ROOT
 
 LEAVES = {
     "images", "image_paths", "containers", "prepared", "line", "streaming", "tokens", "metrics", "files", "config", "chips",
-    "cores", "agreement",
+    "cores", "agreement", "tesseract",
     "pixels.image_processor", "pixels.ink", "pixels.line_cutting", "pixels.line_normalization", "pixels.strokes",
     "pages.binarization", "pages.letters", "pages.line_detection", "pages.outlines",
     "checkpoints.tokenizer_files", "checkpoints.generation_files", "checkpoints.tensor_files", "checkpoints.torch_files",
