@@ -8,13 +8,12 @@ import logging
 import os
 import socket
 
-import jax
 import uvicorn
 
 from trocr_jax.cli import UsageError
 from trocr_jax.files import expand
 from trocr_jax.generation.loop import bucket
-from trocr_jax.reader import Reader, cache_compilations
+from trocr_jax.reader import Reader, cache_compilations, default_batch_size
 
 from .app import create_app
 from .config import Config
@@ -23,6 +22,9 @@ from .guard import Guard
 from .keys import ENVIRONMENT, Keys, read_keys
 from .logs import configure
 from .service import Service
+
+MOST_ENCODED = 32
+"""Images that an engine encodes, or searches with beams, at a time at most: the lines that it decodes wait for them."""
 
 
 def launch(config: Config) -> int:
@@ -61,7 +63,7 @@ def launch(config: Config) -> int:
 
 
 def _service(config: Config, keys: Keys) -> Service:
-    slots = config.slots if config.slots is not None else 8 if jax.default_backend() == "cpu" else 128
+    slots = config.slots if config.slots is not None else default_batch_size()
     if slots < 1 or any(beams < 2 for beams in config.beams):
         raise UsageError("--slots must be at least 1 and every number of --beams at least 2")
     readers: dict[str, Reader] = {}
@@ -72,7 +74,7 @@ def _service(config: Config, keys: Keys) -> Service:
         if name in readers:
             raise UsageError(f"two models are called {name}: name them with --model NAME=PATH")
         readers[name] = reader
-    batch = min(bucket(slots), 8 if jax.default_backend() == "cpu" else 32)
+    batch = min(bucket(slots), default_batch_size(), MOST_ENCODED)
     return Service(readers, keys, config.limits, hosts=config.image_host, slots=slots, batch=batch, beams=config.beams)
 
 

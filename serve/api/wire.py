@@ -15,6 +15,7 @@ from fastapi.responses import Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
+from trocr_jax.batching.device import MAX_ALTERNATIVES
 from trocr_jax.line import Line
 
 from .reading import Answer, Entry
@@ -23,7 +24,7 @@ Temperature = Annotated[float, Ge(0), Le(2)]
 TopP = Annotated[float, Gt(0), Le(1)]
 Count = Annotated[int, Ge(1), Le(1 << 31)]
 Seed = Annotated[int, Ge(-(1 << 63)), Le((1 << 63) - 1)]
-TopLogprobs = Annotated[int, Ge(0), Le(20)]
+TopLogprobs = Annotated[int, Ge(0), Le(MAX_ALTERNATIVES)]
 Beams = Annotated[int, Ge(1), Le(64)]
 Empty = Annotated[list[Any], MaxLen(0)]
 """For lists that would have to be obeyed if anything were in them."""

@@ -35,8 +35,6 @@ WINDOW_BYTES = 256 << 20
 """Of the files in a window, the last of which may exceed it: a shard's images can be large, or a hostile one's all zeros."""
 PAGES = 16
 """Pages of a window: about as many lines. A decoder gets one at a time."""
-AHEAD = 3
-"""Batches on the device, the one that is read out counted: a CPU works on two at a time."""
 
 
 @dataclass
@@ -220,7 +218,7 @@ class Pipeline:
             result = self.reader.generate(full, self.config)
             self.clock.submitted(result)
             self._flying.append(Submitted(result, [(*rows[i], prepared[i].flags) for i in indices]))
-            while len(self._flying) >= AHEAD:
+            while len(self._flying) > self.reader.ahead:  # a CPU works on two at a time
                 self._read_out()
         self._store_complete()
 
