@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from trocr_jax.pages import line_detection
-from trocr_jax.pages.binarization import find_ink
+from trocr_jax.pages.binarization import find_ink, without_fields
 from trocr_jax.pages.line_detection import find_lines
 
 Drawn = tuple[Image.Image, list[np.ndarray]]
@@ -182,3 +182,26 @@ def test_a_running_head_comes_before_the_columns_and_a_foot_after_them():
 def test_the_first_line_of_columns_is_no_running_head():
     image, _ = with_head_and_foot(far=36)
     assert sum(line[:, 1].mean() < 200 for line in find_lines(image)) == 2
+
+
+def test_the_sides_of_boxes_to_write_in_or_to_tick_are_no_letters():
+    image, font = Image.new("RGB", (1240, 900), "white"), ImageFont.truetype(str(pages.fonts()[0]), 24)
+    pen, left = ImageDraw.Draw(image), []
+    for row, text in enumerate(["Robinson", "Margaret", "Orchard Lane", "Bristol", "Phone"]):
+        pen.rectangle((360, 60 + 100 * row, 1100, 120 + 100 * row), outline="black", width=2)
+        pen.text((390, 76 + 100 * row), text, font=font, fill="black")
+        left.append(390)
+    for row, text in enumerate(["I agree to the terms", "Send me the newsletter"]):
+        pen.rectangle((360, 600 + 60 * row, 390, 630 + 60 * row), outline="black", width=2)
+        pen.text((415, 600 + 60 * row), text, font=font, fill="black")
+        left.append(415)
+    found = find_lines(image)
+    assert len(found) == len(left)
+    assert all(abs(line[0, 0] - at) < 12 for line, at in zip(found, left, strict=True)), "without the boxes"
+
+
+def test_the_paper_inside_of_large_letters_is_no_box_to_write_in():
+    image, font = Image.new("RGB", (1240, 300), "white"), ImageFont.truetype(str(pages.fonts()[0]), 90)
+    ImageDraw.Draw(image).text((60, 80), "DOOR PORD BQ08", font=font, fill="black")
+    marks = find_ink(image)
+    assert marks is not None and (without_fields(marks) == marks).all()

@@ -25,6 +25,8 @@ SHARE = 0.3  # of the darkest ink around: what differs less is blur, or shows th
 SPECK = 6  # pixels of ink: what has fewer is no letter
 TWO_TONES = 0.6  # of the variance; of noise it is 0.02, as little of it lies beyond NOISE
 STEEPEST = 5.0  # degrees
+FIELD = 20  # pixels of paper at least between the sides of a box to write in or to tick
+THICK = 6  # pixels at most of such a side
 PIXELS = 200_000  # of ink, at most, show the tilt of a page
 
 
@@ -89,7 +91,7 @@ def _has_no_specks(marks: np.ndarray) -> bool:
 def level(marks: np.ndarray) -> tuple[np.ndarray, float]:
     """Ink turned level and without its rules, and the degrees it was turned by."""
     angle = skew(marks)
-    return without_rules(_turned(marks, angle)), angle
+    return without_rules(without_fields(_turned(marks, angle))), angle
 
 
 def skew(marks: np.ndarray) -> float:
@@ -112,10 +114,41 @@ def _turned(marks: np.ndarray, angle: float) -> np.ndarray:
     return np.asarray(turned) > 127
 
 
+def without_fields(marks: np.ndarray) -> np.ndarray:
+    """Level ink without the sides of boxes to write in or to tick that are no rules for their length: they pass for letters."""
+    labelled: Any = ndimage.label(~marks)
+    kept, beyond = marks.copy(), THICK + 1
+    for place in ndimage.find_objects(labelled[0]):
+        if any(part.stop - part.start < FIELD or part.start < beyond for part in place):
+            continue
+        around = tuple(slice(part.start - beyond, part.stop + beyond) for part in place)
+        if all(map(_is_side, _sides(marks[around]))):
+            for turn, side in enumerate(_sides(kept[around])):
+                if side.shape[1] < _rule_length(marks, axis=1 - turn % 2):
+                    side[side[:, beyond:-beyond].mean(1) > 0.5] = False
+    return kept
+
+
+def _sides(around: np.ndarray) -> list[np.ndarray]:
+    """Views of the four sides of paper and THICK + 1 pixels around, from that far outside to 3 pixels inside."""
+    return [np.rot90(around, turn)[: THICK + 4] for turn in range(4)]
+
+
+def _is_side(side: np.ndarray) -> bool:
+    """Whether it is a straight and thin line: paper inside, ink at the edge, and no more of it farther out."""
+    middle = side[:, THICK + 1 : -THICK - 1]
+    return bool(middle[-1].mean() < 0.1 and middle[THICK - 1 : THICK + 2].any(0).mean() > 0.95 and middle[0].mean() < 0.5)
+
+
+def _rule_length(marks: np.ndarray, axis: int) -> int:
+    """Pixels along an axis from which on a stroke is a rule."""
+    return max(40, marks.shape[axis] // 12)
+
+
 def without_rules(marks: np.ndarray) -> np.ndarray:
     """Level ink without long thin strokes, whose pixels go where no letter crosses them."""
     for axis in (1, 0):
-        length = max(40, marks.shape[axis] // 12)
+        length = _rule_length(marks, axis)
         joined = ndimage.binary_closing(marks, np.ones((1, 5) if axis else (5, 1)))
         long = ndimage.binary_opening(joined, np.ones((1, length) if axis else (length, 1)))
         if long.any():
