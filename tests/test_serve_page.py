@@ -202,6 +202,48 @@ def test_it_asks_for_the_key(browser):
         wait_until(running.idle, 10)
 
 
+def test_a_key_refused_once_can_be_given_later(browser):
+    browser.look(1000, 800)
+    with serving(keys=[KEY]) as running:
+        browser.open(running.url)
+        cancel_key(browser)
+        assert browser.text("#status") == ["An API key is needed."]
+        browser.drop(*PICTURES[:6])
+        cancel_key(browser)
+        browser.until(f"{DONE} && document.querySelectorAll('.line').length === 6")
+        assert browser.text(".text.error") == ["An API key is needed."] * 6
+        assert not browser.run("document.getElementById('ask').open"), "asked once, not for each image"
+        browser.run("document.querySelector('.foot button').click()")
+        browser.until("document.getElementById('ask').open")
+        enter_key(browser, KEY)
+        browser.until("document.querySelector('.note').textContent.includes(' ms')")
+        assert browser.text(".text")[0] == shown(lines()[0]) and browser.text("#model option") == [MODEL]
+        browser.open("about:blank")
+        wait_until(running.idle, 10)
+
+
+def test_a_server_that_was_away_at_first(browser):
+    browser.look(1000, 800)
+    with serving() as running:
+        browser.call("Network.setBlockedURLs", urls=["*/v1/models"])
+        browser.open(running.url)
+        browser.until("document.getElementById('status').textContent === 'The server cannot be reached.'")
+        browser.drop(PICTURES[0])
+        browser.until(DONE)
+        assert browser.text(".text.error") == ["The server cannot be reached."]
+        browser.call("Network.setBlockedURLs", urls=[])
+        browser.drop(*PICTURES[1:3])
+        browser.until(f"{DONE} && document.querySelectorAll('.line').length === 3")
+        assert browser.text(".text")[1:] == [shown(line) for line in lines()[1:3]]
+        assert browser.text("#model option") == [MODEL], "listed once"
+
+
+def cancel_key(browser):
+    browser.until("document.getElementById('ask').open")
+    browser.key("Escape")
+    browser.until("!document.getElementById('ask').open")
+
+
 def enter_key(browser, key: str):
     browser.run(f"document.getElementById('key').value = {key!r}; document.getElementById('key').focus(); true")
     browser.key("Enter", "\r")
