@@ -118,7 +118,7 @@ def _begin(folder: Path, config: Config) -> BatchJob:
 
 
 def check_settings(job: BatchJob, config: Config) -> None:
-    """What a flag says must be what the job was begun with; what no flag says is taken from it.
+    """Checks that the flags say what the job was begun with; what no flag says is taken from the job.
 
     Raises:
         UsageError: something differs.
@@ -143,25 +143,25 @@ def digest(model: str | None) -> str:
     found = hashlib.sha256()
     for path in sorted(path for path in place.rglob("*") if _matters(path, place)) if place.is_dir() else [place]:
         found.update(f"{path.relative_to(place)} {path.stat().st_size}\n".encode())
-        for block in _blocks(path):
+        for block in _samples(path):
             found.update(block)
     return found.hexdigest()[:16]
 
 
 def _matters(path: Path, place: Path) -> bool:
-    """Not a README, nor the manifest, which lists that too."""
+    """Whether a result depends on this file of a checkpoint: not on a README, nor on the manifest, which lists that too."""
     weights = path.suffix in (".safetensors", ".bin", ".pt") or path.relative_to(place).parts[0] == files.ORBAX
     small = ("config.json", generation_files.NAME, *files.TOKENIZER_FILES, *files.PREPROCESSOR_FILES)
     return path.is_file() and (weights or path.name in small or path.name.endswith(".index.json"))
 
 
-def _blocks(path: Path, count: int = 16, size: int = 1 << 16) -> Iterator[bytes]:
-    """So many blocks from a file's first to its last, evenly apart; of a small file all of it."""
-    last = max(path.stat().st_size - size, 0)
+def _samples(path: Path) -> Iterator[bytes]:
+    """16 blocks of 64 KB from a file's beginning to its end, evenly apart; of a small file they cover all of it."""
+    last = max(path.stat().st_size - (1 << 16), 0)
     with open(path, "rb") as file:
-        for number in range(count):
-            file.seek(last * number // (count - 1))
-            yield file.read(size)
+        for number in range(16):
+            file.seek(last * number // 15)
+            yield file.read(1 << 16)
 
 
 def work(job: BatchJob, config: Config, began: float) -> int:
@@ -179,7 +179,7 @@ def work(job: BatchJob, config: Config, began: float) -> int:
 
 
 def _tell_of_new(job: BatchJob) -> None:
-    """What came into INPUT after it was planned is not read, and that is said."""
+    """Says what came into INPUT after the job was planned, and is therefore not read."""
     place = job.settings["input"]
     with suppress(PlaceError, FetchError, UsageError):  # INPUT may be gone by now
         if count := inputs.count_new(place, job.units, job.listing):
@@ -232,7 +232,7 @@ class Writer:
         self._pending: deque[Future[None]] = deque()
 
     def store(self, number: int, images: list[ImageReading]) -> None:
-        """Raises what an earlier unit's writing raised."""
+        """Has a unit written. Raises what the writing of an earlier one raised."""
         while self._pending and self._pending[0].done():
             self._pending.popleft().result()
         self._pending.append(self._pool.submit(self._write, number, images))

@@ -289,7 +289,7 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """Of the checkout that this runs in; empty in an installed package."""
+    """The git commit of the checkout that this runs in; empty in an installed package."""
     command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -298,7 +298,7 @@ def commit() -> str:
 
 
 def memory() -> dict[str, float]:
-    """The device's peak where it tells; a CPU does not, see `--cold-start`."""
+    """The device's peak memory in bytes, where it tells. A CPU does not; for that there is `--cold-start`."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return {"device_peak_bytes": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {}
 

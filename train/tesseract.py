@@ -138,7 +138,7 @@ def row(level: str, scores: dict[str, Score]) -> str:
 
 
 def version(program: str) -> str:
-    """Its first line about itself.
+    """Tesseract's first line about itself.
 
     Raises:
         ValueError: it is not installed.

@@ -135,8 +135,8 @@ def _with_alternatives(line: Line, rest: Line) -> Line:
 
 
 def _followed(line: Line, rest: Line) -> Line:
-    """Both without their alternatives. One that is blank adds nothing; only all of a picture can be. One that could not be read
-    leaves nothing: half a text would pass for a whole one.
+    """A line and its continuation as one line without alternatives. A blank part adds nothing; the whole is blank only where both
+    are. Where one part could not be read the whole has no text: half a text would pass for a whole one.
     """
     of_pieces = {CONTINUES, NO_TEXT} - (set(line.flags) & set(rest.flags))
     flags = tuple(f for f in dict.fromkeys(line.flags + rest.flags) if f not in of_pieces)
@@ -158,7 +158,7 @@ def _followed(line: Line, rest: Line) -> Line:
 
 
 def _run_together(words: tuple[Word, ...], others: tuple[Word, ...]) -> tuple[Word, ...]:
-    """Those of two texts without a space between them: the last of one and the first of the other are one where they touch."""
+    """The words of two texts with no space between them: the last of one and the first of the other are one where they touch."""
     if not (words and others) or words[-1].end < others[0].start:
         return words + others
     (*before, last), (first, *after) = words, others

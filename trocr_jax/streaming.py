@@ -52,13 +52,15 @@ def in_pieces(images: Iterable[Prepared], counts: deque[int]) -> Iterator[Piece]
 
 
 def whole(lines: Iterator[Line], counts: deque[int], drawn: bool) -> Iterator[Line]:
-    """The lines of pieces as those of images; `drawn` tells whether at random."""
+    """Puts the lines of pieces together to lines of images; `drawn` tells whether they were drawn at random."""
     for line in lines:
         yield joined([line, *itertools.islice(lines, counts.popleft() - 1)], drawn=drawn)
 
 
 def batches(pieces: Iterator[Piece], size: int, together: int) -> Iterator[list[Piece]]:
-    """`together` pieces at a time by length, the long ones first: what is left when lanes run out of work is short."""
+    """Sorts `together` pieces at a time by length and cuts them into batches, the long ones first: no lane is to run a long batch
+    when the others have nothing left to do.
+    """
     while group := sorted(itertools.islice(pieces, together), key=lambda piece: -piece.item.aspect):
         yield from (group[start : start + size] for start in range(0, len(group), size))
 

@@ -20,7 +20,7 @@ from .logs import log
 from .service import Service
 
 _LAST_SECONDS = 1.0
-"""For requests on connections that were taken before the socket closed, and for those that were cut off to say so."""
+"""Time for requests on connections that were taken before the socket closed, and for those that were cut off to say so."""
 
 
 class Corked:
@@ -43,7 +43,7 @@ class Corked:
         self._written.append(data)
 
     def close(self) -> None:
-        """After what was written, as far as the client takes it in time."""
+        """Closes the connection after what was written, as far as the client takes it in time."""
         self._flush()
         self._transport.close()
         if self._transport.get_write_buffer_size():
@@ -81,7 +81,7 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
 
         @property
         def waits(self) -> bool:
-            """For a request, the first or a further one."""
+            """Whether the connection waits for a request, the first or a further one."""
             return self.cycle is None or self.cycle.response_complete
 
         def connection_made(self, transport: Any) -> None:
@@ -130,7 +130,7 @@ class Server(uvicorn.Server):
         self.service, self.pause, self._drain_at = service, pause, float("inf")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM and SIGINT. Not handed on as uvicorn does: a drained server exits with 0."""
+        """Drains on SIGTERM and SIGINT. Unlike uvicorn it does not hand the signal on: a drained server exits with 0."""
         if self.service.state == "draining":
             self.should_exit = True
         self._drain_at = min(self._drain_at, time.monotonic() + (self.pause if self.service.state == "ready" else 0))
@@ -151,7 +151,7 @@ class Server(uvicorn.Server):
         log("stopped", left_behind=self.service.held_up)
 
     async def _take_last(self) -> None:
-        """A client whose connection was taken may be sending its request: closed now, it would be lost."""
+        """Waits for the requests of clients whose connections were taken: closed now, a request on its way would be lost."""
         until = time.monotonic() + _LAST_SECONDS
         connections: set[Any] = self.server_state.connections
         while time.monotonic() < until and any(connection.waits for connection in connections):

@@ -37,7 +37,7 @@ class MessagePart(Strict):
 
 
 class ImagePart(MessagePart):
-    """One that holds an image, in the words of one of the two APIs."""
+    """A part of a message that holds an image, in the words of one of the two APIs."""
 
     def source(self, place: str) -> RequestImage:
         """The image; `place` is where the part stands in the body."""

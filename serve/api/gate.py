@@ -23,7 +23,8 @@ class Gate:
     def __init__(self, limit: int, message: str, clock: Callable[[], float] = time.monotonic):
         self.limit, self.message, self.clock = limit, message, clock
         self.inside = 0
-        self._left: deque[tuple[float, int]] = deque(maxlen=_REMEMBERED)  # since it was empty, after the time at which it was
+        # (time, units) of the last departures, after (time, 0) of the entry into an empty house
+        self._left: deque[tuple[float, int]] = deque(maxlen=_REMEMBERED)
 
     def enter(self, units: int) -> None:
         """Lets units in.

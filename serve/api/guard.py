@@ -171,7 +171,7 @@ class _Passage:
             pass
 
     async def send(self, message: Message) -> None:
-        """Adds what every answer has."""
+        """Sends a piece of the answer, with the headers that every answer has."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message.get("headers", []), (b"x-request-id", self.visit.id.encode())]

@@ -80,16 +80,16 @@ class JobPart:
 
     @property
     def tokens(self) -> list[int]:
-        """Those of the job that count, as far as they are there."""
+        """The tokens that the job has produced so far; of a part that has ended, those that are in its line."""
         return list(self.job.tokens) if self.line is None else self.job.tokens[: self.kept]
 
     @property
     def is_blank(self) -> bool:
-        """Then its tokens give no text."""
+        """Whether the image looks blank: then its tokens give no text."""
         return NO_TEXT in (self.flags if self.line is None else self.line.flags)
 
     def text(self, tokenizer: Tokenizer) -> str:
-        """As far as it is there."""
+        """What has been read so far, without an unfinished character at the end."""
         if self.line is not None:
             return self.line.text
         return "" if self.is_blank else tokenizer.decode(self.tokens).rstrip(UNFINISHED)

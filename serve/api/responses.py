@@ -113,7 +113,7 @@ class ResponsesRequest(Conversation):
 
     @property
     def logprobs(self) -> bool:
-        """Whether they are wanted; of reasoning, which may be asked for as well, there is none."""
+        """Whether log-probabilities are wanted. `include` may also ask for reasoning, of which there is none."""
         return LOGPROBS in (self.include or ())
 
     def options(self, served: Served, limits: Limits) -> Options:

@@ -130,7 +130,9 @@ class Service:
         log("draining", images=self.images.inside)
 
     async def stop(self) -> None:
-        """After the last request. An image, a compiler or a device that takes its time is not waited for, see `held_up`."""
+        """Ends the threads, after the last request. It does not wait for an image, a compiler or a device that takes its
+        time, see `held_up`.
+        """
         await asyncio.to_thread(self._thread.stop, _TURN_SECONDS)
         for pool in (self._pool, self._large):
             pool.shutdown(wait=False, cancel_futures=True)
@@ -154,7 +156,7 @@ class Service:
         log("device error", level=40, error=error)
 
     def _on_death(self, error: Exception) -> None:
-        """Nothing will be read any more: whoever restarts servers should."""
+        """Tells whoever restarts servers that nothing will be read any more."""
         log("device failed", level=40, error=error)
         self.state = "failed"
         self.metrics.ready.set(0)
@@ -245,7 +247,9 @@ class Service:
         return prepared
 
     async def _fetch(self, served: Served, source: RequestImage) -> Prepared:
-        """An image from a URL. As long as its bytes are in memory it has its place, or they would pile up before the pool."""
+        """Fetches an image from a URL and decodes it. It keeps its place among `_fetched` as long as its bytes are in memory, or
+        images would pile up before the pool.
+        """
         async with self._fetched:
             content = await self.fetcher.fetch(str(source.content), source.param)
             return await self._in_pool(served, replace(source, content=content))

@@ -45,7 +45,7 @@ def read_tar(unit: Unit, columns: Columns) -> Iterator[Item]:
 
 
 def _forget(archive: Any) -> None:
-    """What tarfile keeps of all members grows with the shard, and nothing here asks for it."""
+    """Drops what tarfile keeps of all members: it grows with the shard, and nothing here asks for it."""
     archive.members.clear()
     archive.pax_headers.clear()
 
@@ -55,7 +55,7 @@ class _Member(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, archive: Any) -> Self:
-        """Called again, from within, for what a description describes."""
+        """Reads a member's headers within a bound. tarfile calls it again, from within, for what a header describes."""
         stream = archive.fileobj
         if isinstance(stream, _Bounded):
             return super().fromtarfile(archive)
@@ -82,8 +82,9 @@ class _Bounded:
 
 
 class _Ending:
-    """A stream that can be read to its end, but not on and on: tarfile passes over a member of a claimed size in steps of 10 KB,
-    there or not."""
+    """A stream that raises EOFError when it is read on after its end: tarfile would pass over a member of any claimed size in
+    steps of 10 KB, whether it is there or not.
+    """
 
     def __init__(self, file: IO[bytes]):
         self._file, self._ended = file, False
@@ -97,7 +98,7 @@ class _Ending:
 
 
 def _member_item(name: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Item:
-    """A sparse member's size is only claimed: the holes would be filled in memory."""
+    """A member as an image. A sparse one is an error: its size is only claimed, and its holes would be filled in memory."""
     if member.issparse() or member.size > MAX_BYTES:
         return Item(name, None, "a sparse file or a larger one than images are")
     content = archive.extractfile(member)
@@ -165,7 +166,7 @@ def _parquet(file: Any, place: str) -> Any:
 
 @contextmanager
 def _arrow(place: str, reason: str) -> Iterator[None]:
-    """What pyarrow has against a file, apart from what the file's storage raises through it."""
+    """Turns what pyarrow has against a file into a PlaceError. What the file's storage raises through pyarrow stays as it is."""
     import pyarrow
 
     try:
@@ -190,7 +191,7 @@ def _column(names: list[str], asked: str | None, usual: tuple[str, ...], place: 
 
 
 def lmdb_units(place: str, unit_lines: int) -> list[Unit]:
-    """Stretches of 1 to num-samples.
+    """Units of up to `unit_lines` consecutive samples, which LMDB numbers from 1.
 
     Raises:
         PlaceError: not a database of lines.
@@ -203,7 +204,7 @@ def lmdb_units(place: str, unit_lines: int) -> list[Unit]:
 
 
 def read_lmdb(unit: Unit, columns: Columns) -> Iterator[Item]:
-    """image-000000001 and so on."""
+    """The images under the keys image-000000001 and so on, those of the unit's numbers."""
     with _lmdb(unit.place) as database:
         for number in range(unit.start, unit.end):
             image = database.image(number)

@@ -57,7 +57,7 @@ class DecoderProcess:
         return decoder
 
     def ask(self, images: Sequence[Any]) -> list[Any]:
-        """Raises EOFError or OSError where the process has died, and what ends the job."""
+        """What the work makes of the images. Raises EOFError or OSError where the process died, and errors that end the job."""
         self.pipe.send(images)
         answer = self.pipe.recv()
         if isinstance(answer, Exception):
@@ -65,26 +65,27 @@ class DecoderProcess:
         return answer
 
     def kill(self) -> None:
-        """Also while another thread asks, which then gets EOFError."""
+        """Ends the process, also while another thread asks it: that thread then gets EOFError."""
         self.process.kill()
 
     def end(self) -> None:
-        """At once: a process that was forked from ours may hold our end of the pipe open."""
+        """Kills the process, which may not see that the pipe closes: one forked from ours may hold our end of it open."""
         self.pipe.close()
         self.process.kill()
         self.process.wait()
 
 
 def _start_process(pipe: int) -> subprocess.Popen[bytes]:
-    """With -P modules are not looked for where the images are; in a session of its own, Ctrl-C is for the parent alone, which
-    then closes the pipe."""
+    """A Python process that serves one end of a pipe. With -P it does not look for modules where the images are. It has a session
+    of its own, so that Ctrl-C reaches the parent alone, which then closes the pipe.
+    """
     command = [sys.executable, "-P", "-m", "trocr_jax.serve.batch_job.decode", str(pipe)]
     nothing = subprocess.DEVNULL
     return subprocess.Popen(command, pass_fds=[pipe], stdin=nothing, stdout=nothing, start_new_session=True)
 
 
 class Decoders(Generic[T]):
-    """So many processes, each started when it is first needed.
+    """A pool of decoding processes, each started when it is first needed.
 
     Args:
         work: what is done with an image, of a module without jax; anything that can be pickled.
@@ -122,7 +123,7 @@ class Decoders(Generic[T]):
         return [found[0] if found else self.failed("the image crashed its decoder") for found in alone]
 
     def _ask(self, images: Sequence[Any]) -> list[T] | None:
-        """None where the decoder died of it."""
+        """What a decoder makes of the images; None where it died of them."""
         decoder = self._free.get()
         try:
             decoder = decoder or self._start()
@@ -159,7 +160,7 @@ def serve(pipe: Connection) -> None:
 
 
 def _answer(work: Callable[[Any], Any], images: Sequence[Any]) -> list[Any] | Exception:
-    """What is no fault of the images ends the job, not this process."""
+    """What the work makes of the images, or the error that ends the job: it is no fault of the images, nor of this process."""
     try:
         return [work(image) for image in images]
     except (FetchError, UsageError) as error:

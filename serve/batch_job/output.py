@@ -29,14 +29,14 @@ def page_row(name: str, page: Page | Line) -> dict[str, Any]:
 
 
 def _line(line: Line) -> dict[str, Any]:
-    """Probabilities are kept to six digits."""
+    """What is stored of a line, with probabilities to six digits."""
     words = tuple(replace(word, confidence=_six(word.confidence)) for word in line.words)
     rounded = replace(line, confidence=_six(line.confidence), words=words)
     return rounded.to_dict("text", "confidence", "finish_reason", "words", "flags", "error")
 
 
 def _valid(name: str) -> str:
-    """A file's name may be no valid text."""
+    """A file's name as text that can be stored: it may hold bytes that are no valid text."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -66,7 +66,7 @@ def table(rows: Sequence[dict[str, Any]], pages: bool = False) -> Any:
 
 
 def kind(error: str) -> str:
-    """An error without what is particular to one image, to count by."""
+    """An error's text without what is particular to one image, for counting."""
     return error.partition(" (")[0]
 
 
@@ -78,7 +78,7 @@ def count(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def errors(row: dict[str, Any]) -> list[str]:
-    """An image's, and those of the lines of a page."""
+    """The errors of a row: the image's own, and those of the lines of a page."""
     return [part["error"] for part in (row, *row.get("lines", ())) if part["error"]]
 
 

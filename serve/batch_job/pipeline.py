@@ -32,9 +32,9 @@ from .units import Item, groups
 WINDOW = 1024
 """Images of a window."""
 WINDOW_BYTES = 256 << 20
-"""Of the files in a window, the last of which may exceed it: a shard's images can be large, or a hostile one's all zeros."""
+"""Bytes of the files in a window, which the last one may exceed: a shard's images can be large, or a hostile one's all zeros."""
 PAGES = 16
-"""Pages of a window: about as many lines. A decoder gets one at a time."""
+"""Pages of a window: they have about as many lines as WINDOW. A decoder gets one page at a time."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Window:
         return all(chunk.done() for chunk in self.chunks)
 
     def decoded(self) -> list[Decoded]:
-        """Waits for the decoders."""
+        """The decoded images of the items, for which it waits."""
         images = (image for chunk in self.chunks for image in chunk.result())
         return [Decoded.failed(item.error) if item.error else image for item, image in zip(self.items, images, strict=True)]
 
@@ -66,7 +66,7 @@ class ImageReading:
 
     @classmethod
     def of(cls, item: Item, decoded: Decoded) -> ImageReading:
-        """What cannot be read is a line with an error at once."""
+        """An image that was just decoded. A piece that cannot be read is a line with an error at once, the others wait."""
         return cls(item, decoded.layout, [[_nothing_yet(piece) for piece in line.pieces] for line in decoded.lines])
 
     @property
@@ -75,7 +75,7 @@ class ImageReading:
 
     @property
     def result(self) -> Line | Page:
-        """A Page where it was one and could be decoded; for what is done."""
+        """What was read of an image that is done: a Page where it was one and could be decoded, else a Line."""
         lines = [joined([line for line in pieces if line is not None]) for pieces in self.lines]
         return lines[0] if self.layout is None else self.layout.page(lines)
 
@@ -109,7 +109,7 @@ def _parts(items: Iterator[Item], count: int) -> Iterator[list[Item]]:
 
 
 def batches(prepared: Sequence[Prepared], size: int) -> list[list[int]]:
-    """Indices of the readable ones in batches of pictures of like shape."""
+    """Indices of the readable images, in batches of pictures of like shape."""
     readable = [i for i, image in enumerate(prepared) if image.pixels is not None]
     return list(groups(sorted(readable, key=lambda i: (prepared[i].aspect, i)), size))
 
@@ -178,7 +178,7 @@ class Pipeline:
         self._waiting: deque[tuple[int, list[ImageReading], bool]] = deque()  # unit, images of a window, whether it is the last
 
     def run(self, source: Iterator[Window], stop: Callable[[], None]) -> None:
-        """Everything of the source; one window is read and decoded ahead.
+        """Reads all windows of the source; while one is on the device, the next one is read from its files and decoded.
 
         Args:
             stop: makes a source that waits for work give up; called where anything fails.
@@ -240,7 +240,7 @@ class Pipeline:
             self.store(parts[0][0], [image for _, readings, _ in parts for image in readings])
 
     def _complete(self) -> int | None:
-        """The number of windows of the oldest unit, where all are there and read."""
+        """The number of windows of the oldest unit; None until all of them are there and read."""
         for number, (_, readings, last) in enumerate(self._waiting, 1):
             if not all(image.done for image in readings):
                 return None

@@ -34,7 +34,7 @@ class Decoded:
 
 
 def decode(image: Image, processor: ImageProcessor, pages: bool, root: str = "/", give_up: bool = False) -> Decoded:
-    """Any failure is in the result, but for what another try may mend.
+    """One image as the device takes it. Any failure is in the result, but for what another try may mend.
 
     Args:
         root: of the input, see `places.check_mounted`.

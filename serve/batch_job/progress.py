@@ -20,7 +20,7 @@ CALM = 10.0
 
 
 def remark(message: str) -> None:
-    """As `cli.remark`, beside a bar if there is one."""
+    """Says one line on stderr as `cli.remark` does, without breaking a bar that is drawn there."""
     tqdm.write(f"trocr-jax: {printable(message)}", file=sys.stderr)
 
 
@@ -43,11 +43,11 @@ class ProgressBar:
         self._bar: Any = tqdm(total=total, initial=done, unit=unit, mininterval=calm, file=sys.stderr)
 
     def advance(self, images: int) -> None:
-        """So many more were read here."""
+        """Counts images that this process has read."""
         self._bar.update(images)
 
     def stored(self, images: int, lines: int) -> None:
-        """A unit of so many images was stored here; what other workers stored in the meantime is counted too."""
+        """Counts a unit that this process has stored, and what other workers have stored in the meantime."""
         self._stored.append(images)
         self.lines += lines
         if not self._counted:
@@ -57,7 +57,7 @@ class ProgressBar:
             self._bar.update(others)
 
     def waiting(self, units: int) -> None:
-        """Others hold the last units."""
+        """Says that other workers hold the last units."""
         remark(f"waiting for {units} units that other workers hold")
 
     def close(self) -> None:
@@ -84,7 +84,7 @@ class Share:
     waited: float = 0.0
 
     def cost(self, price_per_hour: float | None) -> float | None:
-        """Of 1,000 lines, in the price's currency; None without price or lines."""
+        """The cost of 1,000 lines, in the price's currency; None without price or lines."""
         return None if price_per_hour is None or not self.lines else price_per_hour * self.seconds / 3.6 / self.lines
 
 

@@ -49,7 +49,7 @@ class Unit:
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Without what is as the defaults have it."""
+        """The fields that differ from their defaults."""
         return {key: value for key, value in asdict(self).items() if value != getattr(Unit, key, None)}
 
 

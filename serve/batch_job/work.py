@@ -196,7 +196,7 @@ class Worker:
             path.unlink(missing_ok=True)
 
     def _claim_one(self, numbers: set[int]) -> int | None:
-        """Free units first; in no order, so that workers seldom want the same."""
+        """Claims one of these units if it can, a free one first; in no order, so that workers seldom want the same."""
         leased = {int(name[5:]) for name in os.listdir(self.job.lease(0).parent) if name.startswith("part-")}
         free, taken = list(numbers - leased), list(numbers & leased)
         for candidates, take in ((free, self._create), (taken, self._take_over)):
@@ -257,7 +257,9 @@ def identity() -> dict[str, Any]:
 
 
 def _namespace() -> dict[str, str | None]:
-    """Where a process's number means something: containers may share a name and a kernel, but not their numbers."""
+    """The machine, its start and the namespace in which a process's number means something: containers may share a name and a
+    kernel, but not their numbers.
+    """
     boot = pids = None
     with suppress(OSError):  # no Linux
         boot, pids = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")

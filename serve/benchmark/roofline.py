@@ -20,9 +20,9 @@ import numpy as np
 from trocr_jax.config import TrOCRConfig
 
 WIDTH = {"cpu": 2048}
-"""Of the square matrices that are multiplied; elsewhere twice of it."""
+"""Width of the square matrices that are multiplied, by backend; 8192 for any other."""
 COPIED = 1 << 28
-"""Bytes."""
+"""Bytes of the buffer that is copied."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def best(function: Any, *arguments: Any, rounds: int = 5) -> float:
 
 
 def encoding(config: TrOCRConfig, batch: int, itemsize: int) -> Work:
-    """Of a batch of images; an item has so many bytes."""
+    """The work of encoding a batch of images, with numbers of `itemsize` bytes."""
     e, S, D = config.encoder, config.encoder.num_tokens, config.encoder.hidden_size
     patch = e.patch_size[0] * e.patch_size[1] * e.num_channels
     layer = 8 * S * D * D + 4 * S * S * D + 4 * S * D * e.mlp_size
@@ -83,7 +83,7 @@ def encoding(config: TrOCRConfig, batch: int, itemsize: int) -> Work:
 
 
 def decoding(config: TrOCRConfig, batch: int, tokens: int, itemsize: int) -> Work:
-    """Of all steps of a batch, greedy."""
+    """The work of all greedy decoding steps of a batch, with numbers of `itemsize` bytes."""
     d, S, E, D = config.decoder, config.encoder.num_tokens, config.memory_size, config.decoder.hidden_size
     projections = 6 * D * D + 2 * E * D + 2 * D * d.mlp_size  # weights: self q k v o, cross q o, cross k v, MLP
     step = d.num_layers * (2 * projections + 4 * d.num_heads * S * E) + 2 * D * d.vocab_size
