@@ -222,6 +222,29 @@ def test_a_key_refused_once_can_be_given_later(browser):
         wait_until(running.idle, 10)
 
 
+def test_a_key_that_is_none_is_asked_for_again(browser):
+    """No HTTP header can carry such a key. Only one that the server took is kept."""
+    browser.look(1000, 800)
+    with serving(keys=[KEY]) as running:
+        browser.open(running.url)
+        for wrong in ("sk\u2013schl\u00fcssel\u20ac", "sk two words", "   ", "sk-wrong"):
+            browser.until("document.getElementById('ask').open")
+            browser.run("document.getElementById('ask-why').textContent = ''")
+            enter_key(browser, wrong)
+            browser.until("document.getElementById('ask').open && document.getElementById('ask-why').textContent")
+            assert "not a valid key" in browser.text("#ask-why")[0] or wrong == "sk-wrong"
+            assert browser.run("sessionStorage.getItem('key')") is None, wrong
+        browser.run("sessionStorage.setItem('key', 'sk\u2013\u20ac')")  # as kept by an earlier version
+        browser.open(running.url)
+        browser.until("document.getElementById('ask').open")
+        enter_key(browser, KEY)
+        browser.until("document.querySelectorAll('#model option').length")
+        assert browser.run("sessionStorage.getItem('key')") == KEY
+        browser.open(running.url)
+        browser.until("document.querySelectorAll('#model option').length")
+        browser.run("sessionStorage.clear()")
+
+
 def test_a_server_that_was_away_at_first(browser):
     browser.look(1000, 800)
     with serving() as running:
