@@ -201,7 +201,10 @@ def test_curves_are_measured_and_drawn(tmp_path, monkeypatch):
     assert [(p["curve"], p["batch"], p["tokens"]) for p in found["points"]] == [
         ("batch", 2, 3), ("tokens", 1, 2), ("width", 1, 3), ("model", 1, 3)
     ]  # fmt: skip
-    assert all(p["encode_s"] > 0 and p["decode_s"] > 0 for p in found["points"])
+    flops = {p["curve"]: p["encode_flops"] for p in found["points"]}
+    assert flops["batch"] == 2 * flops["tokens"] == 2 * flops["model"], "two images, one, one"
+    for stage in ("encode", "decode"):
+        assert all(p[f"{stage}_least_s"] >= p[f"{stage}_flops"] / found["flops_per_s"] for p in found["points"])
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

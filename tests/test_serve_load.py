@@ -15,16 +15,16 @@ CONFIG = load.Config(count=8, tokens=4, slots=4, rounds=1, seconds=0.5, shares=(
 def test_ways_of_batching():
     ways = {way.name: way for way in load.batching(reader(), [reader().prepare(p).pixels for p in PICTURES], CONFIG)}
     assert list(ways) == ["one by one", "batches of 4, as they come", "batches of 4, sorted", "engine, 4 slots"]
-    assert all(way.per_second > 0 and 0 < way.useful <= 1 for way in ways.values())
+    assert all(0 < way.useful <= 1 for way in ways.values())
     assert ways["batches of 4, sorted"].useful >= ways["batches of 4, as they come"].useful
 
 
 def test_load_over_http(tmp_path):
     with serving() as running:
         before = running.count("lines_total", model=MODEL, finish_reason="stop")
-        offline, most, (level,) = asyncio.run(load.load(running.url, reader(), PICTURES, CONFIG))
+        _, most, (level,) = asyncio.run(load.load(running.url, reader(), PICTURES, CONFIG))
         served = running.count("lines_total", model=MODEL, finish_reason="stop") - before
-        assert offline > 0 and served / 10 < most, "most of the answers, in about a second, came while it was saturated"
+        assert served / 10 < most, "most of the answers, in about a second, came while it was saturated"
         assert level.share == 0.5 and level.refused == 0 and 0 < level.p50 <= level.p99
     load.draw([level, level], tmp_path / "load.png")
     assert (tmp_path / "load.png").stat().st_size > 1000
