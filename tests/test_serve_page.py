@@ -3,14 +3,18 @@
 Set PAGE_SCREENSHOTS to a folder to keep what was seen.
 """
 
+import base64
 import json
 import os
 import time
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import Browser, chromium
-from serving import MODEL, PICTURES, lines, serving, wait_until
+from PIL import Image, ImageOps
+from serving import MODEL, PICTURES, lines, reader, serving, wait_until
 
 from trocr_jax.serve.api.limits import Limits
 
@@ -103,6 +107,47 @@ def test_a_bad_file_says_so_and_hinders_no_other(page, tmp_path):
     assert "not a" in bad.lower() and "image" in bad and good == shown(lines()[0])
     assert page.run("document.querySelectorAll('.text.error').length") == 1
     page.events[:] = [e for e in page.events if e.get("method") != "Log.entryAdded"]  # the 400 itself, which Chromium notes
+
+
+@pytest.mark.parametrize("letters", ["black", "white"])
+def test_letters_on_transparency_survive_scaling(page, tmp_path, letters):
+    """The server sees what the picture's own size would show: JPEG would put them on black."""
+    grey = ImageOps.autocontrast(ImageOps.invert(Image.open(PICTURES[LONGEST]).convert("L")))
+    grey = grey.resize((3600, round(3600 * grey.height / grey.width)))
+    picture = Image.new("RGBA", grey.size, letters)
+    picture.putalpha(grey.point(lambda ink: 0 if ink < 60 else ink))
+    picture.save(tmp_path / "letters.png")
+    (sent,) = sent_for(page, tmp_path / "letters.png")
+    assert sent.format == "PNG" and sent.size[0] == 3200
+    at_full_size = reader().read([tmp_path / "letters.png"])[0].text
+    assert len(at_full_size) > 5 and page.text(".text") == [at_full_size]
+
+
+def test_a_large_photograph_is_sent_as_jpeg(page, tmp_path):
+    picture = Image.open(PICTURES[0]).convert("RGB")
+    picture.resize((3600, round(3600 * picture.height / picture.width))).save(tmp_path / "large.png")
+    (sent,) = sent_for(page, tmp_path / "large.png")
+    assert sent.format == "JPEG" and sent.size[0] == 3200
+
+
+def test_transparency_too_large_to_send_is_put_on_white(page, tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = np.concatenate([rng.integers(0, 256, (1200, 3600, 3)), rng.integers(0, 2, (1200, 3600, 1)) * 255], axis=2)
+    pixels[:100] = (0, 0, 0, 0)
+    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "noise.png")
+    (sent,) = sent_for(page, tmp_path / "noise.png")
+    assert sent.format == "JPEG" and min(sent.getpixel((1600, 20))) > 240
+
+
+def sent_for(page, *files) -> list[Image.Image]:
+    """The pictures that the page sends when these are dropped."""
+    page.run("""{ window.sent = []; const real = fetch; window.fetch = (path, options) => {
+        if (options?.body) sent.push(JSON.parse(options.body).messages[0].content[0].image_url.url);
+        return real(path, options);
+    }; }""")
+    page.drop(*files)
+    page.until(DONE)
+    return [Image.open(BytesIO(base64.b64decode(url.partition(",")[2]))) for url in page.run("sent")]
 
 
 def test_download_copy_and_clear(page):
