@@ -28,7 +28,7 @@ ROWS = 4, 2  # lines on both sides of a gutter, and of one that is twice as wide
 APART = 4.0, 1.6  # letters' heights, and lines' distances, at least, of paper between a running head and columns
 PITCH = 8  # lines, at most, show how far lines are from each other
 POINT = 0.01  # square heights of ink: what has less is no point
-BESIDE = 1.5, 0.3  # heights of letters to the middle of a point sideways, as after a typewriter's last letter, and up or down
+BEFORE, AFTER, ABOVE = 1.2, 1.5, 0.3  # heights of letters from a line to the middle of a point: a typewriter's is far off
 LOW = 0.6  # heights of letters: points, commas, quotation marks and accents are lower
 SMALLER = 0.8, 3.0  # heights of letters: what is lower, and less wide, inside of their line is part of it, or a gap in them
 
@@ -179,11 +179,11 @@ def _whole(lines: Iterable[LineBox], ink: Connected) -> Iterator[LineBox]:
     """Lines grown by the points, commas and accents beside them; what is one speck alone is dropped."""
     x, y = (ink.boxes.left + ink.boxes.right) / 2, (ink.boxes.top + ink.boxes.bottom) / 2
     for line in lines:
-        size, (aside, above) = line.size, BESIDE
+        size = line.size
         if line.right - line.left < size and line.bottom - line.top < 0.6 * size:
             continue
-        near = (x > line.left - aside * size) & (x < line.right + aside * size)
-        near &= (y > line.top - above * size) & (y < line.bottom + above * size)
+        near = (x > line.left - BEFORE * size) & (x < line.right + AFTER * size)
+        near &= (y > line.top - ABOVE * size) & (y < line.bottom + ABOVE * size)
         near &= (ink.boxes.height <= LOW * size) & (ink.area >= POINT * size * size)
         yield line.grown(*ink.boxes[near].around()) if near.any() else line
 
