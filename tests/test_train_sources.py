@@ -173,7 +173,6 @@ def test_pages_are_in_natural_order_whatever_their_names_are(tmp_path):
     assert [source[i].text for i in range(0, len(source), len(source) // 4)] == ["one", "p2", "p10", "²1"]
 
 
-
 def test_of_several_readings_in_page_the_lowest_counts_and_words_make_a_line(tmp_path, capsys):
     folder, place = page_xml(tmp_path / "data"), '<Coords points="1,1 9,1 9,9 1,9"/>'
     reading = "<TextEquiv{}><Unicode>{}</Unicode></TextEquiv>".format

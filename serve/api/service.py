@@ -38,6 +38,7 @@ from .sources import RequestImage
 State = Literal["starting", "ready", "draining", "failed"]
 SMALL = 4_000_000  # pixels
 _POOLS = "images"
+_IDLE_SECONDS = 1.0  # for threads without an image to end by themselves
 _TURN_SECONDS = 5.0  # for the engines' last turn, which nobody waits for
 TOO_LARGE = str(ImageError("too_large"))
 
@@ -136,6 +137,9 @@ class Service:
         await asyncio.to_thread(self._thread.stop, _TURN_SECONDS)
         for pool in (self._pool, self._large):
             pool.shutdown(wait=False, cancel_futures=True)
+        until = time.monotonic() + _IDLE_SECONDS
+        while time.monotonic() < until and _at_images():
+            await asyncio.sleep(0.01)
         await self.fetcher.close()
 
     @property
@@ -143,7 +147,7 @@ class Service:
         """After `stop`: what a thread is still at, for which Python would wait at its exit; empty where nothing is."""
         if self._thread.is_alive():
             return "the device or its compiler"
-        return "an image" if any(thread.name.startswith(_POOLS) for thread in threading.enumerate()) else ""
+        return "an image" if _at_images() else ""
 
     def _on_ready(self) -> None:
         if self.state == "starting":
@@ -288,3 +292,8 @@ class Service:
             self.metrics.lines.labels(served.name, line.finish_reason).inc()
         if first := [job.first_token for job in jobs if job.first_token]:
             self.metrics.first_token_seconds.observe(min(first) - visit.started)
+
+
+def _at_images() -> bool:
+    """Whether a thread that prepares images is alive."""
+    return any(thread.name.startswith(_POOLS) for thread in threading.enumerate())
