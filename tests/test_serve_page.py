@@ -104,6 +104,7 @@ def test_a_bad_file_says_so_and_hinders_no_other(page, tmp_path):
     page.drop(tmp_path / "notes.png", PICTURES[0])
     page.until(f"{DONE} && document.querySelectorAll('.line').length === 2")
     bad, good = page.text(".text")
+    assert page.text("#status") == ["1 read, 1 failed."]
     assert "not a" in bad.lower() and "image" in bad and good == shown(lines()[0])
     assert page.run("document.querySelectorAll('.text.error').length") == 1
     page.events[:] = [e for e in page.events if e.get("method") != "Log.entryAdded"]  # the 400 itself, which Chromium notes
@@ -164,6 +165,25 @@ def test_download_copy_and_clear(page):
     assert saved[0]["name"] == PICTURES[0].name and saved[0]["words"] and saved[0]["model"] == MODEL
     page.run("document.getElementById('clear').click()")
     assert page.run("document.querySelectorAll('.line').length") == 0
+
+
+def test_clear_stops_what_is_read(page, server, monkeypatch):
+    """What comes later is read at once, what was cleared is given up on the server, and nothing of it is kept or counted."""
+    dispatch = type(server.engine).dispatch
+    monkeypatch.setattr(type(server.engine), "dispatch", lambda engine: (time.sleep(0.25), dispatch(engine))[1])
+    page.run("""{ window.made = new Set(); const { createObjectURL, revokeObjectURL } = URL;
+        URL.createObjectURL = blob => { const url = createObjectURL.call(URL, blob); made.add(url); return url; };
+        URL.revokeObjectURL = url => { made.delete(url); revokeObjectURL.call(URL, url); }; }""")
+    page.drop(*PICTURES[:6])
+    page.until("[...document.querySelectorAll('.text')].some(text => text.textContent)")
+    assert page.text("#status") == ["Reading: 0 of 6 done."] and page.run("made.size") == 6
+    page.run("document.getElementById('clear').click()")
+    assert page.text("#status") == [""] and page.run("made.size") == 0
+    wait_until(server.idle, 3)
+    page.drop(PICTURES[0])
+    assert page.text("#status") == ["Reading: 0 of 1 done."]
+    page.until(DONE)
+    assert page.text(".text") == [shown(lines()[0])] and page.text("#status") == ["1 read."]
 
 
 def test_the_chosen_model_reads(page, server):
