@@ -6,6 +6,7 @@ Set PAGE_SCREENSHOTS to a folder to keep what was seen.
 import base64
 import json
 import os
+import re
 import time
 from io import BytesIO
 from pathlib import Path
@@ -184,6 +185,47 @@ def test_clear_stops_what_is_read(page, server, monkeypatch):
     assert page.text("#status") == ["Reading: 0 of 1 done."]
     page.until(DONE)
     assert page.text(".text") == [shown(lines()[0])] and page.text("#status") == ["1 read."]
+
+
+@pytest.mark.parametrize("status, code, why", [
+    (503, "overloaded", "The server is busy"), (503, "not_ready", "The server is not ready"), (503, None, "The server is busy"),
+    (429, "rate_limit_exceeded", "This key has sent too many images"),
+])  # fmt: skip
+def test_waiting_for_a_busy_server_is_seen(page, status, code, why):
+    """And is no part of the time that reading took. (A proxy's answer has no code.)"""
+    answer_first(page, 1, status, json.dumps({"error": {"message": "later", "code": code}}) if code else "<h1>Busy</h1>", 4)
+    page.drop(PICTURES[0])
+    seen = [page.until(f"document.querySelector('.text').textContent.endsWith(' {left} s.') && "
+                       "document.querySelector('.text').textContent") for left in (4, 3, 2)]  # fmt: skip
+    assert seen == [f"{why}. Next try in {left} s." for left in (4, 3, 2)]
+    keep(page, "busy")
+    page.until(DONE)
+    assert page.text(".text") == [shown(lines()[0])]
+    assert int(re.search(r"(\d+) ms", page.text(".note")[0])[1]) < 4000
+    assert not page.run("document.querySelector('.text').classList.contains('nothing')")
+
+
+def test_waiting_has_an_end(page):
+    answer_first(page, 100, 503, json.dumps({"error": {"message": "too many images are waiting", "code": "overloaded"}}), 0.01)
+    page.drop(PICTURES[0])
+    page.until(DONE)
+    assert page.text(".text.error") == ["Too many images are waiting"]
+
+
+def test_clear_ends_waiting(page):
+    answer_first(page, 100, 503, "{}", 1)
+    page.drop(PICTURES[0])
+    page.until("document.querySelectorAll('.text.nothing').length")
+    page.run("document.getElementById('clear').click(); window.asked = 0")
+    time.sleep(1.5)
+    assert page.run("asked") == 0
+
+
+def answer_first(page, times: int, status: int, body: str, retry_after: float):
+    """The server's first answers to images are these."""
+    page.run(f"""{{ window.asked = 0; const real = fetch; window.fetch = (path, options) =>
+        path.includes("chat") && asked++ < {times} ? Promise.resolve(new Response({json.dumps(body)},
+            {{ status: {status}, headers: {{ "retry-after": "{retry_after}" }} }})) : real(path, options); }}""")
 
 
 def test_the_chosen_model_reads(page, server):
