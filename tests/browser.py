@@ -92,6 +92,12 @@ class Browser:
     def text(self, selector: str) -> list[str]:
         return self.run(f"[...document.querySelectorAll({selector!r})].map(e => e.textContent)")
 
+    def heard(self) -> list[tuple[str, str]]:
+        """Role and name of all that a screen reader finds."""
+        nodes = self.call("Accessibility.getFullAXTree")["nodes"]
+        seen = [node for node in nodes if not node["ignored"] and node["role"]["value"] != "InlineTextBox"]
+        return [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in seen]
+
     def drop(self, *files: Path):
         """Drags files from outside onto the page."""
         data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}

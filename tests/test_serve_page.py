@@ -253,6 +253,46 @@ def test_by_keyboard(page):
     assert order[:5] == ["model", "choose", "copy", "download", "clear"]
 
 
+def test_by_ear(page, tmp_path):
+    """Texts, doubt, errors and the end are said; buttons tell which image they are for; nothing of it is in the text itself."""
+    (tmp_path / "notes.png").write_text("no image")
+    page.run("""{ window.said = []; const log = document.querySelector("[role=log]");
+        new MutationObserver(all => { for (const { addedNodes } of all) for (const node of addedNodes) said.push(node.textContent); })
+        .observe(log, { childList: true }); }""")
+    page.drop(tmp_path / "notes.png", *PICTURES)
+    page.until(f"{DONE} && document.querySelectorAll('.line').length === {1 + len(PICTURES)}")
+    said, heard = page.run("said"), page.heard()
+    assert said[0] == f"Reading: 0 of {1 + len(PICTURES)} done." and said[-1] == f"{len(PICTURES)} read, 1 failed."
+    assert any(text.startswith("notes.png: ") and "image" in text for text in said)
+    doubts = set()
+    for picture, line in zip(PICTURES, lines(), strict=True):
+        (text,) = [text for text in said if text.startswith(f"{picture.name}: ")]
+        if not line.text:
+            assert "No text seen." in text
+        for word in line.words:
+            name = level(word.confidence)
+            assert name == "sure" or f"{word.text} ({name})" in text
+            doubts |= {name} - {"sure"}
+        assert not line.text or ("button", f"Copy: {picture.name}") in heard
+    assert ("button", "Try again: notes.png") in heard
+    assert doubts and all(("StaticText", f"({name})") in heard for name in doubts), "also where the text itself is read"
+    assert page.text(".text")[1:] == [shown(line) for line in lines()]
+    page.events[:] = [e for e in page.events if e.get("method") != "Log.entryAdded"]
+
+
+def test_focus_stays_where_the_work_is(page):
+    answer_first(page, 1, 400, json.dumps({"error": {"message": "no"}}), 1)
+    page.drop(PICTURES[0])
+    page.until(DONE)
+    page.run("document.querySelector('.foot button').focus()")
+    page.key("Enter", "\r")
+    assert page.run("document.activeElement.className").startswith("line")
+    page.until("document.querySelector('.note').textContent.includes(' ms')")
+    page.run("document.getElementById('clear').focus()")
+    page.key("Enter", "\r")
+    assert page.run("document.activeElement.id") == "choose"
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_on_a_phone(page, dark):
     page.look(375, 720, dark=dark, phone=True)
@@ -314,7 +354,7 @@ def test_a_key_refused_once_can_be_given_later(browser):
     with serving(keys=[KEY]) as running:
         browser.open(running.url)
         cancel_key(browser)
-        assert browser.text("#status") == ["An API key is needed."]
+        browser.until("document.getElementById('status').textContent === 'An API key is needed.'")
         browser.drop(*PICTURES[:6])
         cancel_key(browser)
         browser.until(f"{DONE} && document.querySelectorAll('.line').length === 6")
