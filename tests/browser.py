@@ -100,7 +100,14 @@ class Browser:
 
     def drop(self, *files: Path):
         """Drags files from outside onto the page."""
-        data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
+        self._drop(items=[], files=[str(file) for file in files])
+
+    def drop_text(self, text: str):
+        """Drags text onto the page."""
+        self._drop(items=[{"mimeType": "text/plain", "data": text}], files=[])
+
+    def _drop(self, **what):
+        data = {**what, "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
             self.call("Input.dispatchDragEvent", type=kind, x=200, y=200, data=data)
 

@@ -152,6 +152,30 @@ def sent_for(page, *files) -> list[Image.Image]:
     return [Image.open(BytesIO(base64.b64decode(url.partition(",")[2]))) for url in page.run("sent")]
 
 
+def test_text_dropped_or_pasted_is_refused(page):
+    only = ["Only images can be dropped or pasted here."]
+    page.drop_text("hello")
+    assert page.text("#status") == only and page.text("#said p") == only
+    page.run("document.getElementById('clear').click()")
+    page.run("""{ const data = new DataTransfer(); data.setData("text/plain", "hello");
+        dispatchEvent(new ClipboardEvent("paste", { clipboardData: data })); }""")
+    assert page.text("#status") == only and page.run("document.querySelectorAll('.line').length") == 0
+    page.drop(PICTURES[0])
+    page.until(DONE)
+    assert page.text("#status") == ["1 read."]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_white_pictures_have_an_edge(page, tmp_path, dark):
+    page.look(1000, 800, dark=dark)
+    Image.new("RGB", (400, 40), "white").save(tmp_path / "white.png")
+    page.drop(tmp_path / "white.png")
+    page.until(DONE)
+    style = "const style = getComputedStyle(document.querySelector('.line img')); "
+    width, edge, inside = page.run(f"(() => {{ {style} return [style.borderTopWidth, style.borderTopColor, style.backgroundColor]; }})()")
+    assert width == "1px" and contrast(edge, inside) > 1.3
+
+
 def test_download_copy_and_clear(page):
     page.run("URL.createObjectURL = (make => blob => { window.saved = blob; return make.call(URL, blob); })(URL.createObjectURL)")
     page.drop(*PICTURES[:2])
