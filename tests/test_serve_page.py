@@ -171,8 +171,8 @@ def test_white_pictures_have_an_edge(page, tmp_path, dark):
     Image.new("RGB", (400, 40), "white").save(tmp_path / "white.png")
     page.drop(tmp_path / "white.png")
     page.until(DONE)
-    style = "const style = getComputedStyle(document.querySelector('.line img')); "
-    width, edge, inside = page.run(f"(() => {{ {style} return [style.borderTopWidth, style.borderTopColor, style.backgroundColor]; }})()")
+    style = "getComputedStyle(document.querySelector('.line img'))"
+    width, edge, inside = [page.run(f"{style}.{name}") for name in ("borderTopWidth", "borderTopColor", "backgroundColor")]
     assert width == "1px" and contrast(edge, inside) > 1.3
 
 
@@ -281,8 +281,9 @@ def test_by_ear(page, tmp_path):
     """Texts, doubt, errors and the end are said; buttons tell which image they are for; nothing of it is in the text itself."""
     (tmp_path / "notes.png").write_text("no image")
     page.run("""{ window.said = []; const log = document.querySelector("[role=log]");
-        new MutationObserver(all => { for (const { addedNodes } of all) for (const node of addedNodes) said.push(node.textContent); })
-        .observe(log, { childList: true }); }""")
+        new MutationObserver(changes => {
+            for (const { addedNodes } of changes) for (const node of addedNodes) said.push(node.textContent);
+        }).observe(log, { childList: true }); }""")
     page.drop(tmp_path / "notes.png", *PICTURES)
     page.until(f"{DONE} && document.querySelectorAll('.line').length === {1 + len(PICTURES)}")
     said, heard = page.run("said"), page.heard()
