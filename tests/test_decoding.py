@@ -143,7 +143,7 @@ def test_log_probabilities_are_those_of_teacher_forcing(small):
         expected = jnp.take_along_axis(jax.nn.log_softmax(logits), flat[..., None], axis=-1)[..., 0].reshape(B, R, T)
         real = np.arange(T) < np.asarray(result.lengths)[..., None]
         np.testing.assert_allclose(np.asarray(result.logprobs)[real], np.asarray(expected)[real], atol=2e-5)
-        assert (np.asarray(result.logprobs)[~real] == 0).all() and (np.asarray(tokens)[~real] == 1).all()
+        assert (np.asarray(result.logprobs)[~real] == 0).all() and (np.asarray(tokens)[~real] == model.config.pad_token_id).all()
 
 
 def test_lengths_and_ends(small):
