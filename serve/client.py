@@ -14,7 +14,7 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """Headers have lower-case names."""
 
     status: int
@@ -40,27 +40,27 @@ class Client:
         for connection in self._idle:
             connection[1].close()
 
-    async def get(self, path: str) -> Answer:
+    async def get(self, path: str) -> Response:
         return await self._send(f"GET {path} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode())
 
-    async def post(self, path: str, body: bytes) -> Answer:
+    async def post(self, path: str, body: bytes) -> Response:
         """Sends JSON."""
         head = f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
         return await self._send(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
 
-    async def _send(self, request: bytes) -> Answer:
+    async def _send(self, request: bytes) -> Response:
         reader, writer = await self._connection()
         try:
             writer.write(request)
-            answer = await _receive(reader)
+            response = await _receive(reader)
         except BaseException:  # a cancelled request's answer would be taken for the next one's
             writer.close()
             raise
-        if answer.headers.get("connection") == "close":
+        if response.headers.get("connection") == "close":
             writer.close()
         else:
             self._idle.append((reader, writer))
-        return answer
+        return response
 
     async def _connection(self) -> Connection:
         while self._idle:
@@ -71,7 +71,7 @@ class Client:
         return await asyncio.open_connection(self._host, self._port)
 
 
-async def _receive(reader: asyncio.StreamReader) -> Answer:
+async def _receive(reader: asyncio.StreamReader) -> Response:
     start, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
-    return Answer(int(start.split(" ")[1]), headers, await reader.readexactly(int(headers["content-length"])))
+    return Response(int(start.split(" ")[1]), headers, await reader.readexactly(int(headers["content-length"])))

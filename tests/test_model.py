@@ -20,7 +20,7 @@ from reference import VisionEncoderDecoderModel, close, nchw, ours, random_confi
 from trocr_jax.checkpoints import weights
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.decoding import GenerateConfig, generate
-from trocr_jax.generation.packed import pack, unpack
+from trocr_jax.generation.packed import layers_of, pack
 from trocr_jax.model import TrOCR, cross_entropy, normalize, shift_right
 from trocr_jax.network import step_layers
 from trocr_jax.network.decoder import Decoder, sinusoidal_table
@@ -162,8 +162,8 @@ def test_steps_with_turned_kernels_equal_teacher_forcing(monkeypatch, tied):
 @pytest.mark.parametrize(("backend", "kept_twice"), [("cpu", True), ("gpu", True), ("tpu", False)])
 def test_only_what_gains_by_it_is_laid_out_beside_the_model(monkeypatch, backend, kept_twice):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    layers = unpack(pack(TrOCR(random_config("A", 1), rngs=nnx.Rngs(0))))[1]
-    assert (layers is not None) is kept_twice
+    layers = layers_of(pack(TrOCR(random_config("A", 1), rngs=nnx.Rngs(0))))
+    assert isinstance(layers, step_layers.Unrolled) is kept_twice
 
 
 def test_models_that_are_alike_share_programs_when_packed(monkeypatch):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from .generation.beam import beam_search
 from .generation.loop import GenerateConfig, Generation, nothing
-from .generation.packed import Packed, unpack
+from .generation.packed import Packed, layers_of, model_of
 from .generation.sampling import sample
 from .model import TrOCR, normalize
 from .network.layers import Array
@@ -40,14 +40,13 @@ def generate(
     Raises:
         ValueError: sampling without seeds, more tokens than the checkpoint has positions, or arrays on a mesh with Explicit axes.
     """
-    model, layers = unpack(model)
+    model, layers = model_of(model), layers_of(model)
     refuse_explicit(model, memory)
     if config.do_sample and seeds is None:
         raise ValueError("sampling needs seeds, one an image")
     config.check_positions(model.config.decoder.max_positions)
     if memory.shape[0] == 0:
         return nothing(config)
-    layers = layers or model.decoder.step_layers()
     mask = jnp.ones(memory.shape[0], bool) if mask is None else jnp.asarray(mask, bool)
     if config.num_beams > 1:
         return beam_search(model, layers, memory, config, mask)
@@ -60,5 +59,4 @@ def read_pixels(
     seeds: Array | None = None, mask: Array | None = None,
 ) -> Generation:  # fmt: skip
     """uint8 images [B,height,width,C] -> Generation: normalise, encode and decode in one program."""
-    plain, _ = unpack(model)
-    return generate(model, plain.encode(normalize(images, mean, std)), config, seeds, mask)
+    return generate(model, model_of(model).encode(normalize(images, mean, std)), config, seeds, mask)

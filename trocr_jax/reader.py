@@ -195,6 +195,13 @@ class Reader:
             self._packed = self.model, pack(self.model)
         return self._packed[1]
 
+    def lines(self, result: Generation, flags: Iterable[tuple[str, ...]]) -> Iterator[Line]:
+        """The first rows of a Generation as Lines, one for every `flags` of an image; waits for the device."""
+        rows = zip(*jax.device_get((result.tokens, result.logprobs, result.lengths, result.finished)), strict=True)
+        for own, row in zip(flags, rows, strict=False):  # rows that only filled the batch up come last
+            best, *others = (self.line(tokens, p, length, end, own) for tokens, p, length, end in zip(*row, strict=True))
+            yield replace(best, alternatives=tuple(others)) if others else best
+
     def line(self, tokens: np.ndarray, logprobs: np.ndarray, length: int, finished: bool, flags: tuple[str, ...] = ()) -> Line:
         """One row of a Generation, tokens and logprobs [T] of which `length` count, as a Line.
 
@@ -225,19 +232,10 @@ class Reader:
         return self.start(np.stack([pixels for _, pixels in readable]), config, image_seed(index, seed))
 
     def _lines(self, batch: list[Piece], wait: Wait) -> Iterator[tuple[int, Line]]:
-        result = wait()
-        rows = iter(()) if result is None else zip(*_host(result), strict=True)
+        result, readable = wait(), [item for _, _, item in batch if item.pixels is not None]
+        lines = iter(()) if result is None else self.lines(result, [item.flags for item in readable])
         for place, _, item in batch:
-            if item.pixels is None:
-                yield place, Line(error=item.error)
-                continue
-            sequences = zip(*next(rows), strict=True)
-            best, *others = (self.line(tokens, p, length, end, item.flags) for tokens, p, length, end in sequences)
-            yield place, replace(best, alternatives=tuple(others)) if others else best
-
-
-def _host(result: Generation) -> tuple[np.ndarray, ...]:
-    return jax.device_get((result.tokens, result.logprobs, result.lengths, result.finished))
+            yield place, Line(error=item.error) if item.pixels is None else next(lines)
 
 
 def cache_compilations() -> None:

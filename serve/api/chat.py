@@ -11,12 +11,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
+from .answer import Entry
 from .conversation import JSON_ONLY, Conversation, Detail, ImagePart, MessagePart, TextFormat, last_images, respond
 from .errors import ApiError, bad_request
 from .ids import fresh_id
 from .limits import Limits
 from .options import Options
-from .reading import Entry, Reading
+from .reading import Reading
 from .service import Served
 from .sources import RequestImage
 from .wire import ERRORS, Count, Empty, Nothing, Seed, Strict, Zero, logprob_objects, now, sse, trocr_object

@@ -14,10 +14,11 @@ from typing import Any, Literal, Protocol
 from fastapi import Depends, Request
 from fastapi.responses import Response, StreamingResponse
 
+from .answer import Entry
 from .errors import bad_request, unsupported_media_type
 from .limits import Limits
 from .options import Options, options_for
-from .reading import Entry, Reading
+from .reading import Reading
 from .service import Served, Service
 from .sources import RequestImage
 from .wire import Echoed, Empty, Name, Strict, Temperature, TopLogprobs, TopP, TrocrOptions, media_type, reply

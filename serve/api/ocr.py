@@ -16,10 +16,10 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from trocr_jax.reader import Prepared
 
+from .answer import Answer
 from .errors import ApiError, bad_request, unsupported_media_type
 from .ids import fresh_id
 from .options import Options, options_for
-from .reading import Answer
 from .service import Served, Service, Visit
 from .sources import RequestImage
 from .wire import ERRORS, Beams, Count, Name, Strict, line_object, media_type, now, reply

@@ -14,12 +14,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Discriminator, Field, Tag
 
+from .answer import Delta, Entry
 from .conversation import JSON_ONLY, Conversation, Detail, ImagePart, MessagePart, TextFormat, last_images, respond
 from .errors import ApiError, bad_request
 from .ids import fresh_id
 from .limits import Limits
 from .options import Options
-from .reading import Delta, Entry, Reading
+from .reading import Reading
 from .service import Served
 from .sources import RequestImage
 from .wire import ERRORS, Count, Echoed, Strict, logprob_objects, now, sse, trocr_object

@@ -23,6 +23,7 @@ from trocr_jax.pixels.line_cutting import MOST_PIECES
 from trocr_jax.prepared import Prepared
 from trocr_jax.reader import Reader
 
+from .answer import Answer, JobPart
 from .errors import ApiError, bad_request, overloaded, timed_out
 from .fetch import Fetcher
 from .gate import Gate
@@ -32,7 +33,7 @@ from .limits import Limits
 from .logs import log
 from .metrics import Metrics
 from .options import Options
-from .reading import Answer, JobPart, Reading, Signal
+from .reading import Reading, Signal
 from .sources import RequestImage
 
 State = Literal["starting", "ready", "draining", "failed"]

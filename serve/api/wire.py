@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 from trocr_jax.batching.device import MAX_ALTERNATIVES
 from trocr_jax.line import Line
 
-from .reading import Answer, Entry
+from .answer import Answer, Entry
 
 Temperature = Annotated[float, Ge(0), Le(2)]
 TopP = Annotated[float, Gt(0), Le(1)]

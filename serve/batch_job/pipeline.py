@@ -225,11 +225,9 @@ class Pipeline:
     def _read_out(self) -> None:
         """The oldest batch on the device as lines."""
         batch = self._flying.popleft()
-        result = batch.result
-        columns = jax.device_get((result.tokens, result.logprobs, result.lengths, result.finished))
-        for row, *best in zip(batch.rows, *(column[:, 0] for column in columns), strict=False):  # what follows is filling
-            (_, pieces, place, flags), (tokens, logprobs, length, finished) = row, best
-            pieces[place] = self.reader.line(tokens, logprobs, int(length), bool(finished), flags)
+        lines = self.reader.lines(batch.result, [flags for *_, flags in batch.rows])
+        for (_, pieces, place, _), line in zip(batch.rows, lines, strict=True):
+            pieces[place] = line
         self.progress(sum(image.done for image in {id(image): image for image, *_ in batch.rows}.values()))
         self._store_complete()
 

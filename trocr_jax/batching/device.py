@@ -19,7 +19,7 @@ import numpy as np
 from ..config import TrOCRConfig
 from ..decoding import GenerateConfig
 from ..generation.loop import process
-from ..generation.packed import Packed, unpack
+from ..generation.packed import Packed, layers_of, model_of
 from ..generation.sampling import draw, sample_key
 from ..model import TrOCR, normalize
 from ..network.decoder_layer import KVCache
@@ -118,8 +118,7 @@ def empty(model: TrOCR, slots: int, places: int) -> Slots:
 @partial(jax.jit, static_argnames=("mean", "std"))
 def encode(model: TrOCR | Packed, images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
     """uint8 images [n,height,width,C] -> image tokens [n,S,E]."""
-    model, _ = unpack(model)
-    return model.encode(normalize(images, mean, std))
+    return model_of(model).encode(normalize(images, mean, std))
 
 
 @partial(jax.jit, static_argnames=("config",), donate_argnames=("slots",))
@@ -144,8 +143,7 @@ def advance(model: TrOCR | Packed, slots: Slots, rules: GenerateConfig, full: bo
         rules: static; of these the rules that forbid tokens are used, and top_k.
         full: static; whether any slot has a temperature or wants alternatives, which sort the vocabulary for all of them.
     """
-    model, layers = unpack(model)
-    layers = layers or model.decoder.step_layers()
+    model, layers = model_of(model), layers_of(model)
     return jax.lax.scan(lambda slots, _: _step(model, layers, slots, rules, full), slots, length=STEPS)
 
 

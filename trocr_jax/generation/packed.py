@@ -10,7 +10,7 @@ import jax
 
 from ..model import TrOCR
 from ..network.layers import Array
-from ..network.step_layers import Unrolled
+from ..network.step_layers import StepLayers, Unrolled
 
 
 class Structure:
@@ -45,6 +45,16 @@ def pack(model: TrOCR) -> Packed:
     return Packed(leaves, structure(treedef))
 
 
-def unpack(model: TrOCR | Packed) -> tuple[TrOCR, Unrolled | None]:
-    """The model and, where they are laid out already, its decoder's layers; inside a program."""
-    return (model, None) if isinstance(model, TrOCR) else jax.tree.unflatten(model.structure.treedef, model.leaves)
+def model_of(model: TrOCR | Packed) -> TrOCR:
+    """The model itself; inside a program."""
+    return model if isinstance(model, TrOCR) else _unpack(model)[0]
+
+
+def layers_of(model: TrOCR | Packed) -> StepLayers | Unrolled:
+    """The decoder's layers for its steps: those that were laid out beside the model, or all layouts; inside a program."""
+    laid_out = None if isinstance(model, TrOCR) else _unpack(model)[1]
+    return laid_out or model_of(model).decoder.step_layers()
+
+
+def _unpack(packed: Packed) -> tuple[TrOCR, Unrolled | None]:
+    return jax.tree.unflatten(packed.structure.treedef, packed.leaves)

@@ -13,7 +13,7 @@ from tokenizers import decoders, models
 from trocr_jax.batching.jobs import Job
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.line import CONTINUES, NO_TEXT, Line, Token, Word, joined
-from trocr_jax.serve.api.reading import Answer, JobPart, entry
+from trocr_jax.serve.api.answer import Answer, JobPart, entry
 from trocr_jax.tokens import Tokenizer
 
 PIXELS = np.zeros((1, 1, 3), np.uint8)
