@@ -127,6 +127,9 @@ def check(config: Config) -> None:
         raise UsageError(f"--random needs --model to be one of: {', '.join(PRESETS)}")
     if config.lines is not None:
         _check_lines(config)
+    names = available_peers()
+    if config.peers and (unknown := [part for part in config.only if not any(part in name for name in names)]):
+        raise UsageError(f"--only: no peer here is called {', '.join(unknown)}; there are: {'; '.join(names)}")
     if config.plot is not None:
         cli.check_writable(config.plot, "--plot")
         cli.load("matplotlib", "--plot", "train")

@@ -10,6 +10,7 @@ import tiny
 from batching import batch
 from PIL import Image, ImageDraw, ImageFont
 
+from trocr_jax.line import Line
 from trocr_jax.page import prepare_page, read_page
 from trocr_jax.reader import Reader
 from trocr_jax.serve.batch_job import output
@@ -20,11 +21,13 @@ def model(tmp_path_factory):
     return tiny.model_directory(tmp_path_factory.mktemp("batch") / "model")
 
 
-def test_errors_of_a_page_s_lines_count():
-    line = {"text": "", "error": None}
-    page = {"id": "1.png", "lines": [line, {**line, "error": "no numbers (NaN)"}, line], "error": None}
+def test_errors_and_flags_of_a_page_s_lines_count():
+    line = output.row("", Line("text", flags=("repetition",)))
+    cut, failed = line | {"finish_reason": "length"}, line | {"flags": [], "error": "no numbers (NaN)"}
+    page = {"id": "1.png", "lines": [line, failed, cut], "error": None}
     broken = {"id": "2.png", "lines": [], "error": "no such file"}
-    assert output.count([page, broken]) == {"images": 2, "lines": 3, "errors": {"no numbers": 1, "no such file": 1}}
+    counts = {"images": 2, "lines": 3, "errors": {"no numbers": 1, "no such file": 1}, "flags": {"repetition": 2, "cut": 1}}
+    assert output.count([page, broken]) == counts
 
 
 def page(texts: list[str]) -> Image.Image:

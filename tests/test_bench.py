@@ -56,6 +56,13 @@ def test_one_table_a_setting_and_one_json_line(folder, tmp_path, capsys):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_peer_that_is_not_there_is_named_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr(bench, "available_peers", lambda: {"transformers (torch, eager, float32)": None})
+    bench.check(bench.Config(only=("float32",)))
+    with pytest.raises(UsageError, match="no peer here is called OpenVINO; there are: transformers"):
+        bench.run(bench.Config(only=("float32", "OpenVINO")))
+
+
 @pytest.mark.filterwarnings("default")  # OpenVINO forks as it starts
 def test_every_peer_gives_the_same_number_of_tokens_and_the_exact_ones_the_same_tokens():
     model = TrOCR.from_pretrained(dtype=jnp.float32)

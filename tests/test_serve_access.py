@@ -158,10 +158,15 @@ def test_where_keys_come_from(tmp_path):
     assert read_keys(str(file), None) == [KEY, OTHER]
     assert read_keys(None, f" {KEY} , {OTHER},") == [KEY, OTHER]
     assert read_keys(None, None) == read_keys(None, "") == []
-    for content, why in (("# nothing\n", "holds no API key"), ("short\n", "at least 16"), ("é" * 20, "plain characters")):
-        file.write_text(content)
-        with pytest.raises(ValueError, match=why):
+    wrong = {b"# nothing\n": "holds no API key", b"short\n": "at least 16", b"\xc3\xa9" * 20: "plain", b"\xff": "no UTF-8"}
+    for content, why in wrong.items():
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=f"--api-key-file {file}: .*{why}"):
             read_keys(str(file), None)
+    with pytest.raises(ValueError, match="--api-key-file .*nowhere: No such file"):
+        read_keys(str(tmp_path / "nowhere"), None)
+    with pytest.raises(ValueError, match="TROCR_API_KEY: .*at least 16"):
+        read_keys(str(file), "short")
 
 
 def test_without_keys_only_localhost_is_answered():

@@ -344,6 +344,11 @@ def test_bad_requests_to_ocr(http, options, status, code):
     assert answer.status_code == status and answer.json()["error"]["code"] == code
 
 
+def test_an_error_names_the_field_as_its_route_has_it(http):
+    answer = http.post("/v1/ocr", json={"images": ["data:,"], "num_beams": 3})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "num_beams"
+
+
 # --- refusals ---
 
 

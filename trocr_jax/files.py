@@ -104,7 +104,8 @@ def _snapshot(name: str, patterns: list[str]) -> Path:
         reason = f"the download could not be stored ({error.strerror or type(error).__name__})"
     except Exception as error:  # the hub client's transport has its own exception types, which change with its versions
         reason = f"the download failed ({type(error).__name__}); try again"
-    raise FilesError(f"{name}: {reason}")
+    owner = "" if "/" in name else "; names on the hub are owner/model, like microsoft/trocr-base-printed"
+    raise FilesError(f"{name}: {reason}{owner}")
 
 
 def _why_unreachable() -> str:

@@ -80,7 +80,8 @@ class Conversation(Strict):
         """Options from the fields that both routes have, and from a route's own."""
         return options_for(
             served.engine, limits, temperature=self.temperature, top_p=self.top_p, top_logprobs=self.top_logprobs or 0,
-            num_beams=self.trocr.num_beams if self.trocr else None, stream=bool(self.stream), **own,
+            num_beams=self.trocr.num_beams if self.trocr else None, beams_field="trocr.num_beams",
+            stream=bool(self.stream), **own,
         )  # fmt: skip
 
 

@@ -48,17 +48,28 @@ def read_keys(file: str | None, environment: str | None) -> list[str]:
     """Keys of a file (one a line, # for remarks) and of an environment variable (with commas between).
 
     Raises:
-        ValueError: the file holds none, or one is short enough to be guessed.
+        ValueError: naming the source: the file cannot be read or holds no key, or a key is short enough to be guessed.
     """
-    keys = [key.strip() for key in (environment or "").split(",")]
-    if file is not None:
-        lines = [line.partition("#")[0].strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
-        if not any(lines):
-            raise ValueError(f"{file}: holds no API key; write one a line")
-        keys += lines
+    given = _checked([key.strip() for key in (environment or "").split(",")], ENVIRONMENT)
+    return given if file is None else _keys_of(file) + given
+
+
+def _keys_of(file: str) -> list[str]:
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
+        raise ValueError(f"--api-key-file {file}: {why}") from None
+    if keys := _checked([line.partition("#")[0].strip() for line in lines], f"--api-key-file {file}"):
+        return keys
+    raise ValueError(f"--api-key-file {file}: holds no API key; write one a line")
+
+
+def _checked(keys: list[str], source: str) -> list[str]:
+    """Those that are not empty."""
     keys = [key for key in keys if key]
     if any(len(key) < 16 or not key.isascii() or not key.isprintable() for key in keys):
-        raise ValueError("an API key needs at least 16 plain characters; `openssl rand -hex 24` makes a good one")
+        raise ValueError(f"{source}: an API key needs at least 16 plain characters; `openssl rand -hex 24` makes a good one")
     return keys
 
 

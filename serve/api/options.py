@@ -44,11 +44,14 @@ class Options:
 def options_for(
     engine: Engine, limits: Limits, *, temperature: float | None = None, top_p: float | None = None, seed: int | None = None,
     n: int | None = None, max_tokens: int | None = None, num_beams: int | None = None, top_logprobs: int = 0,
-    stops: Sequence[str] = (), detailed: bool = False, stream: bool = False,
+    stops: Sequence[str] = (), detailed: bool = False, stream: bool = False, beams_field: str = "num_beams",
 ) -> Options:  # fmt: skip
     """A request's fields as Options.
 
     Without a temperature the best text is read, as with 0: OpenAI's default of 1 would make reading a game of chance.
+
+    Args:
+        beams_field: what num_beams is called in the request's body.
 
     Raises:
         ApiError: 400 naming the field.
@@ -58,7 +61,7 @@ def options_for(
     if choices > limits.choices:
         raise bad_request(f"n is at most {limits.choices}", "n")
     if num_beams is not None and num_beams not in engine.beams:
-        raise bad_request(f"num_beams must be one of {', '.join(map(str, engine.beams))} here", "trocr.num_beams")
+        raise bad_request(f"num_beams must be one of {', '.join(map(str, engine.beams))} here", beams_field)
     if beams > 1:
         _check_search(beams, choices, warm, top_logprobs)
     most = engine.defaults.max_new_tokens

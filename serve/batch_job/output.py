@@ -71,10 +71,11 @@ def kind(error: str) -> str:
 
 
 def count(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A unit's counts: images, lines in them, and errors by kind."""
-    lines = sum(len(row["lines"]) if "lines" in row else 1 for row in rows)
+    """A unit's counts: images, lines in them, errors by kind, and what lines are flagged with; "cut" where tokens ran out."""
+    lines = [line for row in rows for line in row.get("lines", [row])]
     found = Counter(kind(error) for row in rows for error in errors(row))
-    return {"images": len(rows), "lines": lines, "errors": dict(found)}
+    flags = Counter(flag for line in lines for flag in (*line["flags"], *["cut"] * (line["finish_reason"] == "length")))
+    return {"images": len(rows), "lines": len(lines), "errors": dict(found), "flags": dict(flags)}
 
 
 def errors(row: dict[str, Any]) -> list[str]:

@@ -92,12 +92,14 @@ def report(job: BatchJob, share: Share, price_per_hour: float | None) -> int:
     """Tells about the whole job and this process's share of it; 1 where images failed."""
     counts = [files.read_json(job.counts(number)) for number in range(len(job.units))]
     images, lines = (sum(unit[what] for unit in counts) for what in ("images", "lines"))
-    errors = sum((Counter(unit["errors"]) for unit in counts), Counter())
+    errors, flags = (sum((Counter(unit[what]) for unit in counts), Counter()) for what in ("errors", "flags"))
     rate, cost = share.lines / share.seconds if share.seconds else 0.0, share.cost(price_per_hour)
     read = f"{images:,} pages with {lines:,} lines" if job.settings["page"] else f"{lines:,} lines"
     print(f"{read} in {len(counts):,} parts in {job.folder}; {errors.total():,} could not be read", file=sys.stderr)
     for kind, count in errors.most_common():
         print(f"  {count:>9,}  {printable(kind)}", file=sys.stderr)
+    if flags:
+        print(f"lines to look at: {', '.join(f'{count:,} {flag}' for flag, count in flags.most_common())}", file=sys.stderr)
     if share.lines:
         money = "" if cost is None else f"; {cost:.4f} for 1,000 lines at {price_per_hour:g} an hour"
         print(
@@ -107,7 +109,8 @@ def report(job: BatchJob, share: Share, price_per_hour: float | None) -> int:
         )
     pages = {"pages": images} if job.settings["page"] else {}
     summary = {
-        **pages, "lines": lines, "parts": len(counts), "errors": dict(errors.most_common()), "output": str(job.folder),
+        **pages, "lines": lines, "parts": len(counts), "errors": dict(errors.most_common()),
+        "flags": dict(flags.most_common()), "output": str(job.folder),
         "here": {
             "lines": share.lines, "seconds": round(share.seconds, 3), "lines_per_second": round(rate, 2),
             "startup_seconds": round(share.startup, 3), "device_waited": round(share.waited, 4), "cost_per_1000": cost,
