@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import transformers
-from conftest import ROOT
+from conftest import ROOT, shared
 
 from trocr_jax import Reader, TrOCR
 from trocr_jax.checkpoints.generation_files import read_settings
@@ -71,6 +71,14 @@ def test_public_checkpoints_are_read_without_a_remark(folder, settings):
     write(folder, use_cache=False, **settings)
     with warnings.catch_warnings(action="error"):
         assert read_settings(folder, 2) == {}
+
+
+def test_old_config_json_files_list_every_setting_and_set_none(tmp_path):
+    """As those of the public checkpoints, from before there was a generation_config.json."""
+    for directory in shared("hub_configs").iterdir():
+        shutil.copy(directory / "config.json", tmp_path)
+        with warnings.catch_warnings(action="error"):
+            assert read_settings(tmp_path, 2) == {}, directory.name
 
 
 @pytest.mark.parametrize("settings", [{"num_beams": "4"}, {"max_length": "long"}, {"max_new_tokens": [5]}, {"early_stopping": 1}])
