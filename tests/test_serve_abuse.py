@@ -265,6 +265,15 @@ def test_a_name_that_changes_is_connected_to_as_it_was_checked(recorded):
     assert len(recorder.connections) == 1
 
 
+def test_the_standard_port_may_be_written_and_no_other(recorded):
+    fetcher, *_ = recorded
+    for scheme, port in (("http", 80), ("https", 443), ("HTTPS", 443)):
+        fetcher.check(f"{scheme}://allowed.example:{port}/a.png", "x")
+        for other in ({80, 443} - {port}) | {22, 8080, 65535}:
+            with pytest.raises(ApiError, match="standard ports"):
+                fetcher.check(f"{scheme}://allowed.example:{other}/a.png", "x")
+
+
 REDIRECT = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n"
 PLENTY = b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 5000
 LIE = b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\nx"
