@@ -265,6 +265,10 @@ def test_shards_that_do_not_fit_their_index(tmp_path):
     index.write_text(json.dumps({"weight_map": {"a": "m-1.safetensors", "b": "m-3.safetensors"}}))
     with pytest.raises(FilesError, match="m-3.safetensors that .* names is missing"):
         tensor_files.open_tensors(tmp_path)
+    safetensors.numpy.save_file({name: ARRAYS[name] for name in ("a", "half")}, tmp_path / "m-2.safetensors")
+    index.write_text(json.dumps({"weight_map": {"a": "m-1.safetensors", "half": "m-2.safetensors"}}))
+    with pytest.raises(FilesError, match="m-2.safetensors: does not hold what .* mixed up"):
+        tensor_files.open_tensors(tmp_path)
     index.write_text(json.dumps({"weight_map": []}))
     with pytest.raises(FilesError, match="no weight_map"):
         tensor_files.open_tensors(tmp_path)
