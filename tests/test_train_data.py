@@ -112,8 +112,9 @@ def test_augmentation_is_keyed_by_seed_and_position():
     pixels = [[load[i].pixels for i in range(18)] for load in (first, again, other)]
     np.testing.assert_array_equal(pixels[0], pixels[1])
     assert any((a != b).any() for a, b in zip(pixels[0], pixels[2], strict=True))
-    repeats = [i for i in range(9, 18) if first.order[i] == first.order[0]]
-    assert repeats, "the second epoch has every line again"
+    twice = [(i, j) for i in range(9) for j in range(9, 18) if first.order[i] == first.order[j]]
+    assert len(twice) == 9, "the second epoch has every line again"
+    assert any((pixels[0][i] != pixels[0][j]).any() for i, j in twice), "and not as it was in the first"
 
 
 @pytest.mark.parametrize(("fit", "stretched"), [("stretch", True), ("pad", False), ("line", False)])
