@@ -32,10 +32,12 @@ from trocr_jax.files import FilesError
 from .batch_job import inputs, output
 from .batch_job.places import FetchError, PlaceError, root_of
 from .batch_job.progress import ProgressBar, Share, remark, report
-from .batch_job.units import Columns
+from .batch_job.units import Columns, Item
 from .batch_job.work import BatchJob, Worker, begin_job, disk_full, open_job
 
 if TYPE_CHECKING:
+    from trocr_jax.decoding import GenerateConfig
+
     from .batch_job.pipeline import ImageReading
 
 
@@ -196,23 +198,17 @@ def _share(job: BatchJob, worker: Worker, config: Config, began: float) -> Share
     from .batch_job.prepare import Decoded, decode
 
     cache_compilations()
-    reader = Reader.from_pretrained(job.settings["model"], dtype=job.settings["dtype"])
-    asked = {"num_beams": job.settings["beams"], "max_new_tokens": job.settings["max_tokens"]}
-    options = replace(reader.defaults, **{name: value for name, value in asked.items() if value is not None})
-    columns = Columns(job.settings["image_column"], job.settings["id_column"])
-    pages, root = job.settings["page"], job.settings["root"]
-    work = partial(decode, processor=reader.processor, pages=pages, root=root, give_up=config.give_up)
+    settings = job.settings
+    reader = Reader.from_pretrained(settings["model"], dtype=settings["dtype"])
+    pages = settings["page"]
+    work = partial(decode, processor=reader.processor, pages=pages, root=settings["root"], give_up=config.give_up)
     decoders = Decoders(work, config.decoders or usable_cores(), Decoded.failed)
     progress = ProgressBar(job)
     writer = Writer(job, worker, progress)
-
-    def source() -> Iterator[Any]:
-        while (number := worker.claim(progress.waiting)) is not None:
-            yield from windows(number, inputs.read(job.units[number], job.listing, columns, root), decoders, pages)
-
-    pipeline = Pipeline(reader, options, job.settings["batch_size"], writer.store, progress.advance)
+    pipeline = Pipeline(reader, _options(reader.defaults, settings), settings["batch_size"], writer.store, progress.advance)
     try:
-        pipeline.run(source(), worker.close)
+        units = iter(partial(worker.claim, progress.waiting), None)
+        pipeline.run((x for number in units for x in windows(number, _items(job, number), decoders, pages)), worker.close)
         writer.close()
     finally:
         worker.close()  # first of all: others shall not wait for what may hang here
@@ -221,6 +217,18 @@ def _share(job: BatchJob, worker: Worker, config: Config, began: float) -> Share
         progress.close()
     startup = (pipeline.clock.first or time.perf_counter()) - began
     return Share(progress.lines, time.perf_counter() - began, startup, pipeline.clock.waited())
+
+
+def _options(defaults: GenerateConfig, settings: dict[str, Any]) -> GenerateConfig:
+    """How to decode: as the model says, but for what the job was begun with."""
+    asked = {"num_beams": settings["beams"], "max_new_tokens": settings["max_tokens"]}
+    return replace(defaults, **{name: value for name, value in asked.items() if value is not None})
+
+
+def _items(job: BatchJob, number: int) -> Iterator[Item]:
+    """The images of a unit."""
+    columns = Columns(job.settings["image_column"], job.settings["id_column"])
+    return inputs.read(job.units[number], job.listing, columns, job.settings["root"])
 
 
 class Writer:

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import os
 import socket
+import threading
 
 import uvicorn
 
@@ -32,34 +33,43 @@ def launch(config: Config) -> int:
     configure(config.log_level)
     config.limits.check()
     keys = Keys(read_keys(config.api_key_file, os.environ.get(ENVIRONMENT)))
+    local_only = _is_local_only(config, keys)
+    listener = _listen(config.host, config.port)
+    cache_compilations()
+    service = _service(config, keys)
+    code = _serve(service, _server(config, service, create_app(service, local_only=local_only)), listener)
+    if service.held_up:  # nobody waits for that any more
+        logging.shutdown()
+        os._exit(code)
+    return code
+
+
+def _is_local_only(config: Config, keys: Keys) -> bool:
+    """Whether this machine alone is to be answered. Raises UsageError where all others would be without having been let in."""
     local = _is_loopback(config.host)
     if not (local or keys.required or config.no_key):
         raise UsageError(
             f"other machines can reach {config.host}: set {ENVIRONMENT} or --api-key-file, or say --no-key to let everybody in"
         )
-    listener = _listen(config.host, config.port)
-    cache_compilations()
-    service = _service(config, keys)
-    server = _server(config, service, create_app(service, local_only=local and not keys.required))
-    failed: list[bool] = []
-    url = _url(listener)
+    return local and not keys.required
+
+
+def _serve(service: Service, server: Server, listener: socket.socket) -> int:
+    """Answers until a signal, or until the service fails, which is 1."""
+    failed, url = threading.Event(), _url(listener)
 
     def ready() -> None:
         gc.collect()
         gc.freeze()  # models and libraries stay: a full collection looks at all of them, 0.1 s in which nobody is answered
         print(f"trocr-jax serves {', '.join(service.models)} at {url}", flush=True)
 
-    def stop() -> None:
-        failed.append(True)
+    def fail() -> None:
+        failed.set()
         server.should_exit = True
 
-    service.on_ready, service.on_failed = ready, stop
+    service.on_ready, service.on_failed = ready, fail
     server.run([listener])
-    code = 1 if failed else 0
-    if service.held_up:  # nobody waits for that any more
-        logging.shutdown()
-        os._exit(code)
-    return code
+    return int(failed.is_set())
 
 
 def _service(config: Config, keys: Keys) -> Service:

@@ -87,13 +87,33 @@ class Share:
         """The cost of 1,000 lines, in the price's currency; None without price or lines."""
         return None if price_per_hour is None or not self.lines else price_per_hour * self.seconds / 3.6 / self.lines
 
+    def told(self, price_per_hour: float | None) -> str:
+        """In a sentence."""
+        cost = self.cost(price_per_hour)
+        money = "" if cost is None else f"; {cost:.4f} for 1,000 lines at {price_per_hour:g} an hour"
+        return (
+            f"here: {self.lines:,} lines in {self.seconds:,.1f} s, {self._rate:,.1f} lines/s; until the first batch "
+            f"{self.startup:,.1f} s, after it the device waited {self.waited:.1%} of the time{money}"
+        )
+
+    def to_dict(self, price_per_hour: float | None) -> dict[str, Any]:
+        """In numbers."""
+        return {
+            "lines": self.lines, "seconds": round(self.seconds, 3), "lines_per_second": round(self._rate, 2),
+            "startup_seconds": round(self.startup, 3), "device_waited": round(self.waited, 4),
+            "cost_per_1000": self.cost(price_per_hour),
+        }  # fmt: skip
+
+    @property
+    def _rate(self) -> float:
+        return self.lines / self.seconds if self.seconds else 0.0
+
 
 def report(job: BatchJob, share: Share, price_per_hour: float | None) -> int:
     """Tells about the whole job and this process's share of it; 1 where images failed."""
     counts = [files.read_json(job.counts(number)) for number in range(len(job.units))]
     images, lines = (sum(unit[what] for unit in counts) for what in ("images", "lines"))
     errors, flags = (sum((Counter(unit[what]) for unit in counts), Counter()) for what in ("errors", "flags"))
-    rate, cost = share.lines / share.seconds if share.seconds else 0.0, share.cost(price_per_hour)
     read = f"{images:,} pages with {lines:,} lines" if job.settings["page"] else f"{lines:,} lines"
     print(f"{read} in {len(counts):,} parts in {job.folder}; {errors.total():,} could not be read", file=sys.stderr)
     for kind, count in errors.most_common():
@@ -101,20 +121,12 @@ def report(job: BatchJob, share: Share, price_per_hour: float | None) -> int:
     if flags:
         print(f"lines to look at: {', '.join(f'{count:,} {flag}' for flag, count in flags.most_common())}", file=sys.stderr)
     if share.lines:
-        money = "" if cost is None else f"; {cost:.4f} for 1,000 lines at {price_per_hour:g} an hour"
-        print(
-            f"here: {share.lines:,} lines in {share.seconds:,.1f} s, {rate:,.1f} lines/s; until the first batch "
-            f"{share.startup:,.1f} s, after it the device waited {share.waited:.1%} of the time{money}",
-            file=sys.stderr,
-        )
+        print(share.told(price_per_hour), file=sys.stderr)
     pages = {"pages": images} if job.settings["page"] else {}
     summary = {
         **pages, "lines": lines, "parts": len(counts), "errors": dict(errors.most_common()),
         "flags": dict(flags.most_common()), "output": str(job.folder),
-        "here": {
-            "lines": share.lines, "seconds": round(share.seconds, 3), "lines_per_second": round(rate, 2),
-            "startup_seconds": round(share.startup, 3), "device_waited": round(share.waited, 4), "cost_per_1000": cost,
-        },
+        "here": share.to_dict(price_per_hour),
     }  # fmt: skip
     print(json.dumps(summary, ensure_ascii=False), flush=True)
     return 1 if errors else 0

@@ -96,18 +96,8 @@ def begin_job(folder: Path, settings: dict[str, Any], plan: Callable[[BinaryIO],
     inner, token = folder / "_job", secrets.token_hex(4)
     listing, draft = inner / f"listing-{token}.jsonl", inner / f"draft-{token}"
     try:
-        strange = [name for name in os.listdir(folder) if name != "_job"] if folder.exists() else []
-        if strange and not (inner / "job.json").exists():
-            raise FilesError(f"{folder}: holds {strange[0]!r} and no job; choose an empty OUTPUT")
-        for name in ("leases", "done"):
-            (inner / name).mkdir(parents=True, exist_ok=True)
-        with open(listing, "wb") as file:
-            units = plan(file)
-            os.fsync(file.fileno())
-        content = {
-            "version": VERSION, "settings": settings, "listing": listing.name, "units": [unit.to_json() for unit in units]
-        }  # fmt: skip
-        files.write_atomically(draft, json.dumps(content).encode())
+        _make_folders(folder)
+        files.write_atomically(draft, json.dumps(_planned(listing, settings, plan)).encode())
         (inner / "clock").touch()
         os.link(draft, inner / "job.json")
     except OSError as error:
@@ -123,6 +113,24 @@ def begin_job(folder: Path, settings: dict[str, Any], plan: Callable[[BinaryIO],
     job = open_job(folder)
     assert job is not None
     return job
+
+
+def _make_folders(folder: Path) -> None:
+    """Raises FilesError where the folder holds other things than a job."""
+    inner = folder / "_job"
+    strange = [name for name in os.listdir(folder) if name != "_job"] if folder.exists() else []
+    if strange and not (inner / "job.json").exists():
+        raise FilesError(f"{folder}: holds {strange[0]!r} and no job; choose an empty OUTPUT")
+    for name in ("leases", "done"):
+        (inner / name).mkdir(parents=True, exist_ok=True)
+
+
+def _planned(listing: Path, settings: dict[str, Any], plan: Callable[[BinaryIO], list[Unit]]) -> dict[str, Any]:
+    """The content of job.json, of a plan whose listing is on the disk."""
+    with open(listing, "wb") as file:
+        units = [unit.to_json() for unit in plan(file)]
+        os.fsync(file.fileno())
+    return {"version": VERSION, "settings": settings, "listing": listing.name, "units": units}
 
 
 @dataclass
