@@ -68,6 +68,32 @@ def test_workers_that_begin_at_once_share_one_plan(tmp_path):
     )
 
 
+def test_a_plan_that_fails_leaves_nothing_behind_and_says_why(tmp_path):
+    def write(listing):
+        listing.write(b"x")
+        raise FilesError("the input is away")
+
+    with pytest.raises(FilesError, match="the input is away"):
+        begin_job(tmp_path / "out", {"format": "jsonl"}, write)
+    assert sorted(os.listdir(tmp_path / "out" / "_job")) == ["done", "leases"] and open_job(tmp_path / "out") is None
+
+
+def test_a_folder_that_holds_other_things_or_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for folder, why in ((tmp_path, "holds 'notes.txt' and no job"), (tmp_path / "notes.txt" / "out", "no job can be begun")):
+        with pytest.raises(FilesError, match=why):
+            begin_job(folder, {"format": "jsonl"}, plan(1))
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_files_of_others_are_neither_parts_nor_leases(job, workers):
+    """As NFS leaves one under such a name where it was deleted while somebody read it."""
+    for place in (job.folder / "page-00003.jsonl", job.lease(0).with_name(".nfs000000a4")):
+        place.touch()
+    assert job.done() == set()
+    assert workers()._claim_one({3}) == 3
+
+
 def test_a_job_of_another_version_is_refused(job):
     path = job.folder / "_job" / "job.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))
@@ -114,10 +140,12 @@ def test_a_living_holder_keeps_its_lease(job, workers):
 def test_a_dead_process_of_this_machine_loses_it_at_once(job, workers):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     holder = {"pid": child.pid, "started": batch_work.started(child.pid)}
+    assert int(holder["started"]) > 0
     lease(job, 0, **holder)
     assert workers()._claim_one({0}) is None
     child.kill()
     time.sleep(0.2)  # not waited for: a zombie is dead, too
+    assert batch_work.started(child.pid) is None
     assert workers()._claim_one({0}) == 0
     child.communicate()
     lease(job, 1, pid=os.getpid(), started="1")

@@ -101,18 +101,23 @@ def begin_job(folder: Path, settings: dict[str, Any], plan: Callable[[BinaryIO],
         (inner / "clock").touch()
         os.link(draft, inner / "job.json")
     except OSError as error:
-        listing.unlink(missing_ok=True)
-        if not (inner / "job.json").exists():  # else another worker was quicker, and perhaps swept up already
+        _discard(listing)
+        if not os.path.exists(inner / "job.json"):  # else another worker was quicker, and perhaps swept up already
             raise FilesError(f"{folder}: no job can be begun ({error.strerror})") from error
     except Exception:
-        listing.unlink(missing_ok=True)
+        _discard(listing)
         raise
     finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
+        _discard(draft)
     job = open_job(folder)
     assert job is not None
     return job
+
+
+def _discard(path: Path) -> None:
+    """Removes a file if it is there, whatever is wrong with its folder: that has been or will be said."""
+    with suppress(OSError):
+        path.unlink()
 
 
 def _make_folders(folder: Path) -> None:
