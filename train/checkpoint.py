@@ -173,8 +173,8 @@ class Checkpoints:
             self.say("damaged", step=step, problem=problem)
             if jax.process_index() == 0:
                 self.path(step).rename(self.folder / f"damaged-{step:08d}-{time.time_ns()}")
-        if damaged and not good:
-            raise files.FilesError(f"{self.folder}: none of {len(steps)} checkpoints can be restored; remove it to start anew")
+        if not good and in_use(self.folder):  # those that an earlier attempt renamed count: tried again, it is no new run
+            raise files.FilesError(f"{self.folder}: none of the checkpoints can be restored; remove it to start anew")
         return good[-1] if good else None
 
     def _problem(self, step: int) -> str:

@@ -300,8 +300,8 @@ LEAST = {
     "synthetic.lines synthetic.workers synthetic.min_length synthetic.max_length devices keep patience eval_lines",
     2: "max_tokens",
     0: "seed synthetic.seed data.cut data.max_bad optimizer.warmup optimizer.clip optimizer.final_lr optimizer.beta1 "
-    "optimizer.beta2 optimizer.eps optimizer.weight_decay optimizer.label_smoothing optimizer.layer_decay optimizer.ema "
-    "lora.rank lora.alpha preflight.lines preflight.overfit hosts.count hosts.index start.dropout synthetic.fresh",
+    "optimizer.beta2 optimizer.weight_decay optimizer.label_smoothing optimizer.layer_decay optimizer.ema "
+    "lora.rank preflight.lines preflight.overfit hosts.count hosts.index start.dropout synthetic.fresh",
 }
 """The smallest value of fields that are numbers, or None."""
 BELOW = {
@@ -323,7 +323,7 @@ def check(config: Config) -> None:
         _require(config, names, lambda value, least=least: value >= least, f"at least {least}")
     for most, names in BELOW.items():
         _require(config, names, lambda value, most=most: value < most, f"less than {most}")
-    _require(config, "optimizer.lr synthetic.max_squeeze", lambda value: value > 0, "above 0")
+    _require(config, "optimizer.lr optimizer.eps lora.alpha synthetic.max_squeeze", lambda value: value > 0, "above 0")
     _require(config, "optimizer.decay lora.targets", _is_pattern, "a regular expression")
     _refuse_idle(config)
     _refuse_mismatch(config)
@@ -356,11 +356,16 @@ def _refuse_mismatch(config: Config) -> None:
 
 
 def _refuse_idle(config: Config) -> None:
-    """Raises UsageError for flags that do nothing without another one, or beside it."""
+    """Raises UsageError for flags that do nothing, without another one or beside it."""
+    for name in ("data.train", "data.valid", "start.extend_vocab"):
+        if attrgetter(name)(config) in ((), ""):
+            raise UsageError(f"--{name.replace('_', '-')} needs a value")
     if not config.lora.rank and config.lora != LoraConfig():
         raise UsageError("--lora.alpha and --lora.targets need --lora.rank")
     if config.start.positions != StartConfig().positions and config.start.image_size is None:
         raise UsageError("--start.positions needs --start.image-size")
+    if config.hosts.count < 2 and replace(config.hosts, count=1) != HostsConfig():
+        raise UsageError("--hosts.index and --hosts.coordinator need --hosts.count above 1")
     if config.devices and config.mesh:
         raise UsageError("--mesh says how many devices: leave --devices out")
 

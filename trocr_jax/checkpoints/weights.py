@@ -138,8 +138,7 @@ def load(abstract: Any, tensors: Tensors, put: Put | None = None) -> Any:
     problems = [] if "decoder.head.kernel" in parameters else _merge_tied(found)
     problems += _differences(expected_shapes(abstract), found)
     if problems:
-        head = f"the weights do not fit the model's config, {len(problems)} differences:"
-        raise WeightsError("\n  ".join([head, *problems]))
+        raise WeightsError(f"the weights do not fit the model's config, {len(problems)} differences: {'; '.join(problems)}")
     put = put or (lambda _, array: jax.device_put(array))
     return treedef.unflatten(put(name, _fill(name, leaf, found, abstract.config)) for name, leaf in parameters.items())
 
@@ -194,8 +193,9 @@ def expected_shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 def dtype_of(tensors: Tensors) -> np.dtype:
-    """The one dtype of a checkpoint's weights; float32 if they mix several."""
-    return common_dtype(tensor for name, tensor in hub_names(tensors).items() if not IGNORED.fullmatch(name))
+    """The one dtype of a checkpoint's weights; float32 if they mix several, or have one that JAX does not compute in."""
+    found = common_dtype(tensor for name, tensor in hub_names(tensors).items() if not IGNORED.fullmatch(name))
+    return jax.dtypes.canonicalize_dtype(found) if found in FLOATS else np.dtype("f4")
 
 
 def common_dtype(arrays: Iterable[ArrayLike]) -> np.dtype:
