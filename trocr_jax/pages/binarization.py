@@ -1,7 +1,9 @@
-"""The ink of a page: told from its paper, turned level, and without its rules.
+"""The ink of a page: told from its paper and from what the sheet lies on, turned level, and without its rules.
 
 Paper is what most of the pixels around are: it may be of any colour, shaded, a dark band in a table, or a page on a dark desk.
-Ink is what differs from it, in any colour, darker or lighter. Arrays are [height, width].
+Ink is what differs from it, in any colour, darker or lighter. A desk, a scanner's lid and the black corners of a page that was
+turned are paper of their own, which reaches the border of the image and on which nothing is written. Arrays are
+[height, width].
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ SAMPLES = 10  # of the window, in each direction
 FAINTEST = 16  # grey levels between ink and paper
 NOISE = 5.0  # times the median difference between a pixel and its paper: so far off is no noise
 SHARE = 0.3  # of the darkest ink around: what differs less is blur, or shows through
+JUMP = FAINTEST  # between the paper of neighbouring samples: shading changes less from one to the next
+BARE = 7  # samples around one of ink that must be of one paper: nearer to another, it may be the edge itself
+FEW = 3  # letters: fewer pieces of ink may be anything
+ROUNDED = 4  # to the window what the median is wrong by at the corners of a sheet: in theory 0.21 of it
 SPECK = 6  # pixels of ink: what has fewer is no letter
 TWO_TONES = 0.6  # of the variance; of noise it is 0.02, as little of it lies beyond NOISE
 STEEPEST = 5.0  # degrees
@@ -32,10 +38,12 @@ PIXELS = 200_000  # of ink, at most, show the tilt of a page
 
 def find_ink(image: Image.Image) -> np.ndarray | None:
     """RGB or L image -> bool [height, width]; None where nothing looks written."""
-    difference = _difference([np.asarray(channel) for channel in image.split()])
+    channels = _unlike([np.asarray(channel) for channel in image.split()])
+    papers = [_paper(channel) for channel in channels]
+    difference = _difference(channels, papers)
     marks = _marks(difference)
     written = not ink.is_blank(image) or _has_two_tones(difference, marks) and _has_no_specks(marks)
-    return marks if written else None
+    return _on_sheet(marks, difference, papers) if written else None
 
 
 def _marks(difference: np.ndarray) -> np.ndarray:
@@ -44,11 +52,17 @@ def _marks(difference: np.ndarray) -> np.ndarray:
     return difference > np.maximum(SHARE * most, max(FAINTEST, NOISE * float(np.median(difference))))
 
 
-def _difference(channels: list[np.ndarray]) -> np.ndarray:
-    """uint8 [H,W] each -> grey levels by which each pixel differs from its paper, in the channel that shows most; float32."""
+def _unlike(channels: list[np.ndarray]) -> list[np.ndarray]:
+    """Of a grey page one channel will do."""
     first, *others = channels
-    unlike = [first, *(channel for channel in others if not np.array_equal(channel, first))]  # of a grey page one will do
-    return reduce(np.maximum, (np.abs(_smooth(channel) - _paper(channel)) for channel in unlike))
+    return [first, *(channel for channel in others if not np.array_equal(channel, first))]
+
+
+def _difference(channels: list[np.ndarray], papers: list[np.ndarray]) -> np.ndarray:
+    """uint8 [H,W] each -> grey levels by which each pixel differs from its paper, in the channel that shows most; float32."""
+    shape = channels[0].shape
+    pairs = zip(channels, papers, strict=True)
+    return reduce(np.maximum, (np.abs(_smooth(channel) - _enlarged(paper, shape)) for channel, paper in pairs))
 
 
 def _smooth(channel: np.ndarray) -> np.ndarray:
@@ -56,17 +70,103 @@ def _smooth(channel: np.ndarray) -> np.ndarray:
 
 
 def _paper(channel: np.ndarray) -> np.ndarray:
-    """The median around every pixel, from some of them: a mean would bend where paper of one colour meets another."""
-    window = _window(channel.shape)
-    step = max(window // SAMPLES, 1)
-    first = min(step // 2, *(side - 1 for side in channel.shape))
-    around = ndimage.median_filter(channel[first::step, first::step], window // step | 1, mode="nearest")
-    return np.asarray(Image.fromarray(around).resize(channel.shape[::-1], Image.Resampling.BILINEAR), np.float32)
+    """Samples [h,w] of the median around every pixel: a mean would bend where paper of one colour meets another."""
+    around = _window(channel.shape) // _step(channel.shape) | 1
+    return ndimage.median_filter(channel[_sampled(channel.shape)], around, mode="nearest")
+
+
+def _enlarged(paper: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Samples of the paper to float32 [H,W]."""
+    return np.asarray(Image.fromarray(paper).resize((shape[1], shape[0]), Image.Resampling.BILINEAR), np.float32)
+
+
+def _sampled(shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """Where the samples of the paper are."""
+    step = _step(shape)
+    first = min(step // 2, *(side - 1 for side in shape))
+    return slice(first, None, step), slice(first, None, step)
+
+
+def _step(shape: tuple[int, ...]) -> int:
+    """Pixels from one sample of the paper to the next."""
+    return max(_window(shape) // SAMPLES, 1)
 
 
 def _window(shape: tuple[int, ...]) -> int:
     least, parts = AROUND
     return max(least, min(shape) // parts)
+
+
+def _on_sheet(marks: np.ndarray, difference: np.ndarray, papers: list[np.ndarray]) -> np.ndarray:
+    """Marks [H,W] without those beside the sheet, and without its edge, which the paper's samples miss by a little."""
+    region = _regions(papers)
+    beside = _at_border(~_written(marks, difference, region)[region])
+    if not beside.any():
+        return marks
+    outside = _nearest(beside, marks.shape)
+    touching = marks & ndimage.maximum_filter(outside, 2 * _step(marks.shape) + 1)
+    around = 2 * (_window(marks.shape) // ROUNDED) + 1
+    near = marks & ndimage.maximum_filter(outside, around, mode="constant", cval=True)  # the border, too: wedges end thin there
+    edge: Any = ndimage.binary_propagation(touching, np.ones((3, 3)), mask=near)
+    return marks & ~(outside | edge)
+
+
+def _written(marks: np.ndarray, difference: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """Which of the stretches of paper is the sheet, or has as clear pieces of ink as that, several: bool [stretches]."""
+    inside = ndimage.minimum_filter(region, BARE) == ndimage.maximum_filter(region, BARE)
+    place = _nearest(np.where(inside, region, 0), marks.shape)
+    area, strength, place = _pieces(marks & (place > 0), difference, place)
+    count = np.bincount(region.ravel()).size
+    ink, pieces, clearness = (np.bincount(place, weight, count) for weight in (area * strength, None, strength))
+    mean = clearness / np.maximum(pieces, 1)  # of pieces, not of pixels: of a pen on a desk it is that of the desk
+    sheet = np.lexsort((np.bincount(region.ravel()), ink))[-1]  # without ink the largest
+    written = (pieces >= FEW) & (mean > SHARE * mean[sheet])
+    written[sheet] = True
+    return written
+
+
+def _pieces(marks: np.ndarray, difference: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Area, mean difference from the paper, and place (that of a pixel) of connected ink, [n] each, specks left out.
+
+    So is what the image's border cuts: it may be the thin end of a black corner.
+    """
+    labelled: Any = ndimage.label(marks, np.ones((3, 3)))
+    number = labelled[0][marks]
+    area = np.bincount(number, minlength=labelled[1] + 1)
+    strength = np.bincount(number, difference[marks], labelled[1] + 1) / np.maximum(area, 1)
+    where = np.zeros(labelled[1] + 1, int)
+    where[number] = place[marks]
+    area[labelled[0][_border(marks)]] = 0
+    large = area >= SPECK
+    return area[large], strength[large], where[large]
+
+
+def _nearest(samples: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Samples [h,w] of any type to [H,W]."""
+    return np.asarray(Image.fromarray(samples).resize((shape[1], shape[0]), Image.Resampling.NEAREST))
+
+
+def _regions(papers: list[np.ndarray]) -> np.ndarray:
+    """The number of the stretch of one paper, shaded or not, that each sample lies in, [h,w].
+
+    They grow from where neighbours are alike on all sides, over the smallest steps (Falcao et al., 2004, image foresting
+    transform): one sample between two papers joins neither.
+    """
+    steepest = reduce(np.maximum, (ndimage.maximum_filter(paper, 3) - ndimage.minimum_filter(paper, 3) for paper in papers))
+    seeds: Any = ndimage.label(steepest < JUMP)
+    return ndimage.watershed_ift(max(papers, key=np.std), seeds[0])
+
+
+def _at_border(mask: np.ndarray) -> np.ndarray:
+    """What of a mask [h,w] is connected to its border."""
+    return np.asarray(ndimage.binary_propagation(mask & _border(mask), mask=mask))
+
+
+def _border(mask: np.ndarray) -> np.ndarray:
+    """The outermost rows and columns of [h,w]."""
+    border = np.ones_like(mask)
+    border[1:-1, 1:-1] = False
+    return border
 
 
 def _has_two_tones(difference: np.ndarray, marks: np.ndarray) -> bool:

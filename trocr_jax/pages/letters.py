@@ -76,7 +76,7 @@ def find_runs(marks: np.ndarray) -> tuple[Boxes, Connected]:
     large = ink[(ink.area >= SPECK) & (ink.boxes.height >= LOWEST)]
     least, most = (bound * _typical_height(large) for bound in ORDINARY)
     letters = large[(large.boxes.height > min(least, LEAST)) & (large.boxes.width < WORD * large.boxes.height)]
-    if not 0 < len(letters) <= MOST_LETTERS or letters.solid.mean() > 0.5:
+    if not 0 < len(letters) <= MOST_LETTERS or letters.solid.mean() >= 0.5:
         return ink.boxes[:0], ink
     runs, count = _runs(letters)
     return runs[(count >= FEWEST) | (runs.size > least) & (runs.size < most)], ink
