@@ -31,7 +31,7 @@ from PIL import Image
 
 from trocr_jax import cli
 from trocr_jax.engine import Engine, Job
-from trocr_jax.generation.loop import whole_visits
+from trocr_jax.generation.loop import whole_chunks
 from trocr_jax.image_paths import find_images
 from trocr_jax.reader import Reader
 
@@ -135,7 +135,7 @@ def _static(reader: Reader, work: Sequence[tuple[Any, int]], size: int, config: 
     steps = 0
     for start in range(0, len(work), size):
         batch = work[start : start + size]
-        length = min(whole_visits(max(n for _, n in batch)), config.tokens)
+        length = min(whole_chunks(max(n for _, n in batch)), config.tokens)
         exactly = replace(reader.defaults, max_new_tokens=length, min_new_tokens=length)
         jax.block_until_ready(reader.generate(np.stack([image for image, _ in batch]), exactly))
         steps += length * len(batch)

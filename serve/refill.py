@@ -1,6 +1,6 @@
 """What refilling slots gains over static batches, in decoding steps, for lines of given lengths.
 
-A static batch runs whole visits of its loop until its longest line has ended; a slot is given the next line at the next look of
+A static batch runs whole chunks of its loop until its longest line has ended; a slot is given the next line at the next look of
 the host, every `device.STEPS` steps. Counted, not timed: a step costs about the same in both.
 
     python -m trocr_jax.serve.refill --mean 10.96 --spread 3.5
@@ -17,7 +17,7 @@ import numpy as np
 
 from trocr_jax.batching.device import STEPS
 from trocr_jax.cli import program
-from trocr_jax.generation.loop import whole_visits
+from trocr_jax.generation.loop import whole_chunks
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def row(lengths: Sequence[int], batch: int) -> dict[str, float]:
 
 def static(lengths: Sequence[int], batch: int) -> int:
     """Steps when each batch waits for its longest line."""
-    return sum(whole_visits(max(lengths[i : i + batch])) for i in range(0, len(lengths), batch))
+    return sum(whole_chunks(max(lengths[i : i + batch])) for i in range(0, len(lengths), batch))
 
 
 def refilled(lengths: Sequence[int], batch: int) -> int:

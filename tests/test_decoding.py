@@ -14,7 +14,7 @@ from test_model import fixture, nhwc
 
 from trocr_jax import decoding
 from trocr_jax.decoding import GenerateConfig, generate, read_pixels
-from trocr_jax.generation.loop import whole_visits
+from trocr_jax.generation.loop import whole_chunks
 from trocr_jax.generation.processors import keep_top_k, keep_top_p
 from trocr_jax.model import TrOCR
 
@@ -190,11 +190,11 @@ def test_top_k_and_top_p_keep_what_transformers_keeps():
         np.testing.assert_array_equal(keep_top_p(jnp.asarray(scores), p), expected)
 
 
-def test_a_length_that_is_no_whole_number_of_visits(small):
+def test_a_length_that_is_no_whole_number_of_chunks(small):
     model, pixels = small
     long = read(model, pixels, GenerateConfig(LIMIT))
     for limit in (1, 2, 5):
-        assert whole_visits(limit) != limit or limit == 4
+        assert whole_chunks(limit) != limit or limit == 4
         short = read(model, pixels, GenerateConfig(limit))
         np.testing.assert_array_equal(short.tokens, long.tokens[..., :limit])
 
@@ -270,7 +270,7 @@ def test_one_program_reads_pixels(small):
 
 
 def test_the_loop_ends_when_all_rows_have(small):
-    """Rows that only fill the batch, or end early, cost no steps: an end token that is certain stops after one visit."""
+    """Rows that only fill the batch, or end early, cost no steps: an end token that is certain stops after one chunk."""
     model, pixels = small
     config = GenerateConfig(LIMIT)
     mask = jnp.zeros(6, bool)

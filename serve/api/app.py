@@ -117,7 +117,7 @@ def _page() -> tuple[str, str]:
 async def _answer(request: Request, error: Exception) -> Response:
     """Any exception as an error object. Nothing of a foreign exception's text gets into it."""
     known = _known(error)
-    request.state.visit.refusal = known.code
+    request.state.context.refusal = known.code
     return JSONResponse(known.body, known.status, known.headers)
 
 

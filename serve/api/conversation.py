@@ -131,7 +131,7 @@ async def respond(request: Request, body: Conversation, begin: Callable[[Served,
     service: Service = request.app.state.service
     served = service.model(body.model)
     sources, options = body.sources(), body.options(served, service.limits)
-    reading = await service.read(request.state.visit, served, sources, options)
+    reading = await service.read(request.state.context, served, sources, options)
     answer = begin(served, len(sources))
     if body.stream:
         return StreamingResponse(answer.stream(reading), media_type="text/event-stream", headers={"cache-control": "no-store"})

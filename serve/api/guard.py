@@ -21,7 +21,7 @@ from starlette.requests import Request
 from .errors import ApiError, bad_request, internal
 from .limits import VALUE_BYTES
 from .logs import log
-from .service import Service, Visit
+from .service import RequestContext, Service
 from .wire import media_type
 
 Message = MutableMapping[str, Any]
@@ -57,7 +57,7 @@ class _Passage:
     def __init__(self, guard: Guard, scope: MutableMapping[str, Any], receive: Receive, send: Send):
         self.guard, self.service, self.scope, self.receive, self._send = guard, guard.service, scope, receive, send
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.visit = Visit()
+        self.context = RequestContext()
         self.status = 0
         self.bytes = 0
         self.values = 0
@@ -66,8 +66,8 @@ class _Passage:
     async def run(self) -> None:
         given = self.headers.get(b"x-request-id", b"")
         if _REQUEST_ID.fullmatch(given):
-            self.visit.id = given.decode()
-        self.scope.setdefault("state", {})["visit"] = self.visit
+            self.context.id = given.decode()
+        self.scope.setdefault("state", {})["context"] = self.context
         try:
             self._admit()
             await self._serve()
@@ -76,7 +76,7 @@ class _Passage:
         except _GoneError:
             self.service.metrics.vanished.inc()
         except Exception as error:
-            log("error", level=40, error=error, id=self.visit.id)
+            log("error", level=40, error=error, id=self.context.id)
             await self._refuse(internal())
         finally:
             self._put_right()
@@ -92,11 +92,11 @@ class _Passage:
         if self.scope["path"] in OPEN and self.scope["method"] in ("GET", "HEAD"):
             return
         authorization = self.headers.get(b"authorization")
-        self.visit.key = self.service.keys.name(authorization.decode("latin-1") if authorization else None)
+        self.context.key = self.service.keys.name(authorization.decode("latin-1") if authorization else None)
         if self.scope["method"] == "POST":
             self.service.check_ready()
-            self.service.rate.charge(self.visit.key)
-            self.visit.deadline = self.visit.started + self.service.limits.request_seconds
+            self.service.rate.charge(self.context.key)
+            self.context.deadline = self.context.started + self.service.limits.request_seconds
 
     def _keep_local(self) -> None:
         """Without keys any page that a browser shows here could ask. Raises ApiError for what another page sends (421, 403)."""
@@ -174,7 +174,7 @@ class _Passage:
         """Sends a piece of the answer, with the headers that every answer has."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = [*message.get("headers", []), (b"x-request-id", self.visit.id.encode())]
+            headers = [*message.get("headers", []), (b"x-request-id", self.context.id.encode())]
             if self.service.state == "draining":
                 headers.append((b"connection", b"close"))
             message["headers"] = headers
@@ -185,7 +185,7 @@ class _Passage:
     async def _refuse(self, error: ApiError) -> None:
         if self.status:  # too late for another answer
             return
-        self.visit.refusal = error.code
+        self.context.refusal = error.code
         content = error.encode()
         headers = {"content-type": "application/json", "content-length": str(len(content)), **error.headers}
         if error.status in (408, 413):
@@ -209,19 +209,19 @@ class _Passage:
             pass
 
     def _put_right(self) -> None:
-        for close in reversed(self.visit.closers):
+        for close in reversed(self.context.closers):
             close()
         self.service.bodies.leave(self.bytes + VALUE_BYTES * self.values)
         route = _route(self.scope["path"], self.guard.paths)
-        seconds = time.monotonic() - self.visit.started
+        seconds = time.monotonic() - self.context.started
         self.service.metrics.requests.labels(route, str(self.status)).inc()
-        if self.visit.refusal:
-            self.service.metrics.refused.labels(self.visit.refusal).inc()
+        if self.context.refusal:
+            self.service.metrics.refused.labels(self.context.refusal).inc()
         self.service.metrics.request_seconds.labels(route).observe(seconds)
         if self.scope["path"] not in OPEN:
             log(
-                "request", id=self.visit.id, key=self.visit.key, method=self.scope["method"][:8], route=route, status=self.status,
-                ms=round(1000 * seconds, 1), bytes=self.bytes, **self.visit.notes,
+                "request", id=self.context.id, key=self.context.key, method=self.scope["method"][:8], route=route,
+                status=self.status, ms=round(1000 * seconds, 1), bytes=self.bytes, **self.context.notes,
             )  # fmt: skip
 
 

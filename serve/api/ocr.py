@@ -20,7 +20,7 @@ from .answer import Answer
 from .errors import ApiError, bad_request, unsupported_media_type
 from .ids import fresh_id
 from .options import Options, options_for
-from .service import Served, Service, Visit
+from .service import RequestContext, Served, Service
 from .sources import RequestImage
 from .wire import ERRORS, Beams, Count, Name, Strict, line_object, media_type, now, reply
 
@@ -56,7 +56,7 @@ async def create(request: Request) -> Response:
     body, sources = await _parse(request, service.limits.images)
     served = service.model(body.model)
     options = options_for(served.engine, service.limits, num_beams=body.num_beams, max_tokens=body.max_tokens)
-    results, tokens = await _read(service, request.state.visit, served, sources, options)
+    results, tokens = await _read(service, request.state.context, served, sources, options)
     prompt_tokens = len(sources) * served.image_tokens
     return reply({
         "id": fresh_id("ocr-"), "object": "ocr.result", "created": now(), "model": served.name, "results": results,
@@ -65,15 +65,15 @@ async def create(request: Request) -> Response:
 
 
 async def _read(
-    service: Service, visit: Visit, served: Served, sources: list[RequestImage], options: Options
+    service: Service, context: RequestContext, served: Served, sources: list[RequestImage], options: Options
 ) -> tuple[list[dict[str, Any]], int]:
     """A result for each image, and the tokens of all."""
-    prepared = await service.prepare(visit, served, sources, 1)
+    prepared = await service.prepare(context, served, sources, 1)
     readable = [item for item in prepared if isinstance(item, Prepared)]
     answers: list[Answer] = []
     tokens = 0
     if readable:
-        reading = service.submit(visit, served, readable, options, together=False)
+        reading = service.submit(context, served, readable, options, together=False)
         await reading.complete()
         answers, tokens = reading.answers, reading.tokens
     left = iter(answers)

@@ -1,7 +1,7 @@
 """The house behind the routes: models with their engines, admission, image decoding, and readings that always end.
 
 A request's images go from admission (`Gate`) through a bounded pool of threads (bytes -> pixels) to their model's engine, and
-come back as a `Reading`. Whatever happens to the request, its visit closes the reading, which frees slots and room.
+come back as a `Reading`. Whatever happens to the request, its context closes the reading, which frees slots and room.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TOO_LARGE = str(ImageError("too_large"))
 
 
 @dataclass
-class Visit:
+class RequestContext:
     """One request: who, until when, and what to put right after it.
 
     Attributes:
@@ -184,20 +184,20 @@ class Service:
             raise ApiError(404, "no such model here; GET /v1/models lists them", "model_not_found", param)
         return found
 
-    async def read(self, visit: Visit, served: Served, sources: Sequence[RequestImage], options: Options) -> Reading:
+    async def read(self, context: RequestContext, served: Served, sources: Sequence[RequestImage], options: Options) -> Reading:
         """One reading of several images; one that cannot be read is an error of the whole.
 
         Raises:
             ApiError: too many images (400), no room (503), not an image (400), too late (504).
         """
-        prepared = await self.prepare(visit, served, sources, options.choices)
+        prepared = await self.prepare(context, served, sources, options.choices)
         for item in prepared:
             if isinstance(item, ApiError):
                 raise item
-        return self.submit(visit, served, [item for item in prepared if isinstance(item, Prepared)], options)
+        return self.submit(context, served, [item for item in prepared if isinstance(item, Prepared)], options)
 
     async def prepare(
-        self, visit: Visit, served: Served, sources: Sequence[RequestImage], choices: int
+        self, context: RequestContext, served: Served, sources: Sequence[RequestImage], choices: int
     ) -> list[Prepared | ApiError]:
         """Admits images and decodes them; an error stands in the place of its image."""
         if len(sources) > self.limits.images:
@@ -205,28 +205,28 @@ class Service:
         units = len(sources) * choices
         self.images.enter(units)
         self.metrics.images.set(self.images.inside)
-        visit.closers.append(lambda: self._leave(units))
-        self.rate.charge(visit.key, units - 1, admit=False)
-        visit.notes |= {"model": served.name, "images": len(sources)}
+        context.closers.append(lambda: self._leave(units))
+        self.rate.charge(context.key, units - 1, admit=False)
+        context.notes |= {"model": served.name, "images": len(sources)}
         try:
-            async with asyncio.timeout_at(visit.deadline):
+            async with asyncio.timeout_at(context.deadline):
                 return list(await asyncio.gather(*(self._prepare(served, source) for source in sources)))
         except TimeoutError:
             raise timed_out() from None
 
     def submit(
-        self, visit: Visit, served: Served, prepared: Sequence[Prepared], options: Options, *, together: bool = True
+        self, context: RequestContext, served: Served, prepared: Sequence[Prepared], options: Options, *, together: bool = True
     ) -> Reading:
         """Gives images to the engine: `choices` answers with all of them together, or an answer each.
 
-        The reading is closed with the visit.
+        The reading is closed with the context.
         """
         signal = Signal()
 
         def part(index: int, sample: int, place: int, piece: Prepared) -> JobPart:
             assert piece.pixels is not None
             job = Job(
-                piece.pixels, options.config, image_seed(index, options.seed), sample, options.alternatives, visit.deadline,
+                piece.pixels, options.config, image_seed(index, options.seed), sample, options.alternatives, context.deadline,
                 signal.set, options.stream,
             )  # fmt: skip
             return JobPart(job, piece.flags, place, below=together and index > 0)
@@ -237,8 +237,8 @@ class Service:
         indices, samples = range(len(prepared)), range(options.choices)
         rows = [[x for i in indices for x in parts(i, s)] for s in samples] if together else [parts(i, 0) for i in indices]
         answers = [Answer(served.reader, row, options.budget, options.stops, options.detailed) for row in rows]
-        reading, jobs = Reading(answers, signal, visit.deadline), [part.job for row in rows for part in row]
-        visit.closers.append(lambda: self._close(visit, served, reading, jobs))
+        reading, jobs = Reading(answers, signal, context.deadline), [part.job for row in rows for part in row]
+        context.closers.append(lambda: self._close(context, served, reading, jobs))
         served.engine.submit(jobs)
         return reading
 
@@ -282,9 +282,9 @@ class Service:
         self.images.leave(units)
         self.metrics.images.set(self.images.inside)
 
-    def _close(self, visit: Visit, served: Served, reading: Reading, jobs: list[Job]) -> None:
+    def _close(self, context: RequestContext, served: Served, reading: Reading, jobs: list[Job]) -> None:
         reading.close()
-        visit.notes["tokens"] = reading.tokens
+        context.notes["tokens"] = reading.tokens
         self.metrics.tokens.labels(served.name).inc(reading.tokens)
         for job in jobs:
             if job.started:
@@ -292,7 +292,7 @@ class Service:
         for line in (line for answer in reading.answers for line in answer.lines):  # one of a long line in pieces, too
             self.metrics.lines.labels(served.name, line.finish_reason).inc()
         if first := [job.first_token for job in jobs if job.first_token]:
-            self.metrics.first_token_seconds.observe(min(first) - visit.started)
+            self.metrics.first_token_seconds.observe(min(first) - context.started)
 
 
 def _at_images() -> bool:

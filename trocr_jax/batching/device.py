@@ -28,7 +28,7 @@ from ..network.step_layers import StepLayers, Unrolled
 
 STEPS = 4
 """k, steps between two looks of the host. A line that ends holds its slot for up to k - 1 more, and a stream grows by k tokens.
-Not `loop.STEPS_PER_VISIT`, after which nothing leaves the device.
+Not `loop.STEPS_PER_CHUNK`, after which nothing leaves the device.
 """
 MAX_ALTERNATIVES = 20
 """Most likeliest tokens that a job can ask for at each step."""

@@ -20,7 +20,7 @@ from ..network.decoder_layer import KVCache
 from ..network.layers import Array
 from ..network.mesh_axes import varying
 from ..network.step_layers import StepLayers, Unrolled
-from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_visits
+from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_chunks
 
 NEVER = -1.0e9  # the score of what is not there; transformers' value, kept because sums with it decide ties
 
@@ -78,7 +78,7 @@ def beam_search(model: TrOCR, layers: StepLayers | Unrolled, memory: Array, conf
 
 
 def _start(model: TrOCR, images: int, config: GenerateConfig, done: Array) -> BeamState:
-    K, P, ids = config.num_beams, whole_visits(config.max_new_tokens), model.config
+    K, P, ids = config.num_beams, whole_chunks(config.max_new_tokens), model.config
     tokens = jnp.full((images, K, P + 1), ids.pad_token_id, jnp.int32).at[..., 0].set(ids.decoder_start_token_id)
     nothing = Beams(tokens, jnp.zeros((images, K, P)), jnp.full((images, K), NEVER), jnp.zeros((images, K), bool))
     # only the first beam counts at first, or all K would hold the same sequence
@@ -103,7 +103,7 @@ def _step(model: TrOCR, memory: Array, config: GenerateConfig, layers: StepLayer
 
 
 def _freeze(old: BeamState, new: BeamState) -> BeamState:
-    """The new state; images that were done keep their sequences (a visit may run past the end)."""
+    """The new state; images that were done keep their sequences (a chunk may run past the end)."""
     best = jax.tree.map(lambda o, n: jnp.where(old.done.reshape(-1, *[1] * (n.ndim - 1)), o, n), old.best, new.best)
     return BeamState(new.running, best, new.improvable, new.done, new.position, new.cache)
 

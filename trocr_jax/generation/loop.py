@@ -1,8 +1,8 @@
 """What every way of decoding shares: its options, its result, and the compiled loop.
 
-Letters: B images, R returned sequences an image, T new tokens, P places (T rounded up to whole visits), V vocabulary.
+Letters: B images, R returned sequences an image, T new tokens, P places (T rounded up to whole chunks), V vocabulary.
 
-The loop is a `while_loop` whose body scans STEPS_PER_VISIT steps: the exit test is made once a visit, and the loop ends when
+The loop is a `while_loop` whose body scans STEPS_PER_CHUNK steps: the exit test is made once a chunk, and the loop ends when
 every row has ended. Buffers of tokens hold the start token at place 0, so that place t + 1 is the t-th new token.
 """
 
@@ -23,7 +23,7 @@ from . import processors
 
 S = TypeVar("S")
 
-STEPS_PER_VISIT = 4
+STEPS_PER_CHUNK = 4
 """Steps between two exit tests, which the device makes by itself; `device.STEPS` is another number, between looks of the host."""
 _NUMBERS = {"int": Integral, "float": Real}
 
@@ -161,9 +161,9 @@ def put(buffer: Array, column: Array, place: Array) -> Array:
     return jax.lax.dynamic_update_index_in_dim(buffer, column, place, axis=buffer.ndim - 1)
 
 
-def whole_visits(tokens: int) -> int:
-    """P: places for so many tokens, rounded up to whole visits, so that no step writes past the buffers."""
-    return math.ceil(tokens / STEPS_PER_VISIT) * STEPS_PER_VISIT
+def whole_chunks(tokens: int) -> int:
+    """P: places for so many tokens, rounded up to whole chunks, so that no step writes past the buffers."""
+    return math.ceil(tokens / STEPS_PER_CHUNK) * STEPS_PER_CHUNK
 
 
 def bucket(count: int) -> int:
@@ -172,9 +172,9 @@ def bucket(count: int) -> int:
 
 
 def run(step: Callable[[S], S], state: S, going: Callable[[S], Array]) -> S:
-    """Visits of STEPS_PER_VISIT steps while `going`."""
+    """Chunks of STEPS_PER_CHUNK steps while `going`."""
 
-    def visit(state: S) -> S:
-        return jax.lax.scan(lambda state, _: (step(state), None), state, length=STEPS_PER_VISIT)[0]
+    def chunk(state: S) -> S:
+        return jax.lax.scan(lambda state, _: (step(state), None), state, length=STEPS_PER_CHUNK)[0]
 
-    return jax.lax.while_loop(going, visit, state)
+    return jax.lax.while_loop(going, chunk, state)

@@ -19,7 +19,7 @@ from ..network.layers import Array
 from ..network.mesh_axes import varying
 from ..network.step_layers import StepLayers, Unrolled
 from . import processors
-from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_visits
+from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_chunks
 
 N = TypeVar("N", int, np.ndarray)
 
@@ -83,7 +83,7 @@ def sample(
 
 
 def _start(model: TrOCR, rows: int, max_new_tokens: int, done: Array) -> State:
-    places = whole_visits(max_new_tokens)
+    places = whole_chunks(max_new_tokens)
     tokens = jnp.full((rows, places + 1), model.config.pad_token_id, jnp.int32)
     return State(
         tokens=tokens.at[:, 0].set(model.config.decoder_start_token_id),
