@@ -100,8 +100,7 @@ def frozen_layers(factors: Mapping[str, Any]) -> frozenset[str]:
 
 def without(gradient: Arrays, frozen: frozenset[str]) -> Arrays:
     """A gradient that is 0 in frozen layers, which would take their share of its norm when it is clipped."""
-    stacks = {name for name in gradient if STACK.match(name)} if frozen else set()
-    return {name: _masked(name, x, frozen) if name in stacks else x for name, x in gradient.items()}
+    return {name: _masked(name, x, frozen) for name, x in gradient.items()} if frozen else gradient
 
 
 def _masked(name: str, x: Array, frozen: frozenset[str]) -> Array:
