@@ -85,6 +85,7 @@ def test_every_container_gives_each_image_once_in_order(kind, tmp_path):
     items = [item for unit in found for item in unit]
     assert [item.id for item in items] == ids
     assert [content(item) for item in items] == list(IMAGES.values())
+    assert not any(item.error for item in items)
     assert all(unit.lines in (None, len(items)) for unit, items in zip(units, found, strict=True))
     assert len(units) > 1 and (kind == "tar" or max(map(len, found)) <= 4)
 
@@ -175,13 +176,33 @@ def test_a_tar_that_is_cut_amid_a_header_or_before_one_is_named(tmp_path, rest):
     assert [(item.id, "cut off" in (item.error or "")) for item in items] == [("x.tar/x.png", False), ("x.tar", True)]
 
 
-def test_a_damaged_parquet_file_among_others_is_named(tmp_path):
+def test_small_row_groups_share_a_unit(tmp_path):
+    place = batching.parquet(tmp_path / "lines.parquet", IMAGES, group=2)
+    units, found = plan_and_read(place, tmp_path, 5)
+    assert [(unit.start, unit.end, unit.lines, unit.first) for unit in units] == [(0, 2, 4, 0), (2, 4, 4, 4), (4, 5, 2, 8)]
+    assert [item.id for items in found for item in items] == [f"lines.parquet#{i}" for i in range(10)]
+
+
+def test_damaged_parquet_files_among_others_are_named(tmp_path):
     (tmp_path / "p").mkdir()
-    batching.parquet(tmp_path / "p" / "a.parquet", IMAGES)
+    good = batching.parquet(tmp_path / "p" / "a.parquet", IMAGES).read_bytes()
     (tmp_path / "p" / "b.parquet").write_bytes(b"PAR1 no")
+    footer = int.from_bytes(good[-8:-4], "little")
+    (tmp_path / "p" / "c.parquet").write_bytes(good[: -8 - footer] + b"\xff" * footer + good[-8:])
     _, found = plan_and_read(tmp_path / "p", tmp_path, 100)
     assert len(found[0]) == 10
-    assert [(item.id, item.error) for item in found[1]] == [("b.parquet", "not a parquet file, or damaged")]
+    for name, items in zip("bc", found[1:], strict=True):
+        assert [(item.id, item.error) for item in items] == [(f"{name}.parquet", "not a parquet file, or damaged")]
+
+
+def test_what_a_database_lacks_is_named(tmp_path):
+    import lmdb
+
+    place = batching.lmdb(tmp_path / "lmdb", IMAGES)
+    with lmdb.open(str(place)) as environment, environment.begin(write=True) as transaction:
+        assert transaction.delete(b"image-000000003")
+    _, found = plan_and_read(place, tmp_path, 100)
+    assert [item.error for item in found[0]] == 2 * [None] + ["the database lacks it"] + 7 * [None]
 
 
 def test_a_database_that_was_cut_off_is_refused_before_its_mapped_file_ends_the_process(tmp_path):
