@@ -1,6 +1,7 @@
 """The command line of training: presets, files of settings, overrides, and what is refused; drawing a data set; the log."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from PIL import Image, ImageFont
 
 from trocr_jax import images
 from trocr_jax.cli import UsageError
+from trocr_jax.files import FilesError
 from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.train import cli, draw
 from trocr_jax.train import sheet as sheet_command
@@ -269,6 +271,12 @@ def test_the_log_survives_a_cut_line_and_repeated_steps(tmp_path):
         file.write('{"kind": "train", "st')
     events = read_log(tmp_path)
     assert [(e["kind"], e.get("loss")) for e in events] == [("start", None), ("train", 2.0), ("bad_record", None)]
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("trocr_jax.train.log.draw_curves", lambda _: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    with pytest.raises(FilesError, match=f"{tmp_path}: the log cannot be written .No space left on device"):
+        Log(tmp_path, 10)("eval", step=5)
 
 
 def test_samples_and_scalars_reach_tensorboard(tmp_path):

@@ -87,7 +87,7 @@ def test_records_that_are_not_there_are_left_out_of_the_scores(places, tmp_path,
     (found,) = json.loads(out)["results"]
     assert {score["value"] for score in found["scores"]["holes"].values()} == {0.0}, "nothing read is not nothing written"
     assert (found["lines"], found["unreadable"], found["left_out"]) == (4, 3, 3)
-    assert "1 lines" in err and "3 records cannot be read and are left out of the scores; the first of holes: record 1" in err
+    assert "1 lines" in err and "3 records cannot be read, not scored; the first of holes: record 1" in err
 
 
 def test_a_broken_image_whose_text_is_known_is_wrong(places, tmp_path, capsys):
@@ -96,7 +96,7 @@ def test_a_broken_image_whose_text_is_known_is_wrong(places, tmp_path, capsys):
     out, err = capsys.readouterr()
     (found,) = json.loads(out)["results"]
     assert (found["unreadable"], found["left_out"]) == (3, 1)
-    assert "3 lines" in err and "2 images cannot be read and count as wrong; the first of holes: image-000000002" in err
+    assert "3 lines" in err and "2 images cannot be read, counted as wrong; the first of holes: image-000000002" in err
     assert found["scores"]["holes"]["cer"]["value"] >= 100 * 4 / 6
 
 
@@ -244,6 +244,14 @@ def test_the_report_shows_the_worst_lines_first_and_escapes_everything():
     page = render([found], [Task("s", [], {"cer": 1.5})], "<m>")
     assert "<script>" not in page and "&lt;m&gt;" in page and "1.50" in page
     assert page.index("s: n1") < page.index("s: n0") and "s: n2" not in page
+
+
+def test_images_that_cannot_be_read_are_told_in_the_report_and_confuse_no_letters():
+    found = result([("abc", "abd")])
+    found.readings.append(Reading("s", "gone.png", b"", "xyz", Line(error="no such file")))
+    page = render([found], [Task("s", [], {})], "m")
+    assert found.confusions == {("c", "d"): 1}
+    assert "1 images cannot be read, counted as wrong; the first of s: gone.png" in page and "<td>s</td><td>2</td>" in page
 
 
 def test_differences_are_marked():

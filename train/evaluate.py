@@ -22,14 +22,13 @@ from .config import SyntheticConfig
 from .data import SYNTHETIC
 from .drawn_sets import drawn_sets
 from .report import render
-from .results import Reading, Result, Task
+from .results import ALL, Reading, Result, Task, unreadable
 from .sets.records import Record, Source, SourceError, row_names
 from .sets.sources import open_source
 
 SEED = 0  # of drawn lines
 SCORES = ("cer", "wer", "accuracy")
 CONFUSIONS = 10
-ALL = "all"  # the row of all data sets together
 
 
 @dataclass(frozen=True)
@@ -192,26 +191,17 @@ def _record(source: Source, index: int) -> Record:
 def table(result: Result, tasks: Sequence[Task]) -> str:
     """A row a source: each score with its interval, and the published number where there is one."""
     published = {task.name: task.published for task in tasks}
-    counts = {name: sum(r.scored and name in (r.source, ALL) for r in result.readings) for name in result.scores}
     rows = [f"{'greedy' if result.beams == 1 else f'beam {result.beams}'}: {result.lines_per_s:.1f} lines/s"]
     for name, scores in result.scores.items():
         known = published.get(name, {})
         cells = [f"{key} {x:.2f} ({low:.2f} to {high:.2f}){_beside(known, key)}" for key, (x, low, high) in scores.items()]
-        rows.append(f"  {name:<24}{counts[name]:>7} lines  " + "  ".join(cells))
-    rows += _unreadable(result.readings)
+        rows.append(f"  {name:<24}{result.counts[name]:>7} lines  " + "  ".join(cells))
+    rows += [f"  {remark}" for remark in unreadable(result.readings)]
     rows.append(f"  expected calibration error {result.calibration[0]:.3f}")
     if result.confusions:
         common = result.confusions.most_common(CONFUSIONS)
         rows.append(f"  most confused: {', '.join(f'{wanted!r} as {read!r} {count}' for (wanted, read), count in common)}")
     return "\n".join(rows)
-
-
-def _unreadable(readings: Sequence[Reading]) -> list[str]:
-    """What the rows above do not tell: lines they leave out, and lines that are wrong because their image is."""
-    lost = [r for r in readings if not r.scored]
-    wrong = [r for r in readings if r.scored and r.line.error]
-    said = [(lost, "records cannot be read and are left out of the scores"), (wrong, "images cannot be read and count as wrong")]
-    return [f"  {len(found)} {what}; the first of {found[0].source}: {found[0].name}" for found, what in said if found]
 
 
 def _beside(published: dict[str, float], score: str) -> str:

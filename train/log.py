@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from trocr_jax.files import FilesError
+
 CURVES = {"loss": "train", "accuracy": "train", "score": "eval", "lines_per_s": "train"}
 
 
@@ -43,7 +45,12 @@ class Log:
     def __call__(self, kind: str, **fields: Any) -> None:
         if self.quiet:
             return
-        fields = {name: rounded(x) if isinstance(x, float) else x for name, x in fields.items()}
+        try:
+            self._write(kind, {name: rounded(x) if isinstance(x, float) else x for name, x in fields.items()})
+        except OSError as error:
+            raise FilesError(f"{self.folder}: the log cannot be written ({error.strerror})") from error
+
+    def _write(self, kind: str, fields: dict[str, Any]) -> None:
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "time": round(time.time(), 1), **fields}, ensure_ascii=False) + "\n")
         self._show(kind, fields)

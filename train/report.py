@@ -10,7 +10,7 @@ from typing import Any
 
 from trocr_jax import images, metrics
 
-from .results import Reading, Result, Task
+from .results import Reading, Result, Task, unreadable
 
 WORST, PAIRS = 60, 30
 THUMBNAIL = (640, 64)  # px
@@ -35,6 +35,7 @@ def render(results: Sequence[Result], tasks: Sequence[Task], model: str) -> str:
         kind = "Greedy" if result.beams == 1 else f"Beam {result.beams}"
         parts.append(f"<h2>{kind}</h2>{_scores(result, published)}")
     result = results[0]
+    parts += [f"<p>{escape(remark)}</p>" for remark in unreadable(result.readings)]
     parts += [_calibration(result), _confusions(result), _worst(result.readings)]
     return "\n".join(parts)
 
@@ -44,8 +45,9 @@ def _scores(result: Result, published: dict[str, dict[str, float]]) -> str:
     for source, scores in result.scores.items():
         for name, (value, low, high) in scores.items():
             known = published.get(source, {}).get(name)
-            rows.append((source, name, f"{value:.2f}", f"{low:.2f} to {high:.2f}", "" if known is None else f"{known:.2f}"))
-    return _table(("source", "score", "value", "95 % interval", "published"), rows)
+            interval, beside = f"{low:.2f} to {high:.2f}", "" if known is None else f"{known:.2f}"
+            rows.append((source, str(result.counts[source]), name, f"{value:.2f}", interval, beside))
+    return _table(("source", "lines", "score", "value", "95 % interval", "published"), rows)
 
 
 def _calibration(result: Result) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +12,8 @@ from trocr_jax import metrics
 from trocr_jax.line import Line
 
 from .sets.records import Source
+
+ALL = "all"  # the row of all data sets together
 
 
 @dataclass(frozen=True)
@@ -58,5 +61,19 @@ class Result:
 
     @cached_property
     def confusions(self) -> Counter[tuple[str, str]]:
-        """(written, read as) -> times; "" for inserted or lost."""
-        return metrics.confusions([r.line.text for r in self.readings], [r.reference for r in self.readings])
+        """(written, read as) -> times; "" for inserted or lost. Images that cannot be read confuse no letters."""
+        read = [r for r in self.readings if r.line.error is None]
+        return metrics.confusions([r.line.text for r in read], [r.reference for r in read])
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Source -> lines that its scores are of."""
+        return {name: sum(r.scored and name in (r.source, ALL) for r in self.readings) for name in self.scores}
+
+
+def unreadable(readings: Sequence[Reading]) -> list[str]:
+    """What scores do not tell: lines they leave out, and lines that are wrong because their image is."""
+    lost = [r for r in readings if not r.scored]
+    wrong = [r for r in readings if r.scored and r.line.error]
+    said = [(lost, "records cannot be read, not scored"), (wrong, "images cannot be read, counted as wrong")]
+    return [f"{len(found)} {what}; the first of {found[0].source}: {found[0].name}" for found, what in said if found]
