@@ -150,6 +150,13 @@ def test_odd_file_names_survive(tmp_path):
     assert sorted(item.id for item in found[0]) == sorted(names)
 
 
+def test_a_list_from_windows_names_files_without_its_mark_and_line_ends(tmp_path):
+    batching.folder(tmp_path, {name: IMAGES[NAMES[0]] for name in ("a.png", "\ufeffb.png")})
+    (tmp_path / "all.txt").write_bytes("\ufeffa.png\r\n\r\n\ufeffb.png\r\n".encode())
+    _, found = plan_and_read(tmp_path / "all.txt", tmp_path, 9)
+    assert [(item.id, content(item) == IMAGES[NAMES[0]]) for item in found[0]] == [("a.png", True), ("\ufeffb.png", True)]
+
+
 def test_bad_lines_of_a_list_are_named(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"image": "a.png", "id": null}\nnot json\n[1]\n\n{"id": 7}\n')
     _, found = plan_and_read(tmp_path / "x.jsonl", tmp_path, 10)
