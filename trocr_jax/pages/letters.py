@@ -5,7 +5,7 @@ Lengths are in pixels of the level ink, or in heights of letters. Print of sever
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from .binarization import SPECK
 
 ORDINARY = 0.45, 3.5  # least and most height of letters that need no others beside them, for the typical one of the page
 FEWEST = 3  # letters side by side of any other size: fewer may be anything
-LEAST = 7  # pixels: of another size, what is smaller is dirt
+LEAST = 7  # pixels: of another size, runs without a higher letter are dirt, or leaders
+FLATTEST = 0.6  # of that: small letters have two thirds of the tall ones' height and more
 LOWEST = 3  # pixels: no letter is lower
 DOT = 3, 2  # pixels of ink, and of height: the points of small print have no more
 WORD = 40  # width of letters that touch each other, for their height
@@ -75,11 +76,15 @@ def find_runs(marks: np.ndarray) -> tuple[Boxes, Connected]:
     ink = _connected(marks)
     large = ink[(ink.area >= SPECK) & (ink.boxes.height >= LOWEST)]
     least, most = (bound * _typical_height(large) for bound in ORDINARY)
-    letters = large[(large.boxes.height > min(least, LEAST)) & (large.boxes.width < WORD * large.boxes.height)]
-    if not 0 < len(letters) <= MOST_LETTERS or letters.solid.mean() >= 0.5:
+    high = min(least, LEAST)
+    letters = large[(large.boxes.height > FLATTEST * high) & (large.boxes.width < WORD * large.boxes.height)]
+    tall = letters.boxes.height > high
+    letters = replace(letters, solid=letters.solid & tall)  # blurred strokes fill half of a lower one's height
+    if len(letters) > MOST_LETTERS or 2 * letters.solid.sum() >= tall.sum():  # a picture, or nothing
         return ink.boxes[:0], ink
-    runs, count = _runs(letters)
-    return runs[(count >= FEWEST) | (runs.size > least) & (runs.size < most)], ink
+    runs, count, tallest = _runs(letters)
+    several = (count >= FEWEST) & (tallest > high)
+    return runs[several | (runs.size > least) & (runs.size < most)], ink
 
 
 def _connected(marks: np.ndarray) -> Connected:
@@ -109,16 +114,16 @@ def _typical_height(ink: Connected) -> float:
     return float(ink.boxes.height[order][np.searchsorted(shares, shares[-1] / 2)])
 
 
-def _runs(letters: Connected) -> tuple[Boxes, np.ndarray]:
-    """Boxes around letters side by side, where most of them are not solid, and how many each holds."""
+def _runs(letters: Connected) -> tuple[Boxes, np.ndarray, np.ndarray]:
+    """Boxes around letters side by side, where most of them are not solid, how many each holds, and the tallest's height."""
     run = _linked(letters.boxes)
     order = np.lexsort((letters.boxes.height, run))
     letters, first = letters[order], np.flatnonzero(np.diff(run[order], prepend=-1))
     low, high, boxes = np.minimum.reduceat, np.maximum.reduceat, letters.boxes
     sides = low(boxes.left, first), low(boxes.top, first), high(boxes.right, first), high(boxes.bottom, first)
-    count = np.diff(first, append=len(letters))
+    count, tallest = np.diff(first, append=len(letters)), high(boxes.height, first)
     letterlike = np.add.reduceat(letters.solid.astype(int), first) <= count / 2
-    return Boxes(*sides, boxes.height[first + count // 2])[letterlike], count[letterlike]
+    return Boxes(*sides, boxes.height[first + count // 2])[letterlike], count[letterlike], tallest[letterlike]
 
 
 def _linked(letters: Boxes) -> np.ndarray:
