@@ -82,6 +82,7 @@ def test_bad_images_are_named_and_the_rest_is_read(capsys, model, tmp_path):
     for name in bad:
         assert sum(f"trocr-jax: {name}: " in line for line in err.splitlines()) == 1, f"{name} is reported in one line"
     assert summary["errors"]["the file is empty"] == 1 and "4 could not be read" in err
+    assert "\n          1  the file is empty\n" in err, "each kind with its count"
 
 
 def test_a_finished_job_is_left_as_it_is(capsys, model, images, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from trocr_jax import files
 from trocr_jax.files import FilesError
 from trocr_jax.serve.batch_job import work as batch_work
+from trocr_jax.serve.batch_job.progress import ProgressBar
 from trocr_jax.serve.batch_job.units import Unit
 from trocr_jax.serve.batch_job.work import Worker, begin_job, open_job
 
@@ -212,3 +213,13 @@ def test_what_killed_workers_left_is_swept_away(job, workers):
         path.write_bytes(b"x")
     worker.sweep()
     assert sorted(os.listdir(job.folder)) == ["_job"] and not os.listdir(job.lease(0).parent) and job.listing.exists()
+
+
+def test_shards_that_nobody_counted_are_taken_to_be_as_long_as_those_that_were_read(tmp_path):
+    shards = [Unit("tar", f"{number}.tar", name=f"{number}.tar") for number in range(3)]
+    bar = ProgressBar(begin_job(tmp_path / "out", {"format": "jsonl", "page": False}, lambda listing: shards))
+    for images, expected in ((10, 30), (20, 45)):
+        bar.stored(images, images)
+        assert bar._bar.total == expected
+    bar.close()
+    assert bar.lines == 30
