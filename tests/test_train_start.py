@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 from conftest import shared
@@ -29,7 +30,7 @@ from trocr_jax.train.start import (
     with_image_size,
     with_tokenizer,
 )
-from trocr_jax.train.step import StepConfig
+from trocr_jax.train.step import StepConfig, new_state
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +223,11 @@ def test_wrong_starts_are_refused(tmp_path):
         start(StartConfig(model="scratch", architecture="huge"), 0)
     with pytest.raises(ValueError, match="no such file or directory"):
         start(StartConfig(model=str(tmp_path / "nowhere")), 0)
+
+
+def test_a_step_that_would_train_nothing_is_refused(model):
+    with pytest.raises(ValueError, match="StepConfig.trained has none of the model's parameters, such as decoder"):
+        new_state(StepConfig(model.config, frozenset({"decoder"})), model.parameters, {}, optax.sgd(1.0), 0)
 
 
 # --- checks before the first step ---

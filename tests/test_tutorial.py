@@ -14,6 +14,7 @@ from trocr_jax import files
 
 TEXT = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 SHORTER = {"--count 1500": "--count 40", "--count 200": "--count 8", "--steps 150": "--steps 4", "-every 50": "-every 2"}
+SHAPES = "jax.eval_shape(jax.value_and_grad(loss), "
 
 
 def blocks(language: str) -> list[str]:
@@ -54,5 +55,17 @@ def test_every_command_leaves_what_the_text_says(done):
 
 
 def test_the_python_code_reads_with_the_exported_model(done):
-    (code,) = blocks("python")
+    code = blocks("python")[0]
     shell(f"{sys.executable} -W error - <<'END'\n{code}\nEND", done[0])
+
+
+def test_a_loop_of_ones_own_has_what_it_needs(done, monkeypatch, capsys):
+    """Everything but the steps, which take long to compile and are those of test_train_step."""
+    _, steps, loss = blocks("python")
+    steps, loss = steps.replace("range(20)", "range(0)"), loss.replace("jax.jit(jax.value_and_grad(loss))(", SHAPES)
+    assert "range(0)" in steps and SHAPES in loss
+    monkeypatch.chdir(done[0])
+    names: dict = {}
+    exec(f"{steps}\n{loss}", names)
+    files.check_manifest(Path("runs/own"))
+    assert names["value"].shape == () and names["gradient"].config == names["network"].config

@@ -82,8 +82,15 @@ class StepConfig:
 
 
 def new_state(config: StepConfig, model: Arrays, lora: Arrays, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """The state before the first step. It holds the model's own arrays, which `make_step` takes the memory of.
+
+    Raises:
+        ValueError: none of the parameters is trained.
+    """
     state = TrainState(jnp.int32(0), jnp.uint32(seed), dict(model), dict(lora), {}, ())
     trained = trainable(state, config)
+    if not trained:
+        raise ValueError(f"StepConfig.trained has none of the model's parameters, such as {next(iter(model))}")
     ema = {name: jnp.array(x) for name, x in trained.items()} if config.ema else {}
     return TrainState(state.step, state.seed, state.model, state.lora, ema, jax.jit(optimizer.init)(trained))
 
