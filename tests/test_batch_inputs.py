@@ -560,3 +560,17 @@ def test_what_is_no_input(tmp_path, name, message):
     (tmp_path / "notes" / "a.md").write_text("x")
     with pytest.raises(PlaceError, match=message):
         batch_inputs.plan(str(tmp_path / name), 3, io.BytesIO(), Columns())
+
+
+def test_what_cannot_be_read_now_is_begun_again_after_longer_and_longer_pauses(monkeypatch):
+    def begin():
+        yield from range(3 - len(slept))
+        raise FetchError("x", "away")
+
+    slept: list[float] = []
+    monkeypatch.setattr(batch_places.time, "sleep", slept.append)
+    items = batch_places.steadily(begin)
+    assert [next(items) for _ in range(3)] == [0, 1, 2], "each once"
+    with pytest.raises(FetchError):
+        next(items)
+    assert slept == sorted({*slept}) == list(batch_places.PAUSES) and slept[0] > 0

@@ -247,6 +247,8 @@ def test_every_kind_of_weight_file(tmp_path):
 def test_no_weights(tmp_path):
     with pytest.raises(FilesError, match="holds no weights; expected one of model.safetensors"):
         tensor_files.open_tensors(tmp_path)
+    with pytest.raises(FilesError, match=r"absent\.safetensors: cannot be read"):
+        tensor_files.open_tensors(tmp_path / "absent.safetensors")
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "sub/x.safetensors", "x.pickle", "..", "", ".hidden.bin"])

@@ -113,4 +113,5 @@ def test_calibration_by_hand():
     assert error == pytest.approx(0.5 * 0.45 + 0.5 * 0.15)
     assert [(n, round(s, 2), r) for n, s, r in table] == [(2, 0.15, 0.0), (2, 0.95, 0.5)]
     assert metrics.calibration([1.0, 1.0], [True, True])[0] == 0.0
-    assert [n for n, *_ in metrics.calibration([0.0, 0.85, 0.95, 1.0], 4 * [True])[1]] == [1, 1, 2], "1 lies in the last bin"
+    lines = [n for n, *_ in metrics.calibration([0.0, 0.15, 0.85, 0.95, 1.0], 5 * [True])[1]]
+    assert lines == [1, 1, 1, 2], "1 lies in the last bin"
