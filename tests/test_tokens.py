@@ -438,6 +438,7 @@ def test_the_package_belongs_together() -> None:
 def test_what_makes_reading_wrong_is_told_from_what_is_unusual() -> None:
     end = ["eos_token_id is 7 in the model and 2 in the tokenizer"]
     assert disagreements(rows(8, eos_token_id=7), numbered()) == misreadings(rows(8, eos_token_id=7), numbered()) == end
+    assert misreadings(rows(8, eos_token_id=0), numbered()), "a text's first token is not its last"
     many = ["the tokenizer has 8 tokens and the model 7 rows"]
     assert disagreements(rows(7), numbered()) == misreadings(rows(7), numbered()) == many
     harmless = rows(8 + 257, bos_token_id=5, pad_token_id=6, decoder_start_token_id=5)
