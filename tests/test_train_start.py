@@ -242,6 +242,12 @@ def test_ids_that_do_not_belong_together_are_found(model):
         preflight.token_ids(small, model.tokenizer)
 
 
+def test_weights_that_are_no_numbers_are_named(model):
+    broken = {**model.parameters, "encoder.norm.scale": model.parameters["encoder.norm.scale"] * np.nan}
+    with pytest.raises(preflight.Failed, match="damaged, these hold NaN or infinity: encoder.norm.scale$"):
+        preflight.finite_numbers(broken)
+
+
 def test_labels_that_the_tokenizer_changes_are_named():
     tokenizer = Tokenizer.from_directory(shared("tokenizer", "trocr-small"))
     assert "10 labels come back unchanged" in preflight.round_trips(tokenizer, ["plain words"] * 10)

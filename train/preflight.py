@@ -23,7 +23,7 @@ from trocr_jax.tokens import Tokenizer
 from .batches import Batch
 from .config import OptimizerConfig
 from .optimizer import make_optimizer
-from .parameters import Arrays, build
+from .parameters import Arrays, build, finite
 from .step import StepConfig, make_step, new_state
 
 TIE = 1e-3  # logits closer than this may swap places between two ways to compute them
@@ -38,11 +38,19 @@ def check(
     config: StepConfig, parameters: Arrays, tokenizer: Tokenizer, texts: Iterable[str], batch: Batch, overfit: int
 ) -> Iterator[str]:
     """Runs the checks one by one."""
+    yield finite_numbers(parameters)
     yield token_ids(config.model, tokenizer)
     yield round_trips(tokenizer, texts)
     yield agreement(build(config.model, parameters), batch.images[:4], config, min(batch.labels.shape[1], 32))
     if overfit:
         yield learns_by_heart(config, parameters, tokenizer, batch, overfit)
+
+
+def finite_numbers(parameters: Arrays) -> str:
+    """No parameter is infinite or NaN, which every other check and the first loss would blame on something else."""
+    wrong = [name for name, x in parameters.items() if not finite(x)]
+    _require(not wrong, f"the model to start from is damaged, these hold NaN or infinity: {', '.join(wrong)}")
+    return f"{len(parameters)} parameters are finite"
 
 
 def token_ids(model: TrOCRConfig, tokenizer: Tokenizer) -> str:
