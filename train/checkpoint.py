@@ -173,7 +173,7 @@ class Checkpoints:
             self.say("damaged", step=step, problem=problem)
             if jax.process_index() == 0:
                 self.path(step).rename(self.folder / f"damaged-{step:08d}-{time.time_ns()}")
-        if not good and in_use(self.folder):  # those that an earlier attempt renamed count: tried again, it is no new run
+        if not good and (damaged or in_use(self.folder)):  # renamed by an earlier attempt: tried again, it is no new run
             raise files.FilesError(f"{self.folder}: none of the checkpoints can be restored; remove it to start anew")
         return good[-1] if good else None
 
