@@ -89,6 +89,14 @@ def boxes():
     return [(10, 4 + 24 * row, 10 + tiny.draw(text).width, 20 + 24 * row) for row, text in enumerate(TEXTS)]
 
 
+def transcripts(folder):
+    """In folders below, and a picture that OCRopus made black and white."""
+    rows = files(folder / "book", ("1.png", "2.bin.png", "10.tif"))
+    for name, text in rows:
+        (folder / "book" / f"{name.partition('.')[0]}.gt.txt").write_text(f"{text}\n")
+    return folder
+
+
 def sroie(folder):
     folder.mkdir()
     page_of(TEXTS).save(folder / "X00.png")
@@ -138,6 +146,7 @@ MAKERS = {
     "lmdb": lmdb_folder,
     "parquet structs": parquet,
     "parquet bytes": lambda folder: parquet(folder, struct=False),
+    "tesstrain": transcripts,
     "sroie": sroie,
     "page": page_xml,
     "alto": alto,
@@ -204,6 +213,18 @@ QUOTED = {  # a .tsv and its labels
     "around a tab": ('file\ttext\r\na.png\t"a\tb"\r\n\r\nb.png\tno\r\n', ["a\tb", "no"]),
     "around everything": ('"file"\t"text"\n"a.png"\t"Yes"\n"b.png"\t""\n', ["Yes", ""]),
 }
+
+
+def test_a_transcript_that_is_a_link_to_elsewhere_is_refused_and_one_without_an_image_names_it(tmp_path):
+    folder = transcripts(tmp_path / "data")
+    (tmp_path / "secret").write_text("secret")
+    (folder / "book" / "1.gt.txt").unlink()
+    (folder / "book" / "1.gt.txt").symlink_to(tmp_path / "secret")
+    (folder / "book" / "2.bin.png").unlink()
+    source = open_source(folder)
+    with pytest.raises(SourceError, match="outside the data set"):
+        source[0]
+    assert source[1].name == "book/2.jpg" and not source[1].image.exists()
 
 
 @pytest.mark.parametrize("kind", QUOTED)

@@ -4,6 +4,7 @@ A source reads nothing but what an index asks for, works from several threads, a
 have an empty label, an image that does not open, a name that points outside the data set. `open_source` finds the format:
 
     gt_train.txt                file<TAB>text, images in `image/` beside it or beside it (unilm's STR and Receipt53K types)
+    folder of .gt.txt           the text of the image beside it, x.png with x.gt.txt (tesstrain, kraken), folders below too
     folder of .jpg with .txt    eight corner coordinates, then the text (SROIE task 2); boxes are cut out
     folder with data.mdb        LMDB: num-samples, image-%09d, label-%09d (scene text benchmarks)
     folder with metadata.jsonl  file_name and text (image folder of the datasets library); also metadata.csv
@@ -29,6 +30,8 @@ from .records import TEXT_COLUMNS, Crops, Record, Source, SourceError, column, i
 
 _QUOTED = r'"((?:[^"]|"")*+)"'
 _CELL = rf'(?:{_QUOTED}|[^"\t]*+)'
+TRANSCRIPT = ".gt.txt"
+BINARIZED = (".bin.png", ".nrm.png")  # as OCRopus calls what it made of the photograph
 PHOTOS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 
 
@@ -57,6 +60,8 @@ def _open(path: Path) -> Source:
             return table(path / name)
     if parts := sorted(path.glob("*.parquet"), key=natural):
         return containers.Parquet(parts)
+    if texts := sorted(path.rglob(f"*{TRANSCRIPT}"), key=natural):
+        return Transcripts(path, [text.relative_to(path) for text in texts])
     if lists := sorted(path.glob("gt_*.txt")):
         if len(lists) > 1:
             raise SourceError(f"{path}: name one of {', '.join(file.name for file in lists)}")
@@ -65,7 +70,7 @@ def _open(path: Path) -> Source:
         return page_xml.lines(pages)
     if boxes := [p for p in sorted(path.iterdir(), key=natural) if p.suffix.lower() in PHOTOS and p.with_suffix(".txt").exists()]:
         return sroie(boxes)
-    known = "metadata.jsonl or .csv, .parquet, gt_*.txt, .jpg with .txt (SROIE), LMDB, PAGE or ALTO"
+    known = "metadata.jsonl or .csv, .parquet, .gt.txt, gt_*.txt, .jpg with .txt (SROIE), LMDB, PAGE or ALTO"
     raise SourceError(f"{path}: holds no data set that is known: {known}; docs/tutorial.md tells more")
 
 
@@ -94,6 +99,25 @@ class Files:
     def __getitem__(self, index: int) -> Record:
         file, text = self.rows[index]
         return Record(inside(self.root, file), text, file)
+
+
+class Transcripts:
+    """Images of a line below a folder, with the text in a file beside each: `x.gt.txt` for `x.png`, `x.bin.png`, `x.tif`, ...
+
+    Neither may lie elsewhere, as `Files`.
+    """
+
+    def __init__(self, root: Path, texts: list[Path]):
+        self.root, self.texts = root.resolve(), texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> Record:
+        text = self.texts[index]
+        names = [str(text).removesuffix(TRANSCRIPT) + end for end in (*PHOTOS, *BINARIZED)]
+        name = next((name for name in names if (self.root / name).exists()), names[0])  # the reader says that it is not there
+        return Record(inside(self.root, name), read_text(inside(self.root, str(text))).strip(), name)
 
 
 def tab_separated(path: Path) -> Files:
