@@ -19,6 +19,7 @@ from trocr_jax.cli import UsageError, guarded
 
 if TYPE_CHECKING:
     from trocr_jax.config import TrOCRConfig
+    from trocr_jax.model import TrOCR
 
 Size = tuple[int, int]
 WARM_START = ("branch", "decoder_layers", "image_size", "seed")
@@ -67,6 +68,7 @@ def run(config: Config) -> int:
         raise UsageError(str(error)) from None
     _check_flags(config)
     model, companions, source = _warm_start(config) if config.decoder else _convert(config)
+    _tell_of_damage(model)
     pretrained.save(model, dst, companions, to=config.to)
     size = sum(file.stat().st_size for file in dst.rglob("*") if file.is_file())
     print(f"wrote {dst}: {model.dtype.name}, {size / 1e6:.1f} MB", file=sys.stderr)
@@ -85,6 +87,17 @@ def _check_flags(config: Config) -> None:
         raise UsageError("--config: only for a fairseq file; a warm start has the sizes of SRC and of --decoder")
     if config.config and not files.expand(config.src).is_file():
         raise UsageError(f"--config: only for a fairseq file, and {config.src} is not a file")
+
+
+def _tell_of_damage(model: TrOCR) -> None:
+    """NaN and infinity are converted like any number, as somebody may want to look at them, but not in silence."""
+    import numpy as np
+
+    from trocr_jax.checkpoints import weights
+
+    damaged = [name for name, values in weights.arrays(model).items() if not np.isfinite(values).all()]
+    if damaged:
+        print(f"damaged weights, NaN or infinity: {', '.join(damaged)}", file=sys.stderr)
 
 
 def _verify(dst: Path, source: Any) -> int:

@@ -1,5 +1,6 @@
 """The command line as a person meets it: results on stdout, one clear line for a mistake, the right exit code."""
 
+import io
 import json
 import os
 import re
@@ -68,6 +69,13 @@ def test_a_name_cannot_forge_a_line_on_stderr(capsys, tmp_path):
     assert code == 1 and any(r"y\ntrocr-jax: all good\x1b[2K.png: not a PNG" in line for line in err)
     code, _, err = call(capsys, "read", tmp_path / f"absent {name}")
     assert code in (1, 2) and len(err) == 1 and not any("\x1b" in line for line in err)
+
+
+def test_a_stdout_that_a_caller_put_in_place_is_written_to(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    assert cli.main(["read", str(ROOT / "examples" / "sum.png")]) == 0
+    assert out.getvalue().strip()
 
 
 def test_where_a_mistake_happened_is_shown_to_whoever_asks(monkeypatch, tmp_path):

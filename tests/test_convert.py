@@ -141,6 +141,15 @@ def test_a_source_without_companions_is_converted_with_a_remark(tmp_path, capsys
     assert json.loads((tmp_path / "m" / "preprocessor_config.json").read_text())["resample"] == 2
 
 
+def test_damaged_weights_are_named_and_converted(tmp_path, capsys, source):
+    directory, config = source("A", 3)
+    model = TrOCR.from_pretrained(directory)
+    model.encoder.norm.bias[...] = model.encoder.norm.bias.at[1].set(jnp.nan)
+    pretrained.save(model, tmp_path / "damaged", pretrained.companions(directory))
+    assert convert(tmp_path / "damaged", tmp_path / "m") == 0
+    assert "damaged weights, NaN or infinity: encoder.norm.bias\n" in capsys.readouterr().err
+
+
 def other_tokenizer(folder, **changes):
     """The tests' tokenizer with some ids changed, in a folder of its own."""
     folder.mkdir()

@@ -193,6 +193,18 @@ def test_interpolate_grid_equals_torch(old, new):
     close(interpolate_grid(jnp.asarray(table), old, new), expected.permute(0, 2, 3, 1).reshape(-1, 8), 1e-5)
 
 
+@pytest.mark.parametrize("shape", [(32, 32, 3), (1, 32, 32), (1, 32, 32, 1), (1, 3, 32, 32)])
+def test_pixels_of_another_shape_are_refused_with_the_shape_they_must_have(shape):
+    model = TrOCR(random_config("A", 1), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"must have the shape \[B,height,width,3\], not \["):
+        model.encode(jnp.zeros(shape))
+
+
+def test_a_dtype_that_no_model_has_is_named():
+    with pytest.raises(ValueError, match="float32, bfloat16 or float16, not int8"):
+        TrOCR.from_pretrained(dtype="int8")
+
+
 def test_patchify_refuses_what_does_not_divide():
     with pytest.raises(ValueError, match="30x32 is no multiple of the 16x16"):
         patchify(jnp.zeros((1, 30, 32, 3)), (16, 16))

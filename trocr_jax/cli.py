@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -143,8 +144,9 @@ def check_known(kind: str, names: Iterable[str], known: Collection[str]) -> None
 
 def _allow_any_name(stream: Any) -> None:
     """A file's name that is not UTF-8 is printed as the bytes that it is, a sign that an older encoding lacks as its escape."""
-    utf8 = codecs.lookup(stream.encoding or "utf-8").name == "utf-8"
-    stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+    if isinstance(stream, io.TextIOWrapper):  # a caller may have put something else in its place
+        utf8 = codecs.lookup(stream.encoding).name == "utf-8"
+        stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
 
 
 def _unread() -> int:

@@ -32,7 +32,13 @@ class TrOCR(nnx.Module):
 
     @classmethod
     def abstract(cls, config: TrOCRConfig, dtype: Dtype = jnp.float32) -> TrOCR:
-        """The model with shapes instead of numbers: nothing is computed and no memory taken."""
+        """The model with shapes instead of numbers: nothing is computed and no memory taken.
+
+        Raises:
+            ValueError: a dtype that is no floating one.
+        """
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"a model's dtype is float32, bfloat16 or float16, not {jnp.dtype(dtype).name}")
         return jax.eval_shape(lambda: cls(config, dtype=dtype, rngs=nnx.Rngs(0)))
 
     @classmethod
@@ -60,7 +66,7 @@ class TrOCR(nnx.Module):
         """Normalised pixels [B,height,width,C] -> the vectors that the decoder reads, [B,S,E].
 
         Raises:
-            ValueError: an image that is no multiple of the patch, or arrays on a mesh with Explicit axes.
+            ValueError: pixels of another shape or no multiple of the patch, or arrays on a mesh with Explicit axes.
         """
         refuse_explicit(self, pixels)
         memory = self.encoder(pixels.astype(self.dtype), key=key, remat=remat)

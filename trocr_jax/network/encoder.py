@@ -60,7 +60,14 @@ class Encoder(nnx.Module):
         return self.norm(x)
 
     def embed(self, pixels: Array) -> Array:
-        """Patches, special tokens and positions: [B,height,width,C] -> [B,S,D]."""
+        """Patches, special tokens and positions: [B,height,width,C] -> [B,S,D].
+
+        Raises:
+            ValueError: pixels of another shape, or an image that is no multiple of the patch.
+        """
+        channels = self.config.num_channels
+        if pixels.ndim != 4 or pixels.shape[-1] != channels:
+            raise ValueError(f"pixels must have the shape [B,height,width,{channels}], not {list(pixels.shape)}")
         patches = self.patch_embed(patchify(pixels, self.config.patch_size))
         B, _, D = patches.shape
         special = [self.cls_token, self.distillation_token] if self.config.model_type == "deit" else [self.cls_token]
