@@ -7,8 +7,9 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from trocr_jax.pages import line_detection
-from trocr_jax.pages.binarization import find_ink, without_fields
+from trocr_jax.pages.binarization import find_ink
 from trocr_jax.pages.line_detection import find_lines
+from trocr_jax.pages.rules import without_fields
 
 Drawn = tuple[Image.Image, list[np.ndarray]]
 

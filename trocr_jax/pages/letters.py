@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from .binarization import SPECK
+from .paper import SPECK
 
 ORDINARY = 0.45, 3.5  # least and most height of letters that need no others beside them, for the typical one of the page
 FEWEST = 3  # letters side by side of any other size: fewer may be anything

@@ -1,6 +1,7 @@
 """Text line detection: the lines of a scanned page by classical means, no weights, no jax; skew, several columns, ruled paper.
 
-    ink        told from its paper, turned level, without rules: `binarization`, on a page of at most WORKING pixels a side
+    ink        told from its paper and from what the sheet lies on: `binarization`, on a page of at most WORKING pixels a side
+    level      turned so, and without rules: `deskew`
     runs       of letters side by side, large and small ones: `letters`
     order      cut off running heads and feet, cut at gutters, else at the widest gap between lines, until none is left; read
                what is left from top to bottom
@@ -18,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from .binarization import find_ink, level
+from .binarization import find_ink
+from .deskew import level
 from .letters import ALIKE, Boxes, Connected, find_runs
 
 WORKING = 2200  # pixels of the longer side that lines are looked for on
