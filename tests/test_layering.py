@@ -9,8 +9,8 @@ LEAVES = {
     "images", "image_paths", "containers", "prepared", "line", "streaming", "tokens", "metrics", "files", "config", "chips",
     "cores", "agreement", "tesseract",
     "pixels.image_processor", "pixels.ink", "pixels.line_cutting", "pixels.line_normalization", "pixels.strokes",
-    "pages.binarization", "pages.deskew", "pages.letters", "pages.line_detection", "pages.outlines", "pages.paper", "pages.rules",
-    "pages.sheet",
+    "pages.binarization", "pages.deskew", "pages.letters", "pages.line_detection", "pages.orientation", "pages.outlines",
+    "pages.paper", "pages.rules", "pages.sheet",
     "checkpoints.tokenizer_files", "checkpoints.generation_files", "checkpoints.tensor_files", "checkpoints.torch_files",
     "checkpoints.unpickle",
 }  # fmt: skip

@@ -351,9 +351,38 @@ def test_the_command_tells_what_is_wrong_and_goes_on(directory, scan, tmp_path, 
     assert code == 0 and [len(page.splitlines()) for page in out.split("\f")] == [3, 0, 3]
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_a_page_that_stands_on_its_head_is_doubted(tmp_path, capsys, turned):
+@pytest.mark.parametrize("turned", [0, 90, 180, 270])
+def test_a_page_on_its_side_or_head_is_turned_to_be_read(tmp_path, capsys, turned):
+    """Its lines stay where they are on the page as it came, and begin where the writing does."""
+    image, quads = pages.draw_page(pages.Layout(tilt=1.0), 0)
+    image = image.crop((0, 0, 1240, 500))
+    image.rotate(-turned, expand=True).save(tmp_path / "page.png")
+    assert cli.main(["read", "--page", "--format", "json", str(tmp_path / "page.png")]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert (f"read turned by {turned} degrees" in err) == (turned > 0) and found["turned"] == turned
+    assert (found["width"], found["height"]) == ((1240, 500) if turned in (0, 180) else (500, 1240))
+    first = np.array(found["lines"][0]["polygon"][0], float)
+    x, y = quads[0][0]
+    expected = {0: (x, y), 90: (500 - y, x), 180: (1240 - x, 500 - y), 270: (y, 1240 - x)}[turned]
+    assert np.abs(first - expected).max() < 20
+    assert found["lines"][0]["confidence"] > 0.1
+
+
+def test_what_no_turn_makes_readable_is_said_to_be_lost(tmp_path, capsys):
+    """Writing in a mirror."""
     image, _ = pages.draw_page(pages.Layout(), 0)
-    image.rotate(180 * turned).save(tmp_path / "page.png")
-    assert cli.main(["read", "--page", str(tmp_path / "page.png")]) == 0
-    assert ("stand upright" in capsys.readouterr().err) == turned
+    image.crop((0, 0, 1240, 300)).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "page.png")
+    assert cli.main(["read", "--page", "--format", "json", str(tmp_path / "page.png")]) == 0
+    out, err = capsys.readouterr()
+    assert "whichever way it is turned" in err and json.loads(out)["turned"] == 0
+
+
+@pytest.mark.parametrize(("turned", "text", "correction"), [(90, 270, -90), (180, 180, 180), (270, 90, 90)])
+def test_every_format_tells_how_the_writing_of_a_turned_page_runs(turned, text, correction):
+    found = replace(read_page_of(), turned=turned)
+    checks = {"alto": check_alto, "hocr": check_hocr, "page": check_page}
+    written = {form: render(found, form, "x.png") for form in checks}
+    assert f'ROTATION="{text}"' in written["alto"] and f"textangle {text};" in written["hocr"]
+    assert f'orientation="{correction}"' in written["page"]
+    assert all(len(check(written[form])) == 2 for form, check in checks.items())

@@ -9,7 +9,6 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,6 @@ from ..pages.formats import DOCUMENTS, Page, render
 from ..pages.outlines import MAX_BYTES, PageFormatError, parse_lines
 
 PAGE_BREAK = "\f"  # between the texts of pages, as other programs have it
-LOST = 1e-4
-"""The median confidence of a page's lines below which none is believed: of upright pages it is 0.05 and more, of others 1e-7."""
 SUFFIXES = {"text": ".txt", "tsv": ".tsv", "json": ".json", "hocr": ".hocr", "alto": ".alto.xml", "page": ".page.xml"}
 _FORMAT = re.compile(r"(\.(page|alto))?\.(xml|json|hocr|html?)$", re.IGNORECASE)  # what ends the name of a file of lines
 
@@ -139,8 +136,10 @@ def _tell_of(found: Page, source: Source) -> bool:
     errors = {number: found.line.error for number, found in enumerate(found.lines, 1) if found.line.error}
     for number, error in errors.items():
         remark(f"{source}: line {number}: {error}")
-    if found.lines and median(each.line.confidence for each in found.lines) < LOST:
-        remark(f"{source}: hardly a line could be read; does the page stand upright, and has the model seen such writing?")
+    if found.turned:
+        remark(f"{source}: read turned by {found.turned} degrees counter-clockwise; as it stands hardly a line could be read")
+    if page.is_lost(found):
+        remark(f"{source}: hardly a line could be read, whichever way it is turned; has the model seen such writing?")
     return bool(errors)
 
 

@@ -43,11 +43,14 @@ class PageLine:
 
 @dataclass(frozen=True)
 class Page:
-    """A page of so many pixels with its lines in reading order."""
+    """A page of so many pixels with its lines in reading order, and the degrees, counter-clockwise, that it was turned by to be
+    read: 0, 90, 180 or 270. Sizes and outlines are of the page as it came.
+    """
 
     width: int
     height: int
     lines: tuple[PageLine, ...]
+    turned: int = 0
 
 
 def bounds(points: Points) -> tuple[int, int, int, int]:
@@ -76,7 +79,7 @@ def render(page: Page, form: Format, name: str, page_number: int = 1, created: d
 def to_dict(page: Page, name: str) -> dict[str, Any]:
     """As JSON would have it."""
     lines = [{"polygon": line.points, "box": line.box, **line.line.to_dict()} for line in page.lines]
-    return {"path": name, "width": page.width, "height": page.height, "lines": lines}
+    return {"path": name, "width": page.width, "height": page.height, "turned": page.turned, "lines": lines}
 
 
 def words(line: PageLine) -> Iterator[tuple[str, float, Points]]:
@@ -123,6 +126,8 @@ def _page_xml(page: Page, name: str, created: datetime) -> ElementTree.Element:
         return root
     left, top, right, bottom = _around(page)
     region = _add(sheet, "TextRegion", id="region")
+    if page.turned:
+        region.set("orientation", str(180 - (180 + page.turned) % 360))  # clockwise, above -180 and up to 180
     _add(region, "Coords", points=_joined(((left, top), (right, top), (right, bottom), (left, bottom))))
     for number, line in enumerate(page.lines):
         element = _add(region, "TextLine", id=f"line{number}")
@@ -153,6 +158,8 @@ def _alto(page: Page, name: str, page_number: int) -> ElementTree.Element:
     if not page.lines:
         return root
     block = _add(space, "TextBlock", ID="block", **_place(_around(page)))
+    if page.turned:
+        block.set("ROTATION", str(_text_angle(page)))
     for number, line in enumerate(page.lines):
         element = _add(block, "TextLine", ID=f"line{number}", **_place(line.box))
         _add(_add(element, "Shape"), "Polygon", POINTS=_joined(line.points))
@@ -163,6 +170,11 @@ def _alto(page: Page, name: str, page_number: int) -> ElementTree.Element:
             where = _place(bounds(outline))
             _add(element, "String", ID=f"line{number}word{place}", CONTENT=text, WC=f"{confidence:.4f}", **where)
     return root
+
+
+def _text_angle(page: Page) -> int:
+    """Degrees counter-clockwise by which the writing on the page as it came is turned; 90 runs from bottom to top."""
+    return -page.turned % 360
 
 
 def _place(box: tuple[int, int, int, int]) -> dict[str, Any]:
@@ -183,7 +195,8 @@ def _hocr(page: Page, name: str, page_number: int) -> ElementTree.Element:
         area = _add(area, "div", class_="ocr_carea", id="area", title=_bbox(_around(page)))
     for number, line in enumerate(page.lines):
         outline = _joined(line.points).replace(",", " ")
-        title = f"{_bbox(line.box)}; poly {outline}; x_conf {100 * line.line.confidence:.2f}"
+        angle = f"textangle {_text_angle(page)}; " if page.turned else ""
+        title = f"{_bbox(line.box)}; poly {outline}; {angle}x_conf {100 * line.line.confidence:.2f}"
         element = _add(area, "span", class_="ocr_line", id=f"line{number}", title=title)
         for place, (text, confidence, points) in enumerate(words(line)):
             word_title = f"{_bbox(bounds(points))}; x_wconf {round(100 * confidence)}"
