@@ -63,6 +63,8 @@ def test_lines_that_are_longer_than_its_image(reader):
     lines = reader.read([pictures[0], ROOT / "examples" / "sum.png", pictures[1]])
     assert [line.text for line in lines] == [texts[0], "$1,249.99", texts[1]]
     assert [word.text for word in lines[0].words] == texts[0].split() and lines[0].flags == ()
-    assert reader.read(pictures[1]) == lines[2]
+    alone = reader.read(pictures[1])  # in a batch of another size, of which probabilities may differ by rounding
+    assert [token.id for token in alone.tokens] == [token.id for token in lines[2].tokens] and alone.words[0].text == "Nobody"
+    assert alone.confidence == pytest.approx(lines[2].confidence, rel=1e-4)
     beams = reader.read(pictures[0], num_beams=2, num_return_sequences=2)
     assert beams.text == texts[0] and len(beams.alternatives) == 1
