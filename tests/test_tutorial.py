@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from conftest import ROOT
 
 from trocr_jax import files
@@ -30,18 +29,19 @@ def shell(script: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory) -> tuple[Path, str]:
-    """The folder in which all commands ran, and what they printed."""
-    folder, script = tmp_path_factory.mktemp("tutorial"), "\n".join(blocks("bash"))
+def test_the_tutorial_from_its_first_command_to_a_loop_of_ones_own(tmp_path, monkeypatch):
+    """As one: the parts would each run the commands, where several processes share the tests."""
+    script = "\n".join(blocks("bash"))
     for long, short in SHORTER.items():
         assert long in script
         script = script.replace(long, short)
-    return folder, shell(script, folder)
+    every_command_leaves_what_the_text_says(tmp_path, shell(script, tmp_path))
+    shell(f"{sys.executable} -W error - <<'END'\n{blocks('python')[0]}\nEND", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    a_loop_of_ones_own_has_what_it_needs()
 
 
-def test_every_command_leaves_what_the_text_says(done):
-    folder, out = done
+def every_command_leaves_what_the_text_says(folder: Path, out: str) -> None:
     before, after = (json.loads(line) for line in out.splitlines() if line.startswith("{"))
     assert before["results"][0]["lines"] == after["results"][0]["lines"] == 8
     run = folder / "runs" / "serials"
@@ -54,17 +54,11 @@ def test_every_command_leaves_what_the_text_says(done):
     assert len(out.splitlines()) == 4, "two tables as JSON, and two lines that were read"
 
 
-def test_the_python_code_reads_with_the_exported_model(done):
-    code = blocks("python")[0]
-    shell(f"{sys.executable} -W error - <<'END'\n{code}\nEND", done[0])
-
-
-def test_a_loop_of_ones_own_has_what_it_needs(done, monkeypatch, capsys):
+def a_loop_of_ones_own_has_what_it_needs() -> None:
     """Everything but the steps, which take long to compile and are those of test_train_step."""
     _, steps, loss = blocks("python")
     steps, loss = steps.replace("range(20)", "range(0)"), loss.replace("jax.jit(jax.value_and_grad(loss))(", SHAPES)
     assert "range(0)" in steps and SHAPES in loss
-    monkeypatch.chdir(done[0])
     names: dict = {}
     exec(f"{steps}\n{loss}", names)
     files.check_manifest(Path("runs/own"))
