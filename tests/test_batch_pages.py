@@ -23,10 +23,10 @@ def model(tmp_path_factory):
 
 def test_errors_and_flags_of_a_page_s_lines_count():
     line = output.row("", Line("text", flags=("repetition",)))
-    cut, failed = line | {"finish_reason": "length"}, line | {"flags": [], "error": "no numbers (NaN)"}
-    page = {"id": "1.png", "lines": [line, failed, cut], "error": None}
+    ended, failed = line | {"finish_reason": "length"}, line | {"flags": [], "error": "no numbers (NaN)"}
+    page = {"id": "1.png", "lines": [line, failed, ended], "error": None}
     broken = {"id": "2.png", "lines": [], "error": "no such file"}
-    counts = {"images": 2, "lines": 3, "errors": {"no numbers": 1, "no such file": 1}, "flags": {"repetition": 2, "cut": 1}}
+    counts = {"images": 2, "lines": 3, "errors": {"no numbers": 1, "no such file": 1}, "flags": {"repetition": 2, "length": 1}}
     assert output.count([page, broken]) == counts
 
 

@@ -9,7 +9,7 @@ from trocr_jax.line import Line, Token, Word, joined
 ONE = Line("two words", 0.5, (Token(7, "two words", -0.7), Token(2, "", 0.0)), (Word("two", 0, 3, 0.9), Word("words", 4, 9, 0.6)))
 TWO = Line("end", 0.25, (Token(9, "end", -1.4),), (Word("end", 0, 3, 0.25),))
 BLANK = Line(flags=("no_text",))
-BROKEN = Line(error="no numbers")
+BROKEN = Line.failed("no numbers")
 
 
 def test_a_whole_line_is_itself():

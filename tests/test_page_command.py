@@ -52,7 +52,7 @@ class Sizes:
     """A reader whose text is the size of the picture, and which fails on one."""
 
     def read(self, pictures, **options):
-        return [Line(f"{p.width} x {p.height}") if p.width < 90 else Line(error="no numbers") for p in pictures]
+        return [Line(f"{p.width} x {p.height}") if p.width < 90 else Line.failed("no numbers") for p in pictures]
 
 
 def test_a_line_that_cannot_be_read_is_told_and_counts(tmp_path, capsys):

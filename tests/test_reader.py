@@ -88,7 +88,7 @@ def test_a_mistake_of_ours_costs_one_image_and_not_the_run(reader, drawn, monkey
     look = ink.look
     monkeypatch.setattr(ink, "look", lambda image: look(image) if image.width < 999 else 1 / 0)
     lines = reader.read([drawn[0], Image.new("RGB", (1000, 20)), drawn[1]], max_new_tokens=4)
-    assert [bool(line.error) for line in lines] == [False, True, False]
+    assert [(bool(line.error), line.finish_reason) for line in lines] == [(False, "length"), (True, None), (False, "length")]
     assert lines[1].error == "the image could not be prepared (ZeroDivisionError)"
     assert "1 / 0" in caplog.text, "where it happened is in the log"
 
@@ -99,7 +99,8 @@ def test_a_model_that_gives_no_numbers_is_an_error_and_no_text(drawn, beams):
     broken = jax.tree.map(lambda x: x * jnp.nan, reader.model.decoder.embed_norm)
     reader.model.decoder.embed_norm = broken
     lines = reader.read(drawn[:2], max_new_tokens=4, num_beams=beams)
-    assert [line.error for line in lines] == [NO_NUMBERS] * 2 and not any(line.text or line.confidence for line in lines)
+    assert [(line.error, line.finish_reason) for line in lines] == [(NO_NUMBERS, None)] * 2
+    assert not any(line.text or line.confidence for line in lines)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float8_e4m3fn", "foo", "int8", jnp.int32])

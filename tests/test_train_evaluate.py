@@ -248,7 +248,7 @@ def test_the_report_shows_the_worst_lines_first_and_escapes_everything():
 
 def test_images_that_cannot_be_read_are_told_in_the_report_and_confuse_no_letters():
     found = result([("abc", "abd")])
-    found.readings.append(Reading("s", "gone.png", b"", "xyz", Line(error="no such file")))
+    found.readings.append(Reading("s", "gone.png", b"", "xyz", Line.failed("no such file")))
     page = render([found], [Task("s", [], {})], "m")
     assert found.confusions == {("c", "d"): 1}
     assert "1 images cannot be read, counted as wrong; the first of s: gone.png" in page and "<td>s</td><td>2</td>" in page

@@ -48,7 +48,7 @@ class Line:
         confidence: the model's probability of exactly this text and its end, the product over all tokens, 0 to 1.
         tokens: as generated, the end token included; of a line that was read in pieces, with an end token each.
         words: with their confidences.
-        finish_reason: "stop", or "length" when the token budget cut the line.
+        finish_reason: "stop", or "length" when the token budget cut the line; None with an error.
         flags: "no_text" (a blank image), "repetition", "several_lines" (TrOCR reads one line), "several_pages" (of a TIFF
             the first is read).
         error: why the image could not be read, else None.
@@ -59,10 +59,15 @@ class Line:
     confidence: float = 0.0
     tokens: tuple[Token, ...] = ()
     words: tuple[Word, ...] = ()
-    finish_reason: Literal["stop", "length"] = "stop"
+    finish_reason: Literal["stop", "length"] | None = "stop"
     flags: tuple[str, ...] = ()
     error: str | None = None
     alternatives: tuple[Line, ...] = ()
+
+    @classmethod
+    def failed(cls, error: str, flags: tuple[str, ...] = ()) -> Line:
+        """Of an image that could not be read."""
+        return cls(finish_reason=None, flags=flags, error=error)
 
     def to_dict(self, *names: str) -> dict[str, Any]:
         """The fields of these names in this order, or all of them, as JSON would have them: dicts and lists."""
@@ -141,7 +146,7 @@ def _followed(line: Line, rest: Line) -> Line:
     of_pieces = {CONTINUES, NO_TEXT} - (set(line.flags) & set(rest.flags))
     flags = tuple(f for f in dict.fromkeys(line.flags + rest.flags) if f not in of_pieces)
     if error := line.error or rest.error:
-        return Line(flags=flags, error=error)
+        return Line.failed(error, flags)
     if not (line.tokens and rest.tokens):
         return replace(line if line.tokens else rest, flags=flags, alternatives=())
     separator = between(rest.flags) if line.text and rest.text else ""

@@ -210,7 +210,7 @@ class Reader:
         """
         ids = [int(token) for token in tokens[:length]]
         if np.isnan(logprobs[:length]).any():
-            return Line(flags=flags, error=NO_NUMBERS)
+            return Line.failed(NO_NUMBERS, flags)
         line = line_from_tokens(
             self.tokenizer.decode(ids), ids, [float(p) for p in logprobs[:length]], self.tokenizer.spans(ids), finished, flags
         )
@@ -235,7 +235,7 @@ class Reader:
         result, readable = wait(), [item for _, _, item in batch if item.pixels is not None]
         lines = iter(()) if result is None else self.lines(result, [item.flags for item in readable])
         for place, _, item in batch:
-            yield place, Line(error=item.error) if item.pixels is None else next(lines)
+            yield place, Line.failed(item.error) if item.error else next(lines)
 
 
 def cache_compilations() -> None:

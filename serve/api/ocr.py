@@ -14,6 +14,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from trocr_jax.line import Line
 from trocr_jax.reader import Prepared
 
 from .answer import Answer
@@ -82,8 +83,7 @@ async def _read(
 
 def _result(index: int, outcome: Answer | ApiError) -> dict[str, Any]:
     if isinstance(outcome, ApiError):
-        nothing = {"text": "", "confidence": 0.0, "words": [], "finish_reason": None, "flags": []}
-        return {"index": index, **nothing, "error": outcome.body["error"]}
+        return {"index": index, **line_object(Line.failed(outcome.message)), "error": outcome.body["error"]}
     return {"index": index, **line_object(outcome.lines[0]), "error": None}
 
 

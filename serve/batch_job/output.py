@@ -71,10 +71,10 @@ def kind(error: str) -> str:
 
 
 def count(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A unit's counts: images, lines in them, errors by kind, and what lines are flagged with; "cut" where tokens ran out."""
+    """A unit's counts: images, lines in them, errors by kind, and what lines are flagged with; "length" where tokens ran out."""
     lines = [line for row in rows for line in row.get("lines", [row])]
     found = Counter(kind(error) for row in rows for error in errors(row))
-    flags = Counter(flag for line in lines for flag in (*line["flags"], *["cut"] * (line["finish_reason"] == "length")))
+    flags = Counter(flag for line in lines for flag in (*line["flags"], *["length"] * (line["finish_reason"] == "length")))
     return {"images": len(rows), "lines": len(lines), "errors": dict(found), "flags": dict(flags)}
 
 

@@ -81,7 +81,7 @@ class ImageReading:
 
 
 def _nothing_yet(piece: Prepared) -> Line | None:
-    return Line(error=piece.error) if piece.pixels is None else None
+    return Line.failed(piece.error) if piece.error else None
 
 
 def windows(unit: int, items: Iterator[Item], decoders: Decoders[Decoded], pages: bool) -> Iterator[Window]:
