@@ -1,6 +1,7 @@
 """What a checkpoint says of decoding is followed, or it is said that it is not."""
 
 import json
+import re
 import shutil
 import warnings
 
@@ -10,6 +11,7 @@ from conftest import ROOT, shared
 
 from trocr_jax import Reader, TrOCR
 from trocr_jax.checkpoints.generation_files import read_settings
+from trocr_jax.config import TrOCRConfig
 from trocr_jax.generation.loop import GenerateConfig
 from trocr_jax.pretrained import companions, save
 
@@ -49,28 +51,40 @@ def test_settings_in_config_json_are_followed_as_transformers_follows_them(folde
 def test_the_top_of_config_json_goes_before_its_decoder_and_neutral_values_say_nothing(folder):
     change(folder, "decoder", num_beams=2, length_penalty=0.5, max_length=20)
     change(folder, num_beams=4, length_penalty=1.0)
-    assert read_settings(folder, 2) == {"num_beams": 4, "length_penalty": 0.5}
+    assert read_settings(folder, TrOCRConfig()) == {"num_beams": 4, "length_penalty": 0.5}
 
 
 def test_generation_config_json_goes_before_config_json(folder):
     change(folder, **TUNED)
     write(folder, num_beams=3, min_length=3)
-    assert read_settings(folder, 2) == {"num_beams": 3, "min_length": 3}
+    assert read_settings(folder, TrOCRConfig()) == {"num_beams": 3, "min_length": 3}
     assert Reader.from_pretrained(folder).defaults.min_new_tokens == 2, "min_length counts the start token"
 
 
 def test_what_is_not_followed_is_said(folder):
-    write(folder, repetition_penalty=1.2, do_sample=True, bad_words_ids=[[3]], decoder_start_token_id=0, num_beams=2)
-    expected = r"repetition_penalty = 1.2, bad_words_ids = \[\[3\]\], decoder_start_token_id = 0 \(config.json says 2"
-    with pytest.warns(UserWarning, match=f"not followed when decoding: do_sample = True, {expected}"):
-        assert read_settings(folder, 2) == {"num_beams": 2}
+    write(
+        folder,
+        repetition_penalty=1.2,
+        do_sample=True,
+        bad_words_ids=[[3]],
+        decoder_start_token_id=0,
+        eos_token_id=[2, 3],
+        num_beams=2,
+    )
+    said = "do_sample = True, repetition_penalty = 1.2, bad_words_ids = [[3]], decoder_start_token_id = 0 (config.json says 2, "
+    ids = "which the model was trained with), eos_token_id = [2, 3] (config.json says 2, "
+    with pytest.warns(UserWarning, match=re.escape(f"not followed when decoding: {said}{ids}")):
+        assert read_settings(folder, TrOCRConfig()) == {"num_beams": 2}
 
 
-@pytest.mark.parametrize("settings", [{}, {"decoder_start_token_id": 2, "repetition_penalty": 1.0, "do_sample": False}])
+NEUTRAL = {"decoder_start_token_id": 2, "eos_token_id": [2], "repetition_penalty": 1.0, "do_sample": False}
+
+
+@pytest.mark.parametrize("settings", [{}, NEUTRAL])
 def test_public_checkpoints_are_read_without_a_remark(folder, settings):
     write(folder, use_cache=False, **settings)
     with warnings.catch_warnings(action="error"):
-        assert read_settings(folder, 2) == {}
+        assert read_settings(folder, TrOCRConfig()) == {}
 
 
 def test_old_config_json_files_list_every_setting_and_set_none(tmp_path):
@@ -78,7 +92,7 @@ def test_old_config_json_files_list_every_setting_and_set_none(tmp_path):
     for directory in shared("hub_configs").iterdir():
         shutil.copy(directory / "config.json", tmp_path)
         with warnings.catch_warnings(action="error"):
-            assert read_settings(tmp_path, 2) == {}, directory.name
+            assert read_settings(tmp_path, TrOCRConfig()) == {}, directory.name
 
 
 @pytest.mark.parametrize("settings", [{"num_beams": "4"}, {"max_length": "long"}, {"max_new_tokens": [5]}, {"early_stopping": 1}])

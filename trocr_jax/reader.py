@@ -268,5 +268,5 @@ def default_batch_size() -> int:
 
 def default_generation(directory: Path, model: TrOCR) -> GenerateConfig:
     """What the checkpoint says of decoding, where it says something; lines of up to 128 tokens where it does not."""
-    settings = read_settings(directory, model.config.decoder_start_token_id)
+    settings = read_settings(directory, model.config)
     return GenerateConfig.from_hf(settings, model.config.decoder.max_positions)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..config import TrOCRConfig
 
 NAME = "generation_config.json"
 # Values that change nothing; old config.json files list them all, whoever set them.
@@ -27,24 +28,33 @@ NOT_FOLLOWED: dict[str, Any] = {
 }  # fmt: skip
 
 
-def read_settings(directory: Path, start: int) -> dict[str, Any]:
+def read_settings(directory: Path, config: TrOCRConfig) -> dict[str, Any]:
     """A checkpoint's settings by transformers' names, those of FOLLOWED that are not at rest.
 
     Args:
         directory: of the hub's layout.
-        start: the model's start token, which generation_config.json may contradict.
+        config: of its config.json.
 
     Warns of settings that are not followed. Raises FilesError for json that cannot be read.
     """
     path = directory / NAME
     settings = files.read_json(path) if path.exists() else in_model_config(files.read_json(directory / "config.json"))
     ignored = [f"{name} = {value!r:.80}" for name, value in _set(settings, NOT_FOLLOWED).items()]
-    other = settings.get("decoder_start_token_id", start)
-    if other not in (None, start):
-        ignored.append(f"decoder_start_token_id = {other!r:.80} (config.json says {start}, which the model was trained with)")
+    ignored += contradictions(directory, config)
     if ignored:
         warnings.warn(f"{directory}: not followed when decoding: {', '.join(ignored)}", stacklevel=2)
     return _set(settings, FOLLOWED)
+
+
+def contradictions(directory: Path, config: TrOCRConfig) -> list[str]:
+    """The token ids of generation_config.json that are not those of config.json, which the model was trained with."""
+    settings = files.read_json(directory / NAME) if (directory / NAME).exists() else {}
+    pairs = {name: (settings.get(name), getattr(config, name)) for name in ("decoder_start_token_id", "eos_token_id")}
+    return [
+        f"{name} = {other!r:.80} (config.json says {own}, which the model was trained with)"
+        for name, (other, own) in pairs.items()
+        if other not in (None, own, [own])
+    ]
 
 
 def in_model_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -148,7 +148,8 @@ def checkpoint(directory: Path) -> Iterator[Check]:
     hint = "as the originals" if start == config.eos_token_id else f"the originals start with </s> ({config.eos_token_id})"
     yield Check("start token", start in (config.eos_token_id, config.bos_token_id), f"{start}, {hint}")
     yield from belongs(config, tokenizer)
-    yield Check("generation ids", *_generation_ids(directory, start))
+    wrong = generation_files.contradictions(directory, config)
+    yield Check("generation ids", not wrong, ", ".join(wrong) or "agree with config.json")
     tied = config.decoder.tie_word_embeddings
     yield Check("output head", True, "tied to the embeddings" if tied else "a matrix of its own")
     yield round_trips(tokenizer)
@@ -169,16 +170,6 @@ def round_trips(tokenizer: Tokenizer) -> Check:
     broken = [text for text in SAMPLES if tokenizer.decode(tokenizer.labels(text)).split() != text.split()]
     detail = f"{len(SAMPLES) - len(broken)} of {len(SAMPLES)}" + (f", not {broken[0]!r}" if broken else "")
     return Check("label round trip", not broken, detail)
-
-
-def _generation_ids(directory: Path, start: int) -> tuple[bool, str]:
-    path = directory / generation_files.NAME
-    found = files.read_json(path).get("decoder_start_token_id") if path.is_file() else None
-    agrees = found in (None, start)
-    return (
-        agrees,
-        "agree with config.json" if agrees else f"start token {found} in generation_config.json, {start} in config.json",
-    )
 
 
 def _unused_accelerator() -> str | None:
