@@ -40,15 +40,14 @@ def read_settings(directory: Path, config: TrOCRConfig) -> dict[str, Any]:
     path = directory / NAME
     settings = files.read_json(path) if path.exists() else in_model_config(files.read_json(directory / "config.json"))
     ignored = [f"{name} = {value!r:.80}" for name, value in _set(settings, NOT_FOLLOWED).items()]
-    ignored += contradictions(directory, config)
+    ignored += contradictions(settings, config)
     if ignored:
         warnings.warn(f"{directory}: not followed when decoding: {', '.join(ignored)}", stacklevel=2)
     return _set(settings, FOLLOWED)
 
 
-def contradictions(directory: Path, config: TrOCRConfig) -> list[str]:
-    """The token ids of generation_config.json that are not those of config.json, which the model was trained with."""
-    settings = files.read_json(directory / NAME) if (directory / NAME).exists() else {}
+def contradictions(settings: Mapping[str, Any], config: TrOCRConfig) -> list[str]:
+    """The token ids of a generation_config.json that are not those of config.json, which the model was trained with."""
     pairs = {name: (settings.get(name), getattr(config, name)) for name in ("decoder_start_token_id", "eos_token_id")}
     return [
         f"{name} = {other!r:.80} (config.json says {own}, which the model was trained with)"

@@ -148,7 +148,8 @@ def checkpoint(directory: Path) -> Iterator[Check]:
     hint = "as the originals" if start == config.eos_token_id else f"the originals start with </s> ({config.eos_token_id})"
     yield Check("start token", start in (config.eos_token_id, config.bos_token_id), f"{start}, {hint}")
     yield from belongs(config, tokenizer)
-    wrong = generation_files.contradictions(directory, config)
+    settings = directory / generation_files.NAME
+    wrong = generation_files.contradictions(files.read_json(settings) if settings.is_file() else {}, config)
     yield Check("generation ids", not wrong, ", ".join(wrong) or "agree with config.json")
     tied = config.decoder.tie_word_embeddings
     yield Check("output head", True, "tied to the embeddings" if tied else "a matrix of its own")
