@@ -20,7 +20,8 @@ ORDER = [
         "config checkpoints.fairseq checkpoints.weights pretrained "
         "network.flash network.mesh_axes network.layers network.attention network.encoder "
         "network.decoder_layer network.step_layers network.decoder model "
-        "generation.packed generation.processors generation.loop generation.sampling generation.beam decoding reader"
+        "generation.packed generation.processors generation.constraint generation.loop generation.sampling generation.beam "
+        "decoding patterns reader"
     ).split(),
     "lanes engine engine_thread".split(),
     "lanes reader".split(),

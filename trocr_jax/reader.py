@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -32,6 +33,7 @@ from .generation.sampling import image_seed
 from .lanes import Lanes
 from .line import NO_NUMBERS, NO_TEXT, Line, line_from_tokens
 from .model import TrOCR
+from .patterns import constraint
 from .pixels.image_processor import ImageProcessor
 from .prepared import Prepared, prepare
 from .streaming import Piece, batches, by_place, in_order, in_pieces, whole
@@ -47,6 +49,9 @@ CPU_BATCH = 8
 
 AHEAD = 2
 """Batches that the device works on or that wait for it while the one before is read out."""
+
+PATTERNS = 8
+"""Patterns whose automata a reader keeps."""
 
 Wait = Callable[[], Generation | None]
 """Gives the result of a batch when it is there; None where no image of the batch could be read."""
@@ -71,6 +76,7 @@ class Reader:
         self.mesh, self._lanes, self.batch_size = mesh, Lanes(), default_batch_size() * sharding.rows_for(1, mesh)
         self.together, self.ahead = TOGETHER, AHEAD
         self._packed: tuple[TrOCR, Packed] | None = None
+        self._constraint = lru_cache(PATTERNS)(partial(constraint, tokenizer=tokenizer))
         if model.config.encoder.num_channels != 3:
             raise ValueError(f"{name}: reads images of {model.config.encoder.num_channels} channels; images are prepared as RGB")
         if wrong := misreadings(model.config, tokenizer):
@@ -115,7 +121,9 @@ class Reader:
             source: an image (path, bytes, PIL image, array), or a list, tuple or iterator of images.
             batch_size: images a step of all devices; by default 8 a device on CPU, 128 elsewhere.
             seed: of the draws, where `do_sample`; image i draws from (seed, i), whatever it is batched with.
-            options: fields of GenerateConfig (num_beams, max_new_tokens, ...).
+            options: fields of GenerateConfig (num_beams, max_new_tokens, ...); or `pattern`, a regular expression that the whole
+                text shall match, as `patterns` has them. Pieces that a long line is read in shall match it each. Probabilities
+                stay the model's own: low ones tell that the image shows something else.
 
         Returns:
             A Line for one image, a list of Lines in order for many. An unreadable image gives a Line with `error` set.
@@ -138,8 +146,7 @@ class Reader:
         Raises:
             ValueError: at once, for options that this reader cannot follow and for sizes below 1.
         """
-        config = replace(self.defaults, **options)
-        self.check(config)
+        config = self.configured(**options)
         size = self.batch_size if batch_size is None else batch_size
         if min(size, together) < 1:
             raise ValueError(f"batch_size and together must be at least 1, not {size} and {together}")
@@ -156,6 +163,14 @@ class Reader:
                 yield from self._lines(*pending.popleft())
         for batch, wait in pending:
             yield from self._lines(batch, wait)
+
+    def configured(self, pattern: str | None = None, **options: Any) -> GenerateConfig:
+        """The defaults but for these options of `read`. Raises ValueError for those that this reader cannot follow."""
+        if pattern is not None:
+            options["constraint"] = self._constraint(pattern)
+        config = replace(self.defaults, **options)
+        self.check(config)
+        return config
 
     def check(self, config: GenerateConfig) -> None:
         """Raises ValueError for options that this reader cannot follow, before any image is looked at."""
@@ -199,7 +214,10 @@ class Reader:
         """The first rows of a Generation as Lines, one for every `flags` of an image; waits for the device."""
         rows = zip(*jax.device_get((result.tokens, result.logprobs, result.lengths, result.finished)), strict=True)
         for own, row in zip(flags, rows, strict=False):  # rows that only filled the batch up come last
-            best, *others = (self.line(tokens, p, length, end, own) for tokens, p, length, end in zip(*row, strict=True))
+            found = (
+                sequence for sequence in zip(*row, strict=True) if sequence[2]
+            )  # a search may find fewer than it was asked for
+            best, *others = (self.line(tokens, p, length, end, own) for tokens, p, length, end in found)
             yield replace(best, alternatives=tuple(others)) if others else best
 
     def line(self, tokens: np.ndarray, logprobs: np.ndarray, length: int, finished: bool, flags: tuple[str, ...] = ()) -> Line:

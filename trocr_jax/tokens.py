@@ -106,15 +106,36 @@ class Tokenizer:
         pieces, text = self._pieces(ids), self.decode(ids)
         return [text[start:end].encode() for start, end in self._spans_of_prefixes(ids)] if pieces is None else pieces
 
-    def _pieces(self, ids: list[int]) -> list[bytes] | None:
+    @cached_property
+    def by_bytes(self) -> dict[bytes, list[int]]:
+        """The ids of tokens by what they add to the bytes of a text that has begun.
+
+        Raises TokenizerError for tokenizers of other kinds than TrOCR's, where that depends on the tokens around.
+        """
+        pieces = self._pieces(list(range(self.size)), begun=True)
+        if pieces is None:
+            raise TokenizerError("what a token of this tokenizer adds to a text depends on the tokens around it")
+        found: dict[bytes, list[int]] = {}
+        for index, piece in enumerate(pieces):
+            if piece:
+                found.setdefault(piece, []).append(index)
+        return found
+
+    @property
+    def drops_first_space(self) -> bool:
+        """Whether texts begin with a token for a space that they do not have, as SentencePiece writes them."""
+        decoder = self._backend.decoder
+        return isinstance(decoder, decoders.Metaspace) and decoder.prepend_scheme != "never"
+
+    def _pieces(self, ids: list[int], begun: bool = False) -> list[bytes] | None:
         """What each id adds to the bytes of the text, or None where the decoder is of another kind."""
         tokens = [self._backend.id_to_token(i) or "" if self._has_text(i) else "" for i in ids]
         if isinstance(self._backend.decoder, decoders.ByteLevel):
             return [_bytes_of(token) for token in tokens]
         if isinstance(self._backend.decoder, decoders.Metaspace):
-            first = next((n for n, token in enumerate(tokens) if token), 0)
-            drop = self._backend.decoder.prepend_scheme != "never"
-            return [token.replace(WORD_START, "" if drop and n == first else " ").encode() for n, token in enumerate(tokens)]
+            drop = self.drops_first_space and not begun
+            first = next((n for n, token in enumerate(tokens) if token), 0) if drop else None
+            return [token.replace(WORD_START, "" if n == first else " ").encode() for n, token in enumerate(tokens)]
         return None
 
     def _has_text(self, index: int) -> bool:

@@ -54,7 +54,7 @@ class OnnxModel:
             pixels: of the model's width, or the left part of such images, where the graphs are not plain.
 
         Raises:
-            ValueError: an option other than max_new_tokens and min_new_tokens, or more tokens than the decoder has positions.
+            ValueError: an option other than max_new_tokens, min_new_tokens, constraint; more tokens than there are positions.
         """
         check(config, self.config)
         found, going = _Found(len(pixels), config, self.config), Going(self, pixels, config.max_new_tokens)
@@ -123,7 +123,8 @@ class _Found:
     """What has been read so far: tokens and log-probabilities [B,T], the last token of each row, and which rows have ended."""
 
     def __init__(self, rows: int, config: GenerateConfig, ids: TrOCRConfig):
-        self._ids, self._min_new_tokens = ids, config.min_new_tokens
+        self._ids, self._min_new_tokens, self._constraint = ids, config.min_new_tokens, config.constraint
+        self._states = np.zeros(rows, np.int32)
         self._tokens = np.full((rows, config.max_new_tokens), ids.pad_token_id, np.int32)
         self._logprobs, self.ended = np.zeros(self._tokens.shape, np.float32), np.zeros(rows, bool)
         self.last = np.full(rows, ids.decoder_start_token_id)
@@ -131,13 +132,21 @@ class _Found:
     def add(self, rows: np.ndarray, place: int, logprobs: np.ndarray) -> None:
         """The likeliest token of each of these rows [b] by its log-probabilities [b,V]; what comes after a row's end does not
         count."""
-        if place < self._min_new_tokens:
-            logprobs[:, self._ids.eos_token_id] = -np.inf
-        self.last[rows] = tokens = logprobs.argmax(axis=1)
+        self.last[rows] = tokens = self._ruled(rows, place, logprobs).argmax(axis=1)
+        if self._constraint:
+            self._states[rows] = self._constraint.after(self._states[rows], tokens)
         going = ~self.ended[rows]
         self._tokens[rows[going], place] = tokens[going]
         self._logprobs[rows[going], place] = logprobs[going, tokens[going]]
         self.ended[rows] |= tokens == self._ids.eos_token_id
+
+    def _ruled(self, rows: np.ndarray, place: int, logprobs: np.ndarray) -> np.ndarray:
+        """-inf where a token may not come, as `loop.process` has it."""
+        ruled = logprobs
+        if place < self._min_new_tokens:
+            ruled = logprobs.copy()
+            ruled[:, self._ids.eos_token_id] = -np.inf
+        return self._constraint.restrict(logprobs, ruled, self._states[rows]) if self._constraint else ruled
 
     def generation(self) -> Generation:
         """All of it, one sequence a row."""
@@ -150,5 +159,6 @@ class _Found:
 def check(config: GenerateConfig, model: TrOCRConfig) -> None:
     """Raises ValueError for options that these graphs have no operators for, and for more tokens than the model can write."""
     config.check_positions(model.decoder.max_positions)
-    if config != GenerateConfig(config.max_new_tokens, config.min_new_tokens):
-        raise ValueError("ONNX Runtime decodes greedily: of the options only max_new_tokens and min_new_tokens are possible")
+    if config != GenerateConfig(config.max_new_tokens, config.min_new_tokens, constraint=config.constraint):
+        only = "max_new_tokens, min_new_tokens and a pattern or constraint"
+        raise ValueError(f"ONNX Runtime decodes greedily: of the options only {only} are possible")

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..config import TrOCRConfig
 from ..decoding import GenerateConfig
-from ..generation.loop import process
+from ..generation.loop import follow, process
 from ..generation.packed import Packed, layers_of, model_of
 from ..generation.sampling import draw, sample_key
 from ..model import TrOCR, normalize
@@ -45,6 +45,7 @@ class Slots:
         position: [B] int32, tokens produced so far.
         limit: [B] int32, most tokens to produce.
         done: [B] bool
+        states: [B] int32, of the constraint.
         keys: [B] random keys.
         temperature: [B] float32; 0 takes the best token.
         top_p: [B] float32
@@ -56,6 +57,7 @@ class Slots:
     position: Array
     limit: Array
     done: Array
+    states: Array
     keys: Array
     temperature: Array
     top_p: Array
@@ -110,7 +112,8 @@ def empty(model: TrOCR, slots: int, places: int) -> Slots:
         memory=jnp.zeros((slots, config.encoder.num_tokens, config.memory_size), model.dtype),
         tokens=jnp.full((slots, places + 1), config.pad_token_id, jnp.int32),
         position=vector(jnp.int32), limit=vector(jnp.int32), done=jnp.ones(slots, bool),
-        keys=jax.random.split(jax.random.key(0), slots), temperature=vector(jnp.float32), top_p=jnp.ones(slots, jnp.float32),
+        states=vector(jnp.int32), keys=jax.random.split(jax.random.key(0), slots),
+        temperature=vector(jnp.float32), top_p=jnp.ones(slots, jnp.float32),
         cache=model.decoder.init_cache(slots, places),
     )  # fmt: skip
 
@@ -129,7 +132,7 @@ def insert(slots: Slots, memory: Array, settings: Settings, config: TrOCRConfig)
     start = jnp.full((n, slots.tokens.shape[1]), config.pad_token_id, jnp.int32).at[:, 0].set(config.decoder_start_token_id)
     new = {
         "memory": memory, "tokens": start, "position": jnp.zeros(n, jnp.int32), "limit": settings.limit,
-        "done": jnp.zeros(n, bool), "keys": keys, "temperature": settings.temperature,
+        "done": jnp.zeros(n, bool), "states": jnp.zeros(n, jnp.int32), "keys": keys, "temperature": settings.temperature,
         "top_p": settings.top_p,
     }  # fmt: skip
     return replace(slots, **{name: getattr(slots, name).at[place].set(rows, mode="drop") for name, rows in new.items()})
@@ -159,19 +162,20 @@ def _step(model: TrOCR, layers: StepLayers | Unrolled, slots: Slots, rules: Gene
     progress = Progress(token, jnp.take_along_axis(logprobs, token[:, None], axis=1)[:, 0], best.astype(jnp.int32), best_logprobs)
     tokens = slots.tokens.at[rows, position].set(jnp.where(slots.done, slots.tokens[rows, position], token))
     done = slots.done | (token == ids.eos_token_id) | (position >= slots.limit)
-    slots = replace(slots, tokens=tokens, position=position, done=done, cache=cache)
+    states = follow(slots.states, token, rules)
+    slots = replace(slots, tokens=tokens, position=position, done=done, states=states, cache=cache)
     return slots, progress
 
 
 def _forbid(scores: Array, slots: Slots, rules: GenerateConfig, ids: TrOCRConfig) -> Array:
     """The rules of `loop.process` on scores [B,V], each row at its own position."""
-    if not (rules.no_repeat_ngram_size or rules.min_new_tokens):
+    if not (rules.no_repeat_ngram_size or rules.min_new_tokens or rules.constraint):
         return scores
 
-    def row(scores: Array, tokens: Array, position: Array) -> Array:
-        return process(scores[None], tokens[None], position, rules, ids)[0]
+    def row(scores: Array, tokens: Array, state: Array, position: Array) -> Array:
+        return process(scores[None], tokens[None], state[None], position, rules, ids)[0]
 
-    return jax.vmap(row)(scores, slots.tokens, slots.position)
+    return jax.vmap(row)(scores, slots.tokens, slots.states, slots.position)
 
 
 def _choose(scores: Array, slots: Slots, top_k: int, draws: bool) -> Array:

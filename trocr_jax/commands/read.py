@@ -58,6 +58,9 @@ class Config:
     is always greedy, and reads some lines otherwise."""
     mesh: str | None = None
     """Devices to read with: data=8, or data=4,model=2 for a model cut over pairs of them. By default one."""
+    pattern: str | None = None
+    """A regular expression that every text shall match as a whole, as [0-9]{2}/[0-9]{2}/[0-9]{4}; needs the extra "pattern". Not
+    with --page."""
     max_tokens: int | None = None
     """Most new tokens a line, or a piece of one that is read in pieces; the start token not counted. By default as the checkpoint
     says, else 128."""
@@ -79,16 +82,31 @@ def _checked(config: Config) -> dict[str, Any]:
         raise UsageError("name at least one image, folder or glob; 'trocr-jax read --help' tells more")
     if "-" in config.paths and not Path("-").exists():
         raise UsageError("standard input is not read: name a file")
-    options = {"num_beams": config.beams, "max_new_tokens": config.max_tokens, "batch_size": config.batch_size}
+    options: dict[str, Any] = {"num_beams": config.beams, "max_new_tokens": config.max_tokens, "batch_size": config.batch_size}
     options = {name: value for name, value in options.items() if value is not None}
     if any(value < 1 for value in options.values()):
         raise UsageError("--beams, --batch-size and --max-tokens must be at least 1")
     if not config.page and (config.lines or config.output or config.format in DOCUMENTS):
         raise UsageError("--lines, --output and the formats hocr, alto and page are for --page")
     _check_mesh(config.mesh)
+    if config.pattern is not None:
+        _check_pattern(config.pattern, config.page)
+        options["pattern"] = config.pattern
     if config.dtype == "int8" and (config.mesh or (config.beams or 1) > 1):
         raise UsageError("--dtype int8 reads greedily and on the CPU: leave --beams and --mesh out")
     return options
+
+
+def _check_pattern(pattern: str, page: bool) -> None:
+    if page:
+        raise UsageError("--pattern is for images of lines, not for --page")
+    load("outlines_core", "--pattern", "pattern")
+    from ..patterns import check
+
+    try:
+        check(pattern)
+    except ValueError as error:
+        raise UsageError(f"--pattern: {error}") from None
 
 
 def _check_mesh(text: str | None) -> None:

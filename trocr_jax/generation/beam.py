@@ -10,7 +10,7 @@ Images end on their own: what happens to an image after it is done does not chan
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from ..network.decoder_layer import KVCache
 from ..network.layers import Array
 from ..network.mesh_axes import varying
 from ..network.step_layers import StepLayers, Unrolled
-from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_chunks
+from .loop import GenerateConfig, Generation, finalize, follow, process, put, run, whole_chunks
 
 NEVER = -1.0e9  # the score of what is not there; transformers' value, kept because sums with it decide ties
 
@@ -35,12 +35,14 @@ class Beams:
         logprobs: [B,n,P] float32, of each token.
         scores: [B,n] float32, sums of log-probabilities while running, with the length penalty once ended.
         ended: [B,n] bool
+        states: [B,n] int32, of the constraint.
     """
 
     tokens: Array
     logprobs: Array
     scores: Array
     ended: Array
+    states: Array
 
     def pick(self, indices: Array) -> Beams:
         """The sequences at indices [B,m]."""
@@ -74,15 +76,23 @@ def beam_search(model: TrOCR, layers: StepLayers | Unrolled, memory: Array, conf
     state = varying(_start(model, memory.shape[0], config, ~mask), model, memory)
     state = run(lambda s: _step(model, memory, config, layers, s), state, lambda s: ~jnp.all(s.done))
     best, T, R = state.best, config.max_new_tokens, config.num_return_sequences
-    return finalize(best.tokens[:, :R, 1 : T + 1], best.logprobs[:, :R, :T], best.scores[:, :R], model.config)
+    found = finalize(best.tokens[:, :R, 1 : T + 1], best.logprobs[:, :R, :T], best.scores[:, :R], model.config)
+    return replace(found, lengths=jnp.where(best.ended[:, :R] & ~_repeats(found.tokens), found.lengths, 0))
+
+
+def _repeats(tokens: Array) -> Array:
+    """[B,R] which of tokens [B,R,T] a better sequence equals: copies of the first beam, where too few others are possible."""
+    equal = (tokens[:, :, None] == tokens[:, None]).all(-1)
+    return jnp.tril(equal, -1).any(-1)
 
 
 def _start(model: TrOCR, images: int, config: GenerateConfig, done: Array) -> BeamState:
     K, P, ids = config.num_beams, whole_chunks(config.max_new_tokens), model.config
     tokens = jnp.full((images, K, P + 1), ids.pad_token_id, jnp.int32).at[..., 0].set(ids.decoder_start_token_id)
-    nothing = Beams(tokens, jnp.zeros((images, K, P)), jnp.full((images, K), NEVER), jnp.zeros((images, K), bool))
+    shape, scores = (images, K), jnp.full((images, K), NEVER)
+    nothing = Beams(tokens, jnp.zeros((*shape, P)), scores, jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32))
     # only the first beam counts at first, or all K would hold the same sequence
-    running = Beams(tokens, nothing.logprobs, nothing.scores.at[:, 0].set(0.0), nothing.ended)
+    running = replace(nothing, scores=scores.at[:, 0].set(0.0))
     cache = model.decoder.init_cache(images * K, P)
     return BeamState(running, nothing, jnp.ones(images, bool), done, jnp.int32(0), cache)
 
@@ -93,8 +103,7 @@ def _step(model: TrOCR, memory: Array, config: GenerateConfig, layers: StepLayer
     best = _merge(state, candidates, config)
     still = candidates.scores + jnp.where(candidates.ended, NEVER, 0.0)
     scores, kept = jax.lax.top_k(still, config.num_beams)
-    running = candidates.pick(kept)
-    running = Beams(running.tokens, running.logprobs, scores, running.ended)
+    running = replace(candidates.pick(kept), scores=scores)
     position = state.position + 1
     improvable = state.improvable & _improvable(running.scores[:, 0], best, position, config)
     full = best.ended.all(axis=1) & jnp.bool_(config.early_stopping is True)
@@ -117,7 +126,8 @@ def _next_logprobs(
     current = jax.lax.dynamic_index_in_dim(tokens, state.position, axis=1, keepdims=False)
     scores, cache = model.decoder.step(current, memory, state.cache, state.position, layers)
     logprobs = jax.nn.log_softmax(scores.astype(jnp.float32), axis=-1)
-    return process(logprobs, tokens, state.position, config, model.config).reshape(B, K, -1), cache
+    states = state.running.states.reshape(B * K)
+    return process(logprobs, tokens, states, state.position, config, model.config).reshape(B, K, -1), cache
 
 
 def _extend(running: Beams, logprobs: Array, position: Array, config: GenerateConfig, eos: int) -> tuple[Beams, Array]:
@@ -132,7 +142,8 @@ def _extend(running: Beams, logprobs: Array, position: Array, config: GenerateCo
     chosen = jnp.take_along_axis(logprobs.reshape(B, K * V), parents * V + token, axis=1)
     picked = running.pick(parents)
     ended = (token == eos) | (position + 1 >= config.max_new_tokens)
-    return Beams(put(picked.tokens, token, position + 1), put(picked.logprobs, chosen, position), scores, ended), parents
+    tokens, states = put(picked.tokens, token, position + 1), follow(picked.states, token, config)
+    return Beams(tokens, put(picked.logprobs, chosen, position), scores, ended, states), parents
 
 
 def _merge(state: BeamState, candidates: Beams, config: GenerateConfig) -> Beams:
@@ -145,7 +156,7 @@ def _merge(state: BeamState, candidates: Beams, config: GenerateConfig) -> Beams
     length = (state.position + 1).astype(jnp.float32)
     scores = candidates.scores / length**config.length_penalty
     scores = scores + jnp.where(closed, NEVER, 0.0) + jnp.where(ended, 0.0, NEVER)
-    new = Beams(candidates.tokens, candidates.logprobs, scores, ended)
+    new = replace(candidates, scores=scores, ended=ended)
     merged = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), state.best, new)
     return merged.pick(jax.lax.top_k(merged.scores, K)[1])
 

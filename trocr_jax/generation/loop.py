@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from ..config import NEW_TOKENS, TrOCRConfig
 from ..network.layers import Array
 from . import processors
+from .constraint import Constraint
 
 S = TypeVar("S")
 
@@ -43,6 +44,8 @@ class GenerateConfig:
         early_stopping: beam search ends an image when K sequences have ended (True), when no better one is likely (False),
             or when none is possible ("never").
         no_repeat_ngram_size: forbid repeating n-grams of this size; 0 is off. It also forbids "000" at 2: rarely wise for OCR.
+        constraint: what the text may be, as `patterns.constraint` makes it of a regular expression; transformers' is a function,
+            `prefix_allowed_tokens_fn`. A text that max_new_tokens ends may be no more than the beginning of an allowed one.
     """
 
     max_new_tokens: int = NEW_TOKENS
@@ -56,6 +59,7 @@ class GenerateConfig:
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
     no_repeat_ngram_size: int = 0
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -64,6 +68,8 @@ class GenerateConfig:
                 raise ValueError(f"{field.name} must be a number, {field.type}, not {value!r:.80}")
         if not isinstance(self.do_sample, bool):
             raise ValueError(f"do_sample must be True or False, not {self.do_sample!r:.80}")
+        if not isinstance(self.constraint, Constraint | None):
+            raise ValueError(f"constraint must be a Constraint, as patterns.constraint makes it, not {self.constraint!r:.80}")
         checks = {
             "max_new_tokens must be at least 1": self.max_new_tokens >= 1,
             "min_new_tokens must lie between 0 and max_new_tokens": 0 <= self.min_new_tokens <= self.max_new_tokens,
@@ -109,8 +115,9 @@ class Generation:
 
     Attributes:
         tokens: [B,R,T] int32 without the start token; pad after the end.
-        logprobs: [B,R,T] float32, the model's log-probability of each token (before temperature, top-k, top-p); 0 after the end.
-        lengths: [B,R] int32, tokens up to and with the end token.
+        logprobs: [B,R,T] float32, the model's log-probability of each token (before temperature, top-k, top-p and
+            whatever forbids tokens); 0 after the end.
+        lengths: [B,R] int32, tokens up to and with the end token; 0 where a search found fewer than R sequences to be possible.
         scores: [B,R] float32, the beam score, or the sum of the log-probabilities without beams.
         finished: [B,R] bool, ended with the end token and not by length.
     """
@@ -147,13 +154,22 @@ def finalize(tokens: Array, logprobs: Array, scores: Array, ids: TrOCRConfig) ->
     return Generation(jnp.where(real, tokens, ids.pad_token_id), jnp.where(real, logprobs, 0.0), lengths, scores, finished)
 
 
-def process(scores: Array, tokens: Array, produced: Array, config: GenerateConfig, ids: TrOCRConfig) -> Array:
-    """Rules that forbid tokens, on scores [B,V] of rows whose tokens [B,P+1] begin with the start token."""
+def process(scores: Array, tokens: Array, states: Array, produced: Array, config: GenerateConfig, ids: TrOCRConfig) -> Array:
+    """Rules that forbid tokens, on scores [B,V] of rows whose tokens [B,P+1] begin with the start token.
+
+    The constraint, in whose states [B] the rows are, has the last word.
+    """
+    ruled = scores
     if config.no_repeat_ngram_size:
-        scores = processors.forbid_repeated_ngrams(scores, tokens, produced + 1, config.no_repeat_ngram_size)
+        ruled = processors.forbid_repeated_ngrams(ruled, tokens, produced + 1, config.no_repeat_ngram_size)
     if config.min_new_tokens:
-        scores = processors.forbid_end_before(scores, produced, config.min_new_tokens, ids.eos_token_id)
-    return scores
+        ruled = processors.forbid_end_before(ruled, produced, config.min_new_tokens, ids.eos_token_id)
+    return config.constraint.restrict(scores, ruled, states) if config.constraint else ruled
+
+
+def follow(states: Array, tokens: Array, config: GenerateConfig) -> Array:
+    """The states of the constraint behind tokens, both of the same shape. Rows begin in state 0, where they stay without one."""
+    return config.constraint.after(states, tokens) if config.constraint else states
 
 
 def put(buffer: Array, column: Array, place: Array) -> Array:

@@ -19,7 +19,7 @@ from ..network.layers import Array
 from ..network.mesh_axes import varying
 from ..network.step_layers import StepLayers, Unrolled
 from . import processors
-from .loop import GenerateConfig, Generation, finalize, process, put, run, whole_chunks
+from .loop import GenerateConfig, Generation, finalize, follow, process, put, run, whole_chunks
 
 N = TypeVar("N", int, np.ndarray)
 
@@ -34,6 +34,7 @@ class State:
         logprobs: [B,P] float32
         done: [B] bool
         position: [] int32, tokens produced so far.
+        states: [B] int32, of the constraint.
         cache: self-attention of the tokens so far.
     """
 
@@ -41,6 +42,7 @@ class State:
     logprobs: Array
     done: Array
     position: Array
+    states: Array
     cache: KVCache
 
 
@@ -69,14 +71,14 @@ def sample(
         current = jax.lax.dynamic_index_in_dim(state.tokens, state.position, axis=1, keepdims=False)
         scores, cache = model.decoder.step(current, memory, state.cache, state.position, layers)
         scores = scores.astype(jnp.float32)
-        token = choose(process(scores, state.tokens, state.position, config, ids), config, keys, state.position)
+        token = choose(process(scores, state.tokens, state.states, state.position, config, ids), config, keys, state.position)
         logprob = jnp.take_along_axis(jax.nn.log_softmax(scores, axis=-1), token[:, None], axis=1)[:, 0]
         token = jnp.where(state.done, ids.pad_token_id, token)
         done = state.done | (token == ids.eos_token_id) | (state.position + 1 >= config.max_new_tokens)
         return State(
             tokens=put(state.tokens, token, state.position + 1),
             logprobs=put(state.logprobs, jnp.where(state.done, 0.0, logprob), state.position),
-            done=done, position=state.position + 1, cache=cache,
+            done=done, position=state.position + 1, states=follow(state.states, token, config), cache=cache,
         )  # fmt: skip
 
     return _result(run(step, state, lambda state: ~jnp.all(state.done)), memory.shape[0], config, ids)
@@ -88,6 +90,7 @@ def _start(model: TrOCR, rows: int, max_new_tokens: int, done: Array) -> State:
     return State(
         tokens=tokens.at[:, 0].set(model.config.decoder_start_token_id),
         logprobs=jnp.zeros((rows, places)), done=done, position=jnp.int32(0), cache=model.decoder.init_cache(rows, places),
+        states=jnp.zeros(rows, jnp.int32),
     )  # fmt: skip
 
 
