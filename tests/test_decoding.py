@@ -8,16 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import FAMILIES, shared
 from reference import nchw, ours, random_config, random_pixels, torch_model
 from test_model import fixture, nhwc
 
 from trocr_jax import decoding
 from trocr_jax.decoding import GenerateConfig, generate, read_pixels
+from trocr_jax.generation.beam import Beams, _improvable
 from trocr_jax.generation.loop import whole_chunks
 from trocr_jax.generation.processors import keep_top_k, keep_top_p
 from trocr_jax.generation.sampling import draw
 from trocr_jax.model import TrOCR
+from trocr_jax.network.decoder import Decoder
 
 BEAMS = {
     "beam4_lp1.0_earlyFalse": GenerateConfig(24, num_beams=4, num_return_sequences=4),
@@ -95,6 +98,56 @@ def test_random_models_equal_torch(family, settings):
             np.testing.assert_allclose(np.asarray(result.scores).ravel(), out.sequences_scores.numpy(), atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def ending():
+    """Lines that end at once, after some tokens, or not at all, of a vocabulary that few beams exhaust: torch, ours, pixels."""
+    config = random_config("C", 1)
+    # transformers fills up with the end token where the padding is 0
+    config = replace(config, decoder=replace(config.decoder, vocab_size=40), pad_token_id=1)
+    reference = torch_model(config, 1, scale=0.15)
+    with torch.no_grad():
+        reference.get_output_embeddings().weight[config.eos_token_id] *= 4
+    return reference, ours(reference, config), random_pixels(config, 8)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_new_tokens": 1}, {"max_new_tokens": 5}, {"max_new_tokens": 6, "early_stopping": True},
+        {"max_new_tokens": 14, "early_stopping": "never"}, {"max_new_tokens": 40}, {"max_new_tokens": 7, "num_beams": 24},
+    ],
+    ids=lambda s: "-".join(f"{k}={v}" for k, v in s.items()),
+)  # fmt: skip
+def test_beams_end_where_torch_s_do(ending, settings):
+    """At limits that are no whole chunks, at the last position of the decoder, and with more candidates than tokens."""
+    reference, model, pixels = ending
+    settings = {"num_beams": 3, "num_return_sequences": 3} | settings
+    with torch.no_grad():
+        out = reference.generate(nchw(pixels), do_sample=False, return_dict_in_generate=True, output_scores=True, **settings)
+    result = read(model, pixels, GenerateConfig(**settings))
+    tokens, length = rows(result), out.sequences.shape[1] - 1
+    np.testing.assert_array_equal(tokens[:, :length], out.sequences[:, 1:].numpy())
+    assert (tokens[:, length:] == model.config.pad_token_id).all()
+    np.testing.assert_allclose(np.asarray(result.scores).ravel(), out.sequences_scores.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("early_stopping", [True, False, "never"])
+@pytest.mark.parametrize("length_penalty", [-0.5, 0.0, 0.7, 2.0])
+def test_hope_for_a_better_line_ends_where_transformers_gives_it_up(early_stopping, length_penalty):
+    """On scores of every kind: of negative length penalties hardly any model's lines show the difference."""
+    rng = np.random.default_rng(0)
+    scores, running = (-rng.uniform(0, 9, shape).astype(np.float32) for shape in ((200, 3), 200))
+    ended = rng.random((200, 3)) < 0.8
+    expected = transformers.GenerationMixin._check_early_stop_heuristic(
+        torch.ones(200, 1, dtype=torch.bool), torch.from_numpy(running[:, None]), torch.from_numpy(scores),
+        torch.from_numpy(ended), 5, 14 + 1, 1, early_stopping, length_penalty,
+    )  # fmt: skip
+    config = GenerateConfig(14, num_beams=3, early_stopping=early_stopping, length_penalty=length_penalty)
+    best = Beams(jnp.zeros((200, 3, 1)), jnp.zeros((200, 3, 0)), jnp.asarray(scores), jnp.asarray(ended))
+    found = _improvable(jnp.asarray(running), best, jnp.int32(4), config)
+    np.testing.assert_array_equal(found, expected[:, 0].numpy())
+
+
 def read(model: TrOCR, pixels: np.ndarray, config: GenerateConfig, **more) -> decoding.Generation:
     return encode_and_generate(model, jnp.asarray(pixels), config, **more)
 
@@ -148,13 +201,15 @@ def test_log_probabilities_are_those_of_teacher_forcing(small):
         assert (np.asarray(result.logprobs)[~real] == 0).all() and (np.asarray(tokens)[~real] == model.config.pad_token_id).all()
 
 
-def test_lengths_and_ends(small):
-    model, pixels = small
-    result = read(model, pixels, GenerateConfig(LIMIT))
+def test_lengths_ends_and_scores(ending):
+    _, model, pixels = ending
+    result = read(model, pixels, GenerateConfig(LIMIT, do_sample=True), seeds=jnp.arange(8, dtype=jnp.uint32))
+    assert len(set(result.lengths.ravel().tolist())) > 3, "rows of many lengths"
     for tokens, length, finished in zip(result.tokens[:, 0], result.lengths[:, 0], result.finished[:, 0], strict=True):
         tokens = list(map(int, tokens))
         assert finished == (2 in tokens)
         assert length == (tokens.index(2) + 1 if 2 in tokens else LIMIT)
+    np.testing.assert_allclose(result.scores, result.logprobs.sum(-1), rtol=1e-6)
 
 
 def test_sampling_follows_the_model_s_distribution(small):
@@ -199,7 +254,7 @@ def test_top_k_and_top_p_keep_what_transformers_keeps():
     for k in (1, 5, 40, 99):
         expected = TopKLogitsWarper(min(k, 40))(None, torch.from_numpy(scores)).numpy()
         np.testing.assert_array_equal(keep_top_k(jnp.asarray(scores), k), expected)
-    for p in (0.01, 0.5, 0.9, 0.999):
+    for p in (1e-9, 0.01, 0.5, 0.9, 0.999):
         expected = TopPLogitsWarper(p)(None, torch.from_numpy(scores)).numpy()
         np.testing.assert_array_equal(keep_top_p(jnp.asarray(scores), p), expected)
 
@@ -219,7 +274,8 @@ def test_a_length_that_is_no_whole_number_of_chunks(small):
         {"max_new_tokens": 0}, {"num_beams": 0}, {"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1},
         {"num_return_sequences": 2}, {"do_sample": True, "num_beams": 2}, {"early_stopping": "maybe"},
         {"length_penalty": float("nan")}, {"length_penalty": float("-inf")}, {"temperature": float("inf")},
-        {"min_new_tokens": 99, "max_new_tokens": 9}, {"do_sample": "false"}, {"do_sample": 1},
+        {"min_new_tokens": 99, "max_new_tokens": 9}, {"do_sample": "false"}, {"do_sample": 1}, {"num_beams": True},
+        {"min_new_tokens": -1}, {"no_repeat_ngram_size": -1}, {"num_return_sequences": 0, "do_sample": True},
     ],
 )  # fmt: skip
 def test_contradictions_are_refused(wrong):
@@ -263,7 +319,7 @@ def test_generation_config_of_a_checkpoint():
     ("settings", "positions", "expected"),
     [
         ({"max_length": 300}, 512, 299), ({"max_new_tokens": 300}, 512, 300), ({"max_new_tokens": 600}, 512, 512),
-        ({}, 512, 128), ({}, 64, 64), ({"min_length": 200}, 512, 128),
+        ({}, 512, 128), ({}, 64, 64), ({"min_length": 200}, 512, 128), ({"max_new_tokens": 9, "max_length": 300}, 512, 9),
     ],
 )  # fmt: skip
 def test_the_checkpoint_s_own_length_holds_as_far_as_its_positions_go(settings, positions, expected):
@@ -283,12 +339,32 @@ def test_one_program_reads_pixels(small):
     np.testing.assert_array_equal(result.tokens, read(model, pixels, GenerateConfig(LIMIT)).tokens)
 
 
-def test_the_loop_ends_when_all_rows_have(small):
-    """Rows that only fill the batch, or end early, cost no steps: an end token that is certain stops after one chunk."""
-    model, pixels = small
-    config = GenerateConfig(LIMIT)
-    mask = jnp.zeros(6, bool)
-    assert (read(model, pixels, config, mask=mask).tokens == model.config.pad_token_id).all()
+@pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_beams": 3, "early_stopping": True}])
+def test_the_loop_ends_when_all_rows_have(ending, monkeypatch, options):
+    """Rows that only fill the batch cost no step, and lines that end early no chunk of steps behind the end of the last."""
+    _, model, pixels = ending
+    config, seeds, steps, step = GenerateConfig(LIMIT, **options), jnp.arange(8, dtype=jnp.uint32), [], Decoder.step
+
+    def counted(*arguments):
+        jax.debug.callback(lambda: steps.append(1))
+        return step(*arguments)
+
+    def count(mask):
+        steps.clear()
+        result = jax.block_until_ready(decode(model, memory, config, seeds, mask))
+        jax.effects_barrier()
+        return result, len(steps)
+
+    monkeypatch.setattr(Decoder, "step", counted)
+    decode = jax.jit(lambda model, memory, config, *more: generate.__wrapped__(model, memory, config, *more), static_argnums=2)
+    memory = jax.jit(TrOCR.encode)(model, jnp.asarray(pixels))
+    result, taken = count(jnp.ones(8, bool))
+    assert taken == LIMIT, "some lines do not end"
+    early = result.lengths[:, 0] <= 5
+    result, taken = count(early)
+    assert taken == whole_chunks(int(result.lengths[early].max())) < LIMIT
+    result, taken = count(jnp.zeros(8, bool))
+    assert taken == 0 and (result.tokens == model.config.pad_token_id).all()
 
 
 def test_bfloat16_decodes(small):

@@ -87,7 +87,10 @@ def test_old_config_json_files_list_every_setting_and_set_none(tmp_path):
             assert read_settings(tmp_path, TrOCRConfig()) == {}, directory.name
 
 
-@pytest.mark.parametrize("settings", [{"num_beams": "4"}, {"max_length": "long"}, {"max_new_tokens": [5]}, {"early_stopping": 1}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"num_beams": "4"}, {"max_length": "long"}, {"max_new_tokens": [5]}, {"max_new_tokens": "long"}, {"early_stopping": 1}],
+)
 def test_values_of_another_type_are_refused_by_name(folder, settings):
     write(folder, **settings)
     with pytest.raises(ValueError, match=next(iter(settings))):
