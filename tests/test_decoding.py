@@ -143,7 +143,8 @@ def test_hope_for_a_better_line_ends_where_transformers_gives_it_up(early_stoppi
         torch.from_numpy(ended), 5, 14 + 1, 1, early_stopping, length_penalty,
     )  # fmt: skip
     config = GenerateConfig(14, num_beams=3, early_stopping=early_stopping, length_penalty=length_penalty)
-    best = Beams(jnp.zeros((200, 3, 1)), jnp.zeros((200, 3, 0)), jnp.asarray(scores), jnp.asarray(ended))
+    nothing = jnp.zeros((200, 3, 0))
+    best = Beams(nothing, nothing, jnp.asarray(scores), jnp.asarray(ended), jnp.zeros((200, 3), jnp.int32))
     found = _improvable(jnp.asarray(running), best, jnp.int32(4), config)
     np.testing.assert_array_equal(found, expected[:, 0].numpy())
 
