@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 from trocr_jax.batching import device
+from trocr_jax.batching.jobs import Queue
 from trocr_jax.decoding import read_pixels
 from trocr_jax.engine import Engine, Job, QueueClosedError, QueueFullError
 from trocr_jax.engine_thread import EngineThread
@@ -212,15 +213,25 @@ def test_cancelled_beams_never_reach_the_device(engine, reader, pixels):
     assert job.status == "cancelled" and engine.counts.encoded == encoded
 
 
+def test_the_search_that_has_waited_longest_is_next(reader, pixels):
+    queue, seen = Queue([1, 2, 3], most=9), []
+    for beams in (1, 3, 2, 3):
+        queue.add([Job(pixels[0], replace(reader.defaults, num_beams=beams))])
+    while beams := queue.next_search():
+        seen.append((beams, len(queue.take(beams, most=1))))
+    assert seen == [(3, 1), (2, 1), (3, 1)] and len(queue) == 1
+
+
 def test_streams_tell_of_every_step_and_others_only_of_their_end(engine, reader, pixels):
-    seen = []
+    seen, firsts = [], set()
     stream = Job(pixels[3], reader.defaults, stream=True)
-    stream.notify = lambda: seen.append(len(stream.tokens))
+    stream.notify = lambda: (seen.append(len(stream.tokens)), firsts.add(stream.first_token))
     told = []
     quiet = Job(pixels[3], reader.defaults, notify=lambda: told.append(1))
     run(engine, [stream, quiet])
     assert told == [1] and stream.tokens == quiet.tokens
     assert seen == [*range(device.STEPS, len(stream.tokens), device.STEPS), len(stream.tokens)]
+    assert len(firsts) == 1 and stream.submitted <= stream.started <= stream.first_token, "of the first step, whatever follows"
 
 
 def test_an_error_of_the_device_fails_what_is_under_way_and_nothing_else(engine, reader, pixels, lines, monkeypatch):
@@ -400,6 +411,7 @@ def test_what_is_not_compiled_is_refused_by_name(engine, reader, pixels):
     searched = replace(reader.defaults, num_beams=3)
     for job, name in (
         (Job(pixels[0], reader.defaults, alternatives=21), "alternatives"),
+        (Job(pixels[0], reader.defaults, alternatives=-1), "alternatives"),
         (Job(pixels[0], searched, alternatives=1), "alternatives"),
         (Job(pixels[0], reader.defaults, sample=-1), "sample"),
         (Job(pixels[0], searched, sample=3), "sample"),

@@ -1,10 +1,19 @@
 """Layers that keep less for their backward pass have the gradients of the plain expression."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+import torch
+from flax import nnx
+from reference import random_config
+from transformers.activations import ACT2FN
 
 from trocr_jax.network import attention, layers
+from trocr_jax.network.decoder_layer import DecoderLayer
+from trocr_jax.network.encoder import EncoderLayer
 
 
 def normal(shape, seed: int) -> jax.Array:
@@ -41,6 +50,40 @@ def test_attention_has_forward_derivatives_too():
 
 def test_the_exact_gelu():
     same_gradients(layers.exact_gelu, lambda x: jax.nn.gelu(x, approximate=False), (3 * normal((4, 50), 0),))
+
+
+@pytest.mark.parametrize("name", layers.ACTIVATIONS)
+def test_activations_are_those_that_transformers_has_by_the_name(name):
+    x = np.linspace(-6, 6, 400, dtype=np.float32)
+    np.testing.assert_allclose(layers.ACTIVATIONS[name](jnp.asarray(x)), ACT2FN[name](torch.from_numpy(x)), atol=2e-6)
+
+
+def test_dropout_drops_its_share_and_leaves_the_mean():
+    out = np.asarray(layers.dropout(jnp.ones(100_000), 0.2, jax.random.key(0)))
+    assert set(np.unique(out)) == {0, np.float32(1.25)}
+    assert abs((out == 0).mean() - 0.2) < 4 * (0.2 * 0.8 / 100_000) ** 0.5
+
+
+@pytest.mark.parametrize("site", ["attention", ""])
+def test_each_dropout_of_an_encoder_layer_has_a_key(site):
+    config = random_config("A", 1).encoder
+    layer = EncoderLayer(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    drops_only_at(site, layer, normal((2, 5, config.hidden_size), 0))
+
+
+@pytest.mark.parametrize("site", ["self_attention", "cross_attention", "mlp", ""])
+def test_each_dropout_of_a_decoder_layer_has_a_key(site):
+    config = replace(random_config("A", 1).decoder, dropout=0.0)
+    layer = DecoderLayer(config, 24, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    drops_only_at(site, layer, normal((2, 5, config.hidden_size), 0), normal((2, 7, 24), 1))
+
+
+def drops_only_at(site: str, layer: nnx.Module, *inputs: jax.Array) -> None:
+    plain = layer(*inputs, jax.random.key(0))
+    part = getattr(layer, site) if site else layer
+    assert part.dropout == 0
+    part.dropout = 0.5
+    assert float(jnp.abs(layer(*inputs, jax.random.key(0)) - plain).max()) > 1e-4
 
 
 def test_the_backward_pass_of_float32_is_as_precise_as_the_forward_pass():
