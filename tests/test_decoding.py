@@ -136,7 +136,7 @@ def test_beams_end_where_torch_s_do(ending, settings):
 def test_hope_for_a_better_line_ends_where_transformers_gives_it_up(early_stopping, length_penalty):
     """On scores of every kind: of negative length penalties hardly any model's lines show the difference."""
     rng = np.random.default_rng(0)
-    scores, running = (-rng.uniform(0, 9, shape).astype(np.float32) for shape in ((200, 3), 200))
+    scores, running = (-rng.uniform(0, *most).astype(np.float32) for most in ((9, (200, 3)), (40, 200)))
     ended = rng.random((200, 3)) < 0.8
     expected = transformers.GenerationMixin._check_early_stop_heuristic(
         torch.ones(200, 1, dtype=torch.bool), torch.from_numpy(running[:, None]), torch.from_numpy(scores),
