@@ -77,7 +77,8 @@ def beam_search(model: TrOCR, layers: StepLayers | Unrolled, memory: Array, conf
     state = run(lambda s: _step(model, memory, config, layers, s), state, lambda s: ~jnp.all(s.done))
     best, T, R = state.best, config.max_new_tokens, config.num_return_sequences
     found = finalize(best.tokens[:, :R, 1 : T + 1], best.logprobs[:, :R, :T], best.scores[:, :R], model.config)
-    return replace(found, lengths=jnp.where(best.ended[:, :R] & ~_repeats(found.tokens), found.lengths, 0))
+    there = (best.ended[:, :R] & ~_repeats(found.tokens)).at[:, 0].set(True)  # also of a model that gives no numbers
+    return replace(found, lengths=jnp.where(there, found.lengths, 0))
 
 
 def _repeats(tokens: Array) -> Array:
