@@ -21,6 +21,7 @@ from test_tokens import ROBERTA, XLM, directory  # noqa: F401
 from trocr_jax import Reader, sharding
 from trocr_jax.decoding import GenerateConfig, generate
 from trocr_jax.engine import Engine, Job
+from trocr_jax.files import PACKAGED
 from trocr_jax.generation import constraint as constraint_module
 from trocr_jax.generation.constraint import NOWHERE, Constraint
 from trocr_jax.patterns import check, constraint
@@ -154,8 +155,7 @@ def test_bfloat16_and_devices(small):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
     with jax.numpy_dtype_promotion("standard"):  # flax's LayerNorm widens its input implicitly
         tokens = np.asarray(read(half, pixels, config).tokens)[:, 0]
-    ends = [(own == model.config.eos_token_id).argmax() + 1 or LIMIT for own in tokens]
-    assert all(follow(held, own[:end].tolist()) != NOWHERE for own, end in zip(tokens, ends, strict=True))
+    assert all(follow(held, whole(own, model.config.eos_token_id)) != NOWHERE for own in tokens)
 
 
 def test_equal_automata_share_a_program():
@@ -195,11 +195,7 @@ def tokenizer(request, directory):  # noqa: F811
     kinds = {"roberta": ROBERTA, "xlm": XLM}
     if request.param == "characters":
         return character_vocabulary("äöü")
-    return (
-        Reader.from_pretrained().tokenizer
-        if request.param == "packaged"
-        else Tokenizer.from_directory(directory(kinds[request.param]))
-    )
+    return Tokenizer.from_directory(PACKAGED if request.param == "packaged" else directory(kinds[request.param]))
 
 
 held_by = cache(constraint)
@@ -278,17 +274,13 @@ def test_the_choice_between_texts_has_as_many_alternatives_as_there_are(reader, 
 def test_an_engine_holds_all_its_jobs_to_its_own(reader, drawn):
     processor, config = reader.processor, reader.configured(DATE, max_new_tokens=16)
     engine = Engine(reader.model, processor.mean, processor.std, config, slots=2, batch=2, beams=(2,))
-    jobs = [Job(processor(image), config) for image in drawn] + [
-        Job(processor(drawn[1]), reader.configured(DATE, max_new_tokens=16, num_beams=2))
-    ]
+    searched = reader.configured(DATE, max_new_tokens=16, num_beams=2)
+    jobs = [*(Job(processor(image), config) for image in drawn), Job(processor(drawn[1]), searched)]
     engine.submit(jobs)
     while not all(job.over for job in jobs):
         engine.turn()
-    found = [reader.tokenizer.decode(job.tokens) for job in jobs]
-    assert found == [
-        *(line.text for line in reader.read(drawn, pattern=DATE)),
-        reader.read(drawn[1], pattern=DATE, num_beams=2).text,
-    ]
+    expected = [*reader.read(drawn, pattern=DATE), reader.read(drawn[1], pattern=DATE, num_beams=2)]
+    assert [reader.tokenizer.decode(job.tokens) for job in jobs] == [line.text for line in expected]
     with pytest.raises(ValueError, match="constraint is fixed to Constraint"):
         engine.submit([Job(processor(drawn[0]), GenerateConfig(16))])
 

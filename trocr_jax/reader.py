@@ -214,10 +214,10 @@ class Reader:
         """The first rows of a Generation as Lines, one for every `flags` of an image; waits for the device."""
         rows = zip(*jax.device_get((result.tokens, result.logprobs, result.lengths, result.finished)), strict=True)
         for own, row in zip(flags, rows, strict=False):  # rows that only filled the batch up come last
-            found = (
-                sequence for sequence in zip(*row, strict=True) if sequence[2]
-            )  # a search may find fewer than it was asked for
-            best, *others = (self.line(tokens, p, length, end, own) for tokens, p, length, end in found)
+            # of length 0 are those that a search was asked for and did not find
+            best, *others = (
+                self.line(tokens, p, length, end, own) for tokens, p, length, end in zip(*row, strict=True) if length
+            )
             yield replace(best, alternatives=tuple(others)) if others else best
 
     def line(self, tokens: np.ndarray, logprobs: np.ndarray, length: int, finished: bool, flags: tuple[str, ...] = ()) -> Line:
