@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +25,7 @@ import tyro
 
 from trocr_jax import files
 from trocr_jax.checkpoints import generation_files
-from trocr_jax.cli import UsageError
+from trocr_jax.cli import UsageError, check_pattern
 from trocr_jax.cores import usable_cores
 from trocr_jax.files import FilesError
 
@@ -37,6 +37,7 @@ from .batch_job.work import BatchJob, Worker, begin_job, disk_full, open_job
 
 if TYPE_CHECKING:
     from trocr_jax.decoding import GenerateConfig
+    from trocr_jax.reader import Reader
 
     from .batch_job.pipeline import ImageReading
 
@@ -59,6 +60,8 @@ class Config:
     """Images a step. By default 8 on CPU, 128 on TPU and GPU."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """By default float32 on CPU, bfloat16 on TPU and GPU."""
+    pattern: str | None = None
+    """A regular expression that every text shall match as a whole, as [0-9]{2}/[0-9]{2}/[0-9]{4}; needs the extra "pattern"."""
     max_tokens: int | None = None
     """Most new tokens a line. By default as the checkpoint says, else 128."""
     unit_lines: int | None = None
@@ -85,6 +88,8 @@ def run(config: Config) -> int:
         raise UsageError("--beams, --batch-size, --max-tokens, --unit-lines and --decoders must be at least 1")
     if not config.lease > 0 or not (config.price_per_hour or 0) >= 0:
         raise UsageError("--lease must be above 0, and --price-per-hour not below")
+    if config.pattern is not None:
+        check_pattern(config.pattern)
     began = time.perf_counter()
     folder = config.output.expanduser()
     job = open_job(folder) or _begin(folder, config)
@@ -112,7 +117,8 @@ def _begin(folder: Path, config: Config) -> BatchJob:
         "input": config.input, "root": root_of(config.input), "format": config.format or "jsonl", "page": config.page,
         "model": config.model, "digest": digest(config.model),
         "beams": config.beams, "batch_size": config.batch_size or default_batch_size(), "dtype": config.dtype or default_dtype(),
-        "max_tokens": config.max_tokens, "unit_lines": config.unit_lines or (64 if config.page else 1024),
+        "pattern": config.pattern, "max_tokens": config.max_tokens,
+        "unit_lines": config.unit_lines or (64 if config.page else 1024),
         "image_column": config.image_column, "id_column": config.id_column,
     }  # fmt: skip
     columns = Columns(config.image_column, config.id_column)
@@ -205,7 +211,7 @@ def _share(job: BatchJob, worker: Worker, config: Config, began: float) -> Share
     decoders = Decoders(work, config.decoders or usable_cores(), Decoded.failed)
     progress = ProgressBar(job)
     writer = Writer(job, worker, progress)
-    pipeline = Pipeline(reader, _options(reader.defaults, settings), settings["batch_size"], writer.store, progress.advance)
+    pipeline = Pipeline(reader, _decoding(reader, settings), settings["batch_size"], writer.store, progress.advance)
     try:
         units = iter(partial(worker.claim, progress.waiting), None)
         pipeline.run((x for number in units for x in windows(number, _items(job, number), decoders, pages)), worker.close)
@@ -219,10 +225,10 @@ def _share(job: BatchJob, worker: Worker, config: Config, began: float) -> Share
     return Share(progress.lines, time.perf_counter() - began, startup, pipeline.clock.waited())
 
 
-def _options(defaults: GenerateConfig, settings: dict[str, Any]) -> GenerateConfig:
-    """How to decode: as the model says, but for what the job was begun with."""
-    asked = {"num_beams": settings["beams"], "max_new_tokens": settings["max_tokens"]}
-    return replace(defaults, **{name: value for name, value in asked.items() if value is not None})
+def _decoding(reader: Reader, settings: dict[str, Any]) -> GenerateConfig:
+    """As the model says, but for what the job was begun with."""
+    asked = {"num_beams": settings["beams"], "max_new_tokens": settings["max_tokens"], "pattern": settings["pattern"]}
+    return reader.configured(**{name: value for name, value in asked.items() if value is not None})
 
 
 def _items(job: BatchJob, number: int) -> Iterator[Item]:

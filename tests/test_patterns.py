@@ -1,14 +1,17 @@
 """Texts held to an automaton or a pattern: tokens as of transformers' `prefix_allowed_tokens_fn`, texts that `re` matches."""
 
+import json
 import pickle
 import re
 import string
 import sys
 from functools import cache
 
+import batching
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pages
 import pytest
 import tiny
 import torch
@@ -18,17 +21,21 @@ from reference import nchw, ours, random_config, random_pixels, torch_model
 from test_decoding import LIMIT, read, rows
 from test_tokens import ROBERTA, XLM, directory  # noqa: F401
 
-from trocr_jax import Reader, sharding
+from trocr_jax import Reader, cli, sharding
 from trocr_jax.decoding import GenerateConfig, generate
 from trocr_jax.engine import Engine, Job
 from trocr_jax.files import PACKAGED
 from trocr_jax.generation import constraint as constraint_module
 from trocr_jax.generation.constraint import NOWHERE, Constraint
 from trocr_jax.patterns import check, constraint
+from trocr_jax.serve.api import launch
+from trocr_jax.serve.api.config import Config
+from trocr_jax.serve.api.keys import Keys
 from trocr_jax.tokens import Tokenizer, character_vocabulary
 
 pytest.importorskip("outlines_core", reason="needs outlines-core")
 
+TEXTS = ["17.03.1998", "01.12.2003", "31.10.2024"]
 DATE = r"[0-9]{2}\.(0[1-9]|1[0-2])\.(19|20)[0-9]{2}"
 
 
@@ -250,7 +257,7 @@ def reader():
 
 @pytest.fixture(scope="module")
 def drawn():
-    return [tiny.draw(text) for text in ("17.03.1998", "01.12.2003", "31.10.2024")]
+    return [tiny.draw(text) for text in TEXTS]
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -291,3 +298,56 @@ def test_onnx_runtime_holds_to_it_too(reader, drawn):
     theirs = backend.OnnxReader.from_pretrained(precision="float32")
     options = {"pattern": DATE, "min_new_tokens": 20}
     assert [line.text for line in theirs.read(drawn, **options)] == [line.text for line in reader.read(drawn, **options)]
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """The drawn dates as files."""
+    return batching.folder(tmp_path / "lines", {f"{number}.png": batching.png(text) for number, text in enumerate(TEXTS)})
+
+
+def test_read_tells_where_a_pattern_forced_it(stored, capsys):
+    assert cli.main(["read", str(stored), "--pattern", DATE]) == 0
+    out, err = capsys.readouterr()
+    assert out.split() == TEXTS and "hardly sees" not in err
+    assert cli.main(["read", str(stored), "--pattern", "[A-Z]{3}"]) == 0
+    out, err = capsys.readouterr()
+    assert re.fullmatch("([A-Z]{3}\n){3}", out) and err.count("a pattern may have forced it") == 3
+
+
+@pytest.mark.parametrize("verb", [["read", "x.png"], ["batch", ".", "out"], ["serve"]], ids=lambda verb: verb[0])
+def test_commands_refuse_what_is_no_pattern(verb, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*verb, "--pattern", "("]) == 2
+    assert "--pattern: the pattern '(' is no regular expression" in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
+def test_a_batch_job_holds_all_workers_to_its_own(stored, capsys, tmp_path):
+    def batch(out: str, *flags: str):
+        return batching.batch(capsys, stored, tmp_path / out, options=["--decoders", "1", *flags])
+
+    assert batch("out", "--pattern", DATE)[0] == 0
+    assert [row["text"] for row in batching.rows(tmp_path / "out")] == TEXTS
+    assert batch("out")[0] == 0
+    code, _, err = batch("out", "--pattern", "[A-Z]+")
+    assert code == 2 and f"begun with --pattern {DATE}" in err
+    code, summary, _ = batch("other", "--pattern", "[A-Z]{3}")
+    assert code == 0 and summary["flags"] == {"unlikely": 3}
+    assert all(re.fullmatch("[A-Z]{3}", row["text"]) for row in batching.rows(tmp_path / "other"))
+
+
+def test_a_server_holds_all_its_models_to_its_own(reader):
+    readers = [served.reader for served in launch._service(Config(pattern=DATE, slots=2), Keys([])).models.values()]
+    assert [own.defaults for own in readers] == [reader.configured(DATE)]
+
+
+@pytest.mark.parametrize("turned", [0, 90])
+def test_what_its_lines_are_held_to_does_not_turn_a_page(turned, tmp_path, capsys):
+    image, _ = pages.draw_page(pages.Layout(), 0)
+    image.crop((0, 0, 1240, 500)).rotate(-turned, expand=True).save(tmp_path / "page.png")
+    assert cli.main(["read", "--page", "--format", "json", "--pattern", "[a-z ]+", str(tmp_path / "page.png")]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["turned"] == turned and len(found["lines"]) > 3
+    assert all(re.fullmatch("[a-z ]+", line["text"]) for line in found["lines"])
+    assert "lines have what the model hardly sees; a pattern may have forced them" in err

@@ -1,6 +1,7 @@
 """The reader on a small random model: order, neighbours, bad images, results; its text is nonsense, its promises are not."""
 
 import io
+import itertools
 import json
 import math
 import time
@@ -232,6 +233,13 @@ def test_what_a_line_holds():
     assert math.isclose(line.words[0].confidence, math.exp(-0.3)) and math.isclose(line.words[1].confidence, math.exp(-0.4))
     assert [t.text for t in line.tokens] == ["a", "b", " ", "c", ""]
     assert json.loads(json.dumps(line.to_dict()))["words"][0]["text"] == "ab"
+
+
+@pytest.mark.parametrize(("probability", "flags"), [(0.011, ()), (0.009, ("unlikely",))])
+def test_what_the_model_hardly_sees_is_flagged(probability, flags):
+    spans = [(0, 1), (1, 2), (2, 2)]
+    for logprobs in itertools.permutations([-0.1, math.log(probability), -0.2]):
+        assert line_from_tokens("ab", [10, 11, 2], list(logprobs), spans, True).flags == flags
 
 
 @pytest.mark.parametrize(

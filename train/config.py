@@ -286,8 +286,8 @@ PRESETS: dict[str, Config] = {
     "tiny-print": Config(
         out=Path("runs/tiny-print"),
         start=StartConfig(model="package", image_size=(32, 512), positions="continue", fit="line"),
-        data=DataConfig(group=4, cut=192), optimizer=_TINY_OPTIMIZER, steps=60_000, batch_size=32, max_tokens=44,
-        synthetic=SyntheticConfig(max_length=40, max_squeeze=1.0, fresh=0.6),
+        data=DataConfig(group=4, cut=192), optimizer=_TINY_OPTIMIZER, steps=60_000, batch_size=32, max_tokens=64,
+        synthetic=SyntheticConfig(max_length=58, max_squeeze=1.0, fresh=0.6),
     ),
 }  # fmt: skip
 """Whole runs by name; every field can be overridden. `iam`, `sroie` and `str` have the numbers of the original recipes (unilm's

@@ -136,6 +136,14 @@ def check_writable(path: Path, flag: str) -> None:
         raise UsageError(f"{flag} {path}: no permission to write there")
 
 
+def check_pattern(pattern: str) -> None:
+    """For a flag --pattern, before a model is loaded: raises UsageError as far as a mistake can be told without one."""
+    try:
+        importlib.import_module("trocr_jax.patterns").check(pattern)
+    except ValueError as error:
+        raise UsageError(f"--pattern: {error}") from None
+
+
 def check_known(kind: str, names: Iterable[str], known: Collection[str]) -> None:
     """For names that a flag takes: raises UsageError for those that are not known, and tells which are."""
     if unknown := set(names) - set(known):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Literal
@@ -14,6 +14,12 @@ NO_TEXT = "no_text"
 """The flag of an image without ink."""
 CONTINUES = "continues"
 """The flag of a piece of a line that begins amid a word of the piece before; no line as a whole has it."""
+UNLIKELY = "unlikely"
+"""The flag of a text with a token below SEEN, which no free reading has: a pattern held the model to what it does not see."""
+SEEN = math.log(0.01)
+"""The log-probability from which a token counts as seen. Of 1,800 drawn lines that the packaged model read freely none has one
+below, of 1,132 that were read right while held to their pattern 10 have, of 150 held to that of dates, which they were not, 149.
+"""
 
 _TAIL = 200  # characters that can repeat themselves: the search takes the cube of the length of what it looks at
 REPETITION = re.compile(r"(.{2,}?)\1{3,}$|(\S)\2{11,}$|(\b\w+\b)(?:\W+\3\b){3,}$")
@@ -50,7 +56,7 @@ class Line:
         words: with their confidences.
         finish_reason: "stop", or "length" when the token budget cut the line; None with an error.
         flags: "no_text" (a blank image), "repetition", "several_lines" (TrOCR reads one line), "several_pages" (of a TIFF
-            the first is read).
+            the first is read), "unlikely" (a pattern, ban or draw made it say what the model does not see).
         error: why the image could not be read, else None.
         alternatives: the next best readings, where `num_return_sequences` asked for more than one.
     """
@@ -100,8 +106,16 @@ def line_from_tokens(
         tokens=tokens,
         words=tuple(_word(match, spans, logprobs) for match in re.finditer(r"\S+", text)),
         finish_reason="stop" if finished else "length",
-        flags=flags + (("repetition",) if REPETITION.search(text[-_TAIL:]) else ()),
+        flags=flags + tuple(_doubts(text, logprobs)),
     )
+
+
+def _doubts(text: str, logprobs: list[float]) -> Iterator[str]:
+    """Flags of a text that the model may have been lost in."""
+    if REPETITION.search(text[-_TAIL:]):
+        yield "repetition"
+    if min(logprobs, default=0.0) < SEEN:
+        yield UNLIKELY
 
 
 def _word(match: re.Match[str], spans: list[tuple[int, int]], logprobs: list[float]) -> Word:

@@ -63,8 +63,9 @@ def read_page(reader: Any, source: Any, polygons: Sequence[np.ndarray] | None = 
     image = images.load(source)
     if polygons is not None:
         return _read(reader, image, [_on_page(polygon, image.size) for polygon in polygons], options)
-    found = _read(reader, image, find_lines(image), options)
-    return _turned(reader, image, found, options) if is_lost(found) else found
+    outlines = find_lines(image)
+    found = _read(reader, image, outlines, options)
+    return _turned(reader, image, outlines, found, options) if is_lost(found) else found
 
 
 def is_lost(page: Page) -> bool:
@@ -78,13 +79,14 @@ def _sureness(page: Page) -> float:
     return math.exp(median(map(fmean, lines))) if lines else 1.0
 
 
-def _turned(reader: Any, image: Image.Image, found: Page, options: dict[str, Any]) -> Page:
+def _turned(reader: Any, image: Image.Image, upright: list[np.ndarray], found: Page, options: dict[str, Any]) -> Page:
     """The page read as one of its turns where that is clearly surer, else as it was found."""
-    outlines = {degrees: find_turned(image, degrees) for degrees in TURNS}
-    samples = {degrees: _read(reader, image, _some(lines), options) for degrees, lines in outlines.items()}
-    known = [degrees for degrees, sample in samples.items() if sum(len(each.line.tokens) for each in sample.lines) >= EVIDENCE]
+    outlines = {0: upright, **{degrees: find_turned(image, degrees) for degrees in TURNS}}
+    free = options | {"pattern": None, "constraint": None}  # what a text is held to tells nothing of the page
+    samples = {degrees: _read(reader, image, _some(lines), free) for degrees, lines in outlines.items()}
+    known = [degrees for degrees in TURNS if sum(len(each.line.tokens) for each in samples[degrees].lines) >= EVIDENCE]
     best = max(known, key=lambda degrees: _sureness(samples[degrees]), default=0)
-    if not best or _sureness(samples[best]) < _sureness(found) ** (1 / SURER):
+    if not best or _sureness(samples[best]) < _sureness(samples[0]) ** (1 / SURER):
         return found
     return replace(_read(reader, image, outlines[best], options), turned=best)
 

@@ -11,7 +11,7 @@ import threading
 
 import uvicorn
 
-from trocr_jax.cli import UsageError
+from trocr_jax.cli import UsageError, check_pattern
 from trocr_jax.files import expand
 from trocr_jax.generation.loop import bucket
 from trocr_jax.reader import Reader, cache_compilations, default_batch_size
@@ -32,6 +32,8 @@ def launch(config: Config) -> int:
     """Serves; the exit code."""
     configure(config.log_level)
     config.limits.check()
+    if config.pattern is not None:
+        check_pattern(config.pattern)
     keys = Keys(read_keys(config.api_key_file, os.environ.get(ENVIRONMENT)))
     local_only = _is_local_only(config, keys)
     listener = _listen(config.host, config.port)
@@ -80,6 +82,7 @@ def _service(config: Config, keys: Keys) -> Service:
     for entry in config.model or (None,):
         name, path = _named(entry)
         reader = Reader.from_pretrained(path, dtype=config.dtype)
+        reader.defaults = reader.configured(pattern=config.pattern)
         name = name or reader.name
         if name in readers:
             raise UsageError(f"two models are called {name}: name them with --model NAME=PATH")

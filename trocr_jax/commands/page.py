@@ -16,7 +16,7 @@ from PIL import Image
 
 from .. import files, images, page
 from ..cli import UsageError, remark
-from ..line import one_line
+from ..line import UNLIKELY, one_line
 from ..pages.formats import DOCUMENTS, Page, render
 from ..pages.outlines import MAX_BYTES, PageFormatError, parse_lines
 
@@ -138,7 +138,9 @@ def _tell_of(found: Page, source: Source) -> bool:
         remark(f"{source}: line {number}: {error}")
     if found.turned:
         remark(f"{source}: read turned by {found.turned} degrees counter-clockwise; as it stands hardly a line could be read")
-    if page.is_lost(found):
+    if forced := sum(UNLIKELY in found.line.flags for found in found.lines):
+        remark(f"{source}: {forced} of {len(found.lines)} lines have what the model hardly sees; a pattern may have forced them")
+    elif page.is_lost(found):
         remark(f"{source}: hardly a line could be read, whichever way it is turned; has the model seen such writing?")
     return bool(errors)
 

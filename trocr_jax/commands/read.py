@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .. import images
-from ..cli import UsageError, load, remark
+from ..cli import UsageError, check_pattern, load, remark
 from ..image_paths import find_images
-from ..line import NO_TEXT, Line, one_line
+from ..line import NO_TEXT, UNLIKELY, Line, one_line
 from ..pages.formats import DOCUMENTS
 from ..prepared import SEVERAL_LINES, SEVERAL_PAGES
 
@@ -27,6 +27,7 @@ REMARKS = {
     SEVERAL_LINES: "holds several lines, and the model reads one: --page finds and reads all",
     NO_TEXT: "shows no writing",
     "repetition": "its text repeats itself at the end, as of a model that is lost",
+    UNLIKELY: "its text has what the model hardly sees (below 1 in 100); a pattern may have forced it",
 }
 """What is told of an image whose line has a flag."""
 INT8 = "trocr_jax.serve.onnx_backend"  # as the verbs are: named here, imported where it is asked for
@@ -59,8 +60,8 @@ class Config:
     mesh: str | None = None
     """Devices to read with: data=8, or data=4,model=2 for a model cut over pairs of them. By default one."""
     pattern: str | None = None
-    """A regular expression that every text shall match as a whole, as [0-9]{2}/[0-9]{2}/[0-9]{4}; needs the extra "pattern". Not
-    with --page."""
+    """A regular expression that every text shall match as a whole, as [0-9]{2}/[0-9]{2}/[0-9]{4}; needs the extra "pattern".
+    Of a page every line is held to it."""
     max_tokens: int | None = None
     """Most new tokens a line, or a piece of one that is read in pieces; the start token not counted. By default as the checkpoint
     says, else 128."""
@@ -90,23 +91,11 @@ def _checked(config: Config) -> dict[str, Any]:
         raise UsageError("--lines, --output and the formats hocr, alto and page are for --page")
     _check_mesh(config.mesh)
     if config.pattern is not None:
-        _check_pattern(config.pattern, config.page)
+        check_pattern(config.pattern)
         options["pattern"] = config.pattern
     if config.dtype == "int8" and (config.mesh or (config.beams or 1) > 1):
         raise UsageError("--dtype int8 reads greedily and on the CPU: leave --beams and --mesh out")
     return options
-
-
-def _check_pattern(pattern: str, page: bool) -> None:
-    if page:
-        raise UsageError("--pattern is for images of lines, not for --page")
-    load("outlines_core", "--pattern", "pattern")
-    from ..patterns import check
-
-    try:
-        check(pattern)
-    except ValueError as error:
-        raise UsageError(f"--pattern: {error}") from None
 
 
 def _check_mesh(text: str | None) -> None:
