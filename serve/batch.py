@@ -61,7 +61,8 @@ class Config:
     dtype: Literal["float32", "bfloat16"] | None = None
     """By default float32 on CPU, bfloat16 on TPU and GPU."""
     pattern: str | None = None
-    """A regular expression that every text shall match as a whole, as [0-9]{2}/[0-9]{2}/[0-9]{4}; needs the extra "pattern"."""
+    """A regular expression that every text shall match as a whole, as [0-9]{2}/[0-9]{2}/[0-9]{4}; needs the extra "pattern".
+    Of a page every line is held to it, of a line that is too long to be read at once every piece."""
     max_tokens: int | None = None
     """Most new tokens a line. By default as the checkpoint says, else 128."""
     unit_lines: int | None = None

@@ -83,7 +83,7 @@ class OnnxReader(Reader):
         self.onnx = OnnxModel(self.model, Style(int8=precision == "int8", cross_cache=self._small), open_session)
         self.model = TrOCR.abstract(model.config)  # its weights are in the graphs
         self._trims = self.processor.trimmed and precision == "int8"
-        self.defaults = GenerateConfig(self.defaults.max_new_tokens)
+        self.defaults = GenerateConfig(defaults.max_new_tokens, defaults.min_new_tokens, constraint=defaults.constraint)
 
     @classmethod
     def from_pretrained(cls, name: str | Path | None = None, *, dtype: Any = None, precision: Precision = "int8") -> OnnxReader:

@@ -101,9 +101,9 @@ def compile_reading(mesh: Mesh, model: TrOCR, batch_size: int, tokens: int, beam
     work = sharding.Read(GenerateConfig(tokens, num_beams=beams), HALF, HALF)
     rows = batch_size * mesh.size
     images = shaped(mesh, jax.ShapeDtypeStruct((rows, *model.config.encoder.image_size, 3), jnp.uint8), PartitionSpec("data"))
-    mask = shaped(mesh, jax.ShapeDtypeStruct((rows,), jnp.bool_), PartitionSpec("data"))
+    limits = shaped(mesh, jax.ShapeDtypeStruct((rows,), jnp.int32), PartitionSpec("data"))
     placed = shaped(mesh, model, PartitionSpec())
-    return sharding.data_parallel.lower(placed, images, None, mask, work, mesh).compile()
+    return sharding.data_parallel.lower(placed, images, None, limits, work, mesh).compile()
 
 
 def compile_engine(mesh: Mesh, model: TrOCR, batch_size: int, tokens: int) -> Compiled:

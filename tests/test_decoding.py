@@ -15,6 +15,7 @@ from test_model import fixture, nhwc
 
 from trocr_jax import decoding
 from trocr_jax.decoding import GenerateConfig, generate, read_pixels
+from trocr_jax.generation import loop
 from trocr_jax.generation.beam import Beams, _improvable
 from trocr_jax.generation.loop import whole_chunks
 from trocr_jax.generation.processors import keep_top_k, keep_top_p
@@ -145,7 +146,7 @@ def test_hope_for_a_better_line_ends_where_transformers_gives_it_up(early_stoppi
     config = GenerateConfig(14, num_beams=3, early_stopping=early_stopping, length_penalty=length_penalty)
     nothing = jnp.zeros((200, 3, 0))
     best = Beams(nothing, nothing, jnp.asarray(scores), jnp.asarray(ended), jnp.zeros((200, 3), jnp.int32))
-    found = _improvable(jnp.asarray(running), best, jnp.int32(4), config)
+    found = _improvable(jnp.asarray(running), best, jnp.int32(4), jnp.full(200, 14), config)
     np.testing.assert_array_equal(found, expected[:, 0].numpy())
 
 
@@ -173,7 +174,7 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_row_does_not_depend_on_its_neighbours(small, mode):
-    """Alone, shuffled, and in a batch filled up with masked rows: the same tokens, log-probabilities within 1e-5."""
+    """Alone, shuffled, and in a batch filled up with rows of no tokens: the same tokens, log-probabilities within 1e-5."""
     model, pixels = small
     config, seeds = MODES[mode], jnp.arange(6, dtype=jnp.uint32)
     whole = read(model, pixels, config, seeds=seeds)
@@ -181,10 +182,54 @@ def test_a_row_does_not_depend_on_its_neighbours(small, mode):
     shuffled = read(model, pixels[order], config, seeds=seeds[order])
     np.testing.assert_array_equal(shuffled.tokens, np.asarray(whole.tokens)[order])
     padded = np.concatenate([pixels[:1], np.zeros_like(pixels[:3])])
-    mask = jnp.array([True, False, False, False])
-    alone = read(model, padded, config, seeds=seeds[:4], mask=mask)
+    limits = jnp.array([LIMIT, 0, 0, 0])
+    alone = read(model, padded, config, seeds=seeds[:4], limits=limits)
     np.testing.assert_array_equal(alone.tokens[0], whole.tokens[0])
     np.testing.assert_allclose(alone.logprobs[0], whole.logprobs[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_row_has_its_own_limit(small, mode):
+    """As if all were decoded with it; one of none has no tokens."""
+    model, pixels = small
+    config, more = replace(MODES[mode], min_new_tokens=3), {"seeds": jnp.arange(6, dtype=jnp.uint32)}
+    limits = np.array([3, 0, LIMIT + 9, 3, 7, LIMIT], np.int32)
+    found = read(model, pixels, config, limits=jnp.asarray(limits), **more)
+    for limit in (3, 7, LIMIT):
+        alone = read(model, pixels, replace(config, max_new_tokens=limit), **more)
+        for own, expected in ((found.tokens[..., :limit], alone.tokens), (found.lengths, alone.lengths)):
+            np.testing.assert_array_equal(own[limits.clip(max=LIMIT) == limit], expected[limits.clip(max=LIMIT) == limit])
+    assert not found.lengths[1].any() and not found.finished[1].any() and (found.tokens[1] == model.config.pad_token_id).all()
+
+
+def test_seeds_and_limits_are_one_an_image(small):
+    model, pixels = small
+    for name in ("seeds", "limits"):
+        with pytest.raises(ValueError, match=f"{name} must be one an image, \\[6\\], not \\[3\\]"):
+            read(model, pixels, MODES["greedy"], **{name: jnp.zeros(3, jnp.int32)})
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cache_that_grows_gives_the_same(small, mode, monkeypatch):
+    model, pixels = small
+    config, more = replace(MODES[mode], min_new_tokens=LIMIT), {"seeds": jnp.arange(6, dtype=jnp.uint32)}
+    assert loop.widths(LIMIT) == [LIMIT] and loop.widths(128) == [32, 128] and loop.widths(132) == [32, 128, 132]
+    expected = read(model, pixels, config, **more)
+    monkeypatch.setattr(loop, "NARROW", 4)
+    monkeypatch.setattr(loop, "WIDER", 2)
+    assert loop.widths(LIMIT) == [4, 8, LIMIT]
+    grown = jax.jit(lambda memory, seeds: generate.__wrapped__(model, memory, config, seeds))(
+        jax.jit(TrOCR.encode)(model, pixels), more["seeds"]
+    )
+    np.testing.assert_array_equal(grown.tokens, expected.tokens)
+    np.testing.assert_allclose(grown.logprobs, expected.logprobs, atol=1e-5)
+
+
+def test_the_coldest_draw_is_the_best_token():
+    scores = jax.random.normal(jax.random.key(0), (50,)) * 20
+    for temperature in (1e-30, 1e-38, 1e-50):
+        drawn = {int(draw(scores, jax.random.key(seed), jnp.int32(0), temperature, 0, 1.0)) for seed in range(5)}
+        assert drawn == {int(jnp.argmax(scores))}, temperature
 
 
 def test_log_probabilities_are_those_of_teacher_forcing(small):

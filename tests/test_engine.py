@@ -133,8 +133,9 @@ def test_budgets(engine, reader, pixels, lines):
     for job, budget in zip(jobs, budgets, strict=True):
         assert job.tokens == ids(lines[3])[:budget]
         assert job.status == ("stop" if budget == 60 else "length")
-    cut = run(engine, [Job(pixels[3], replace(reader.defaults, num_beams=3, max_new_tokens=4))])[0]
-    assert len(cut.tokens) == 4 and cut.status == "length"
+    cut = run(engine, [Job(image, replace(reader.defaults, num_beams=3, max_new_tokens=6)) for image in pixels])
+    for job, line in zip(cut, reader.read(PICTURES, num_beams=3, max_new_tokens=6), strict=True):
+        same(job, line)
 
 
 def test_nothing_is_compiled_after_the_warm_up(reader, pixels):
@@ -395,7 +396,7 @@ def test_top_k_of_the_defaults_is_drawn_from(reader, pixels):
     config = replace(drawn, num_return_sequences=4)
     images = jax.device_put(pixels[0][None])
     found = read_pixels(reader.model, images, config, reader.processor.mean, reader.processor.std, jnp.uint32([5]))
-    jobs = run(engine, [Job(pixels[0], drawn, seed=5, sample=r) for r in range(4)])
+    jobs = run(engine, [Job(pixels[0], drawn, seed=5 - 2**32, sample=r) for r in range(4)])  # as `read` takes any integer
     wanted = [found.tokens[0, r, : found.lengths[0, r]].tolist() for r in range(4)]
     assert [job.tokens for job in jobs] == wanted and len({tuple(tokens) for tokens in wanted}) > 1
 
@@ -415,6 +416,11 @@ def test_what_is_not_compiled_is_refused_by_name(engine, reader, pixels):
         (Job(pixels[0], searched, alternatives=1), "alternatives"),
         (Job(pixels[0], reader.defaults, sample=-1), "sample"),
         (Job(pixels[0], searched, sample=3), "sample"),
+        (
+            Job(pixels[0][..., :1], reader.defaults),
+            "pixels must be uint8 of shape .32, 512, 3., not uint8 of .32, 512, 1.",
+        ),
+        (Job(pixels[0].astype(np.float32), reader.defaults), "pixels"),
     ):
         with pytest.raises(ValueError, match=name):
             engine.submit([job])

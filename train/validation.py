@@ -111,8 +111,8 @@ def read(model: TrOCR, tokenizer: Tokenizer, processor: ImageProcessor, pixels: 
         batch = pixels[first : first + BATCH]
         padded = np.zeros((BATCH, *batch.shape[1:]), np.uint8)
         padded[: len(batch)] = batch
-        mask = jnp.asarray(np.arange(BATCH) < len(batch))
-        result = read_pixels(model, jnp.asarray(padded), config, processor.mean, processor.std, None, mask)
+        limits = jnp.asarray(np.where(np.arange(BATCH) < len(batch), max_tokens, 0))
+        result = read_pixels(model, jnp.asarray(padded), config, processor.mean, processor.std, None, limits)
         tokens, lengths = jax.device_get((result.tokens[:, 0], result.lengths[:, 0]))
         rows = zip(tokens[: len(batch)], lengths[: len(batch)], strict=True)
         texts += [tokenizer.decode([int(token) for token in row[:length]]) for row, length in rows]

@@ -64,6 +64,8 @@ def _run(module: str, prog: str, arguments: list[str], wanted: str, extra: str |
         app = load(module, wanted, extra)
         return app.run(_parse(app, prog, arguments))
 
+    if sys.stderr is None:  # closed: what is printed there would go among the results
+        sys.stderr = open(os.devnull, "w")
     _allow_any_name(sys.stdout)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata; what makes an image unreadable is an error
     return guarded(work)
@@ -92,7 +94,8 @@ def guarded(work: Callable[[], int]) -> int:
     except (NotImplementedError, RecursionError):  # mistakes of ours, whose place is worth seeing
         raise
     except RuntimeError as error:  # JAX's: no such device, no memory left; what follows the first line is for its authors
-        return complain(str(error).partition("\n")[0], 1)
+        hint = "; fewer beams or a smaller batch take less memory" if "RESOURCE_EXHAUSTED" in str(error) else ""
+        return complain(str(error).partition("\n")[0].rstrip(".") + hint, 1)
     except AssertionError as error:
         if not _without_platform(error):
             raise

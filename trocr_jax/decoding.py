@@ -26,7 +26,7 @@ __all__ = ["GenerateConfig", "Generation", "generate", "read_pixels"]
 
 @partial(jax.jit, static_argnames=("config",))
 def generate(
-    model: TrOCR | Packed, memory: Array, config: GenerateConfig, seeds: Array | None = None, mask: Array | None = None
+    model: TrOCR | Packed, memory: Array, config: GenerateConfig, seeds: Array | None = None, limits: Array | None = None
 ) -> Generation:
     """Decodes image tokens.
 
@@ -35,28 +35,34 @@ def generate(
         memory: `model.encode(pixels)`, [B,S,E].
         config: static; another one compiles another program.
         seeds: [B] uint32, one an image, for sampling: a row's draw depends on its own seed alone.
-        mask: [B] bool, False for rows that only fill the batch up; they end at once.
+        limits: [B] int32, most new tokens of each row, where that is fewer than max_new_tokens; 0 for rows that only fill the
+            batch up.
 
     Raises:
-        ValueError: sampling without seeds, more tokens than the checkpoint has positions, or arrays on a mesh with Explicit axes.
+        ValueError: sampling without seeds, seeds or limits that are not one an image, more tokens than the checkpoint has
+            positions, or arrays on a mesh with Explicit axes.
     """
     model, layers = model_of(model), layers_of(model)
     refuse_explicit(model, memory)
     if config.do_sample and seeds is None:
         raise ValueError("sampling needs seeds, one an image")
     config.check_positions(model.config.decoder.max_positions)
+    for name, given in (("seeds", seeds), ("limits", limits)):
+        if given is not None and given.shape != memory.shape[:1]:
+            raise ValueError(f"{name} must be one an image, [{memory.shape[0]}], not {list(given.shape)}")
     if memory.shape[0] == 0:
         return nothing(config)
-    mask = jnp.ones(memory.shape[0], bool) if mask is None else jnp.asarray(mask, bool)
+    most = jnp.full(memory.shape[0], config.max_new_tokens)
+    limits = most if limits is None else jnp.minimum(most, limits.astype(jnp.int32))
     if config.num_beams > 1:
-        return beam_search(model, layers, memory, config, mask)
-    return sample(model, layers, memory, config, seeds, mask)
+        return beam_search(model, layers, memory, config, limits)
+    return sample(model, layers, memory, config, seeds, limits)
 
 
 @partial(jax.jit, static_argnames=("config", "mean", "std"))
 def read_pixels(
     model: TrOCR | Packed, images: Array, config: GenerateConfig, mean: tuple[float, ...], std: tuple[float, ...],
-    seeds: Array | None = None, mask: Array | None = None,
+    seeds: Array | None = None, limits: Array | None = None,
 ) -> Generation:  # fmt: skip
     """uint8 images [B,height,width,C] -> Generation: normalise, encode and decode in one program."""
-    return generate(model, model_of(model).encode(normalize(images, mean, std)), config, seeds, mask)
+    return generate(model, model_of(model).encode(normalize(images, mean, std)), config, seeds, limits)

@@ -115,6 +115,8 @@ class Engine:
             raise ValueError(f"max_new_tokens is at most {self.defaults.max_new_tokens} here")
         if config.num_beams not in self.beams:
             raise ValueError(f"num_beams must be one of {self.beams} here")
+        if job.pixels.shape != (shape := (*self.model.config.encoder.image_size, 3)) or job.pixels.dtype != np.uint8:
+            raise ValueError(f"pixels must be uint8 of shape {shape}, not {job.pixels.dtype} of {job.pixels.shape}")
         if not 0 <= job.alternatives <= (0 if searched else device.MAX_ALTERNATIVES):
             raise ValueError(f"alternatives are at most {device.MAX_ALTERNATIVES}, and none with beams")
         if job.sample < 0 or searched and job.sample >= config.num_beams:

@@ -12,6 +12,9 @@ from .images import ImageError
 
 EXTENSIONS = frozenset(".png .jpg .jpeg .jpe .jfif .webp .tif .tiff .gif .bmp .ppm .pgm .pbm .pnm".split())
 
+UNREAD = frozenset(".jp2 .j2k .jpx .jxl .avif .heic .heif .pdf .djvu .psd .svg .dng .ico .tga .pcx".split())
+"""Of pictures and documents that are no images here."""
+
 
 def find_images(arguments: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """The image files that PATH, DIR and GLOB arguments name: each once, in the order given, 2 before 10 within each.
@@ -21,6 +24,16 @@ def find_images(arguments: Iterable[str | os.PathLike[str]]) -> list[Path]:
     that names none.
     """
     return list(dict.fromkeys(path for argument in arguments for path in _expand(os.fspath(argument))))
+
+
+def left_out(argument: str | os.PathLike[str]) -> list[Path]:
+    """The visible files of a folder that hold pictures by their names, and that `find_images` leaves out: of kinds that are not
+    read, and links to nothing. Of other files nobody expects to be read.
+    """
+    path = Path(argument)
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")] if path.is_dir() else []
+    gone = [entry for entry in entries if entry.suffix.lower() in EXTENSIONS and not entry.exists()]
+    return [entry for entry in entries if entry.suffix.lower() in UNREAD] + gone
 
 
 def _expand(argument: str) -> list[Path]:

@@ -11,7 +11,7 @@ import io
 import os
 import re
 import stat
-from typing import Any, BinaryIO, Protocol
+from typing import IO, Any, BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image
@@ -31,7 +31,7 @@ class HasArray(Protocol):
     def __array__(self) -> np.ndarray: ...
 
 
-Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | HasArray
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | HasArray
 """Where an image comes from: a path, the bytes of a file, a picture or an array; see `load`."""
 MAX_PIXELS = 50_000_000  # an A4 page at 600 dpi has 35 million; a decoded pixel takes up to 8 bytes on the way to RGB
 
@@ -97,9 +97,9 @@ def load(source: Source, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Any image as a new RGB PIL image, upright by its EXIF tag, transparency on white, the first of several frames (of the
     pages of a TIFF its `info` says so by FIRST_OF_SEVERAL).
 
-    source: a path, the bytes of a file, a PIL image in any mode, or an array (numpy, jax, anything with `__array__`) of
-    shape (H, W) or (H, W, 1 | 3 | 4). Values wider than 8 bits are scaled from the smallest usual range that holds them
-    all: 0..1 (floats), 0..255, 0..4095 (integers: 12-bit scanners), 0..65535, else their own minimum..maximum.
+    source: a path, the bytes of a file or one open for reading them, a PIL image in any mode, or an array (numpy, jax, anything
+    with `__array__`) of shape (H, W) or (H, W, 1 | 3 | 4). Values wider than 8 bits are scaled from the smallest usual range
+    that holds them all: 0..1 (floats), 0..255, 0..4095 (integers: 12-bit scanners), 0..65535, else their own minimum..maximum.
     Raises ImageError; checks `max_pixels` before decoding.
     """
     if isinstance(source, Image.Image):
@@ -111,7 +111,26 @@ def load(source: Source, max_pixels: int = MAX_PIXELS) -> Image.Image:
             return _read(stream, max_pixels)
     if hasattr(source, "__array__"):
         return _from_array(_as_array(source), max_pixels)
+    if hasattr(source, "read"):
+        return load(_content(source), max_pixels)
     raise ImageError("bad_source", f"got {type(source).__name__}")
+
+
+def is_source(value: Any) -> bool:
+    """Whether `load` takes this for one image, whatever it holds."""
+    known = isinstance(value, Image.Image | bytes | bytearray | memoryview | str | os.PathLike)
+    return known or hasattr(value, "__array__") or hasattr(value, "read")
+
+
+def _content(file: Any) -> bytes:
+    """What is left to read in an open file."""
+    try:
+        content = file.read()
+    except Exception as error:  # an upload that broke off, a closed file, ...
+        raise ImageError("unreadable", f"{type(error).__name__}") from None
+    if not isinstance(content, bytes | bytearray):
+        raise ImageError("bad_source", "got a file that is not open for reading bytes")
+    return bytes(content)
 
 
 def count_pages(path: str | os.PathLike[str]) -> int:

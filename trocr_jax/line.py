@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -88,6 +89,12 @@ def _plain(value: Any) -> Any:
 
 
 NO_NUMBERS = "the model gave no numbers (NaN): check its weights, and that they fit the dtype"
+
+
+def to_json(value: dict[str, Any]) -> str:
+    """One line of JSON; in ASCII where a name in it is not UTF-8, whose bytes are surrogates in Python and no text elsewhere."""
+    text = json.dumps(value, ensure_ascii=False)
+    return json.dumps(value) if re.search("[\ud800-\udfff]", text) else text
 
 
 def one_line(text: str) -> str:

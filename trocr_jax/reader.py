@@ -118,7 +118,7 @@ class Reader:
         """Reads one image, or many.
 
         Args:
-            source: an image (path, bytes, PIL image, array), or a list, tuple or iterator of images.
+            source: an image (path, bytes, open file, PIL image, array), or any other iterable of images.
             batch_size: images a step of all devices; by default 8 a device on CPU, 128 elsewhere.
             seed: of the draws, where `do_sample`; image i draws from (seed, i), whatever it is batched with.
             options: fields of GenerateConfig (num_beams, max_new_tokens, ...); or `pattern`, a regular expression that the whole
@@ -128,7 +128,7 @@ class Reader:
         Returns:
             A Line for one image, a list of Lines in order for many. An unreadable image gives a Line with `error` set.
         """
-        many = isinstance(source, list | tuple | Iterator)
+        many = isinstance(source, Iterable) and not images.is_source(source)
         sources = source if many else [source]
         lines = list(self.stream(sources, batch_size=batch_size, seed=seed, together=self.together, **options))
         return lines if many else lines[0]
@@ -167,6 +167,8 @@ class Reader:
     def configured(self, pattern: str | None = None, **options: Any) -> GenerateConfig:
         """The defaults but for these options of `read`. Raises ValueError for those that this reader cannot follow."""
         if pattern is not None:
+            if not isinstance(pattern, str):
+                raise ValueError(f"pattern must be a string, a regular expression, not {pattern!r:.80}")
             options["constraint"] = self._constraint(pattern)
         config = replace(self.defaults, **options)
         self.check(config)
@@ -196,13 +198,13 @@ class Reader:
         padded[: len(pixels)] = pixels
         draws = None
         if config.do_sample:
-            draws = jnp.asarray(np.resize(np.arange(len(pixels)) if seeds is None else seeds, rows).astype(np.uint32))
-        mask = jnp.asarray(np.arange(rows) < len(pixels))
-        processor = self.processor
-        arguments = (jnp.asarray(padded), config, processor.mean, processor.std, draws, mask)
+            draws = np.resize(np.arange(len(pixels)) if seeds is None else seeds, rows).astype(np.uint32)
+        limits = np.where(np.arange(rows) < len(pixels), config.max_new_tokens, 0).astype(np.int32)
+        settings = (config, self.processor.mean, self.processor.std)
         if self.mesh:
-            return sharding.read_pixels(self.model, *arguments, mesh=self.mesh)
-        return self._lanes.dispatch(read_pixels, self._ready(), *arguments)
+            return sharding.read_pixels(self.model, padded, *settings, draws, limits, mesh=self.mesh)
+        padded, draws, limits = (None if x is None else jnp.asarray(x) for x in (padded, draws, limits))
+        return self._lanes.dispatch(read_pixels, self._ready(), padded, *settings, draws, limits)
 
     def _ready(self) -> Packed:
         """The model laid out for decoding, once; and again where another one has taken its place."""

@@ -7,7 +7,8 @@
 
 A mesh has two axes: images are cut over "data", weights over "model" (tensor parallel) or over "data" as well (FSDP). Which
 weights are cut, and where, is said by rules outside the model: (pattern of the parameter's name, PartitionSpec), first match.
-All ways give the same tokens. A batch is filled up to the mesh with masked rows, and what comes back has the rows that went in.
+All ways give the same tokens. A batch is filled up to the mesh with rows that end at once, and what comes back has the
+rows that went in.
 
 Letters: B images, n devices, S image tokens, E their width.
 """
@@ -36,6 +37,8 @@ from .network.layers import Array
 
 DATA, MODEL = "data", "model"
 Rules = Sequence[tuple[str, P]]
+Rows = Array | np.ndarray
+"""On a device, or still on the host: then each device is sent its own part alone."""
 
 REPLICATED: Rules = ((r".*", P()),)
 TENSOR: Rules = (
@@ -156,30 +159,30 @@ def rows_for(count: int, mesh: Mesh | None) -> int:
 
 
 def generate(
-    model: TrOCR, memory: Array, config: GenerateConfig, seeds: Array | None = None, mask: Array | None = None, *, mesh: Mesh
+    model: TrOCR, memory: Rows, config: GenerateConfig, seeds: Rows | None = None, limits: Rows | None = None, *, mesh: Mesh
 ) -> Generation:
     """`decoding.generate` on a mesh: memory [B,S,E] of any B -> Generation of B rows. The model lies on the mesh (`place`)."""
-    return _spread(Decode(config), model, memory, seeds, mask, mesh)
+    return _spread(Decode(config), model, memory, seeds, limits, mesh)
 
 
 def read_pixels(
-    model: TrOCR, images: Array, config: GenerateConfig, mean: tuple[float, ...], std: tuple[float, ...],
-    seeds: Array | None = None, mask: Array | None = None, *, mesh: Mesh,
+    model: TrOCR, images: Rows, config: GenerateConfig, mean: tuple[float, ...], std: tuple[float, ...],
+    seeds: Rows | None = None, limits: Rows | None = None, *, mesh: Mesh,
 ) -> Generation:  # fmt: skip
     """`decoding.read_pixels` on a mesh: uint8 images [B,height,width,C] of any B -> Generation of B rows."""
-    return _spread(Read(config, mean, std), model, images, seeds, mask, mesh)
+    return _spread(Read(config, mean, std), model, images, seeds, limits, mesh)
 
 
 @partial(jax.pmap, axis_name=DATA, static_broadcasted_argnums=2)
 def pmap_generate(
-    model: TrOCR, memory: Array, config: GenerateConfig, seeds: Array | None = None, mask: Array | None = None
+    model: TrOCR, memory: Array, config: GenerateConfig, seeds: Array | None = None, limits: Array | None = None
 ) -> Generation:
     """`decoding.generate` as a literal `jax.pmap`, for code bases that are built around it.
 
-    Every array has a leading axis n: the model's parameters repeated, memory [n,B/n,S,E], seeds and mask [n,B/n]; the result
+    Every array has a leading axis n: the model's parameters repeated, memory [n,B/n,S,E], seeds and limits [n,B/n]; the result
     too. Positional arguments only, and `config` third, as pmap wants it.
     """
-    return decoding.generate(model, memory, config, seeds, mask)
+    return decoding.generate(model, memory, config, seeds, limits)
 
 
 @dataclass(frozen=True)
@@ -188,8 +191,8 @@ class Decode:
 
     config: GenerateConfig
 
-    def __call__(self, model: TrOCR, rows: Array, seeds: Array | None, mask: Array) -> Generation:
-        return decoding.generate(model, rows, self.config, seeds, mask)
+    def __call__(self, model: TrOCR, rows: Array, seeds: Array | None, limits: Array) -> Generation:
+        return decoding.generate(model, rows, self.config, seeds, limits)
 
 
 @dataclass(frozen=True)
@@ -200,36 +203,38 @@ class Read:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, model: TrOCR, rows: Array, seeds: Array | None, mask: Array) -> Generation:
-        return decoding.read_pixels(model, rows, self.config, self.mean, self.std, seeds, mask)
+    def __call__(self, model: TrOCR, rows: Array, seeds: Array | None, limits: Array) -> Generation:
+        return decoding.read_pixels(model, rows, self.config, self.mean, self.std, seeds, limits)
 
 
-def _spread(work: Decode | Read, model: TrOCR, rows: Array, seeds: Array | None, mask: Array | None, mesh: Mesh) -> Generation:
+def _spread(work: Decode | Read, model: TrOCR, rows: Rows, seeds: Rows | None, limits: Rows | None, mesh: Mesh) -> Generation:
     """Fills up to the mesh, runs the program that fits the weights' places, and takes the filling off again."""
     mesh, count = auto(mesh), rows.shape[0]
     total = -(-count // mesh.shape[DATA]) * mesh.shape[DATA]
-    mask = jnp.ones(count, bool) if mask is None else mask
+    limits = np.full(count, work.config.max_new_tokens, np.int32) if limits is None else limits
     cut = NamedSharding(mesh, P(DATA))
-    batch = tuple(None if x is None else jax.device_put(_fill(x, total), cut) for x in (rows, seeds, mask))
+    batch = tuple(None if x is None else jax.device_put(_fill(x, total), cut) for x in (rows, seeds, limits))
     copied = all(x.sharding.is_fully_replicated for x in jax.tree.leaves(model))
     with jax.set_mesh(mesh):  # whichever mesh the caller has set
         result = data_parallel(model, *batch, work, mesh) if copied else partitioned(model, *batch, work, mesh)
     return result if total == count else jax.tree.map(lambda x: x[:count], result)
 
 
-def _fill(x: Array, total: int) -> Array | np.ndarray:
-    return x if x.shape[0] == total else np.concatenate([x, np.zeros((total - x.shape[0], *x.shape[1:]), x.dtype)])
+def _fill(x: Rows, total: int) -> Rows:
+    """With rows of zeros up to so many."""
+    pad = np.pad if isinstance(x, np.ndarray) else jnp.pad
+    return x if x.shape[0] == total else pad(x, [(0, total - x.shape[0]), *[(0, 0)] * (x.ndim - 1)])
 
 
 @partial(jax.jit, static_argnames=("work", "mesh"))
-def data_parallel(model: TrOCR, rows: Array, seeds: Array | None, mask: Array, work: Decode | Read, mesh: Mesh) -> Generation:
+def data_parallel(model: TrOCR, rows: Array, seeds: Array | None, limits: Array, work: Decode | Read, mesh: Mesh) -> Generation:
     """The program for copied weights: each device decodes its rows in a loop of its own."""
     specs = (P(), P(DATA), P(DATA), P(DATA))
-    return jax.shard_map(work, mesh=mesh, in_specs=specs, out_specs=P(DATA), check_vma=False)(model, rows, seeds, mask)
+    return jax.shard_map(work, mesh=mesh, in_specs=specs, out_specs=P(DATA), check_vma=False)(model, rows, seeds, limits)
 
 
 @partial(jax.jit, static_argnames=("work", "mesh"))
-def partitioned(model: TrOCR, rows: Array, seeds: Array | None, mask: Array, work: Decode | Read, mesh: Mesh) -> Generation:
+def partitioned(model: TrOCR, rows: Array, seeds: Array | None, limits: Array, work: Decode | Read, mesh: Mesh) -> Generation:
     """The program for cut weights: one loop for all, its arrays placed by the compiler, the result whole on every device."""
-    result = work(plain_attention(model), rows, seeds, mask)
+    result = work(plain_attention(model), rows, seeds, limits)
     return jax.lax.with_sharding_constraint(result, NamedSharding(mesh, P()))

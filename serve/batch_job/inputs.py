@@ -121,6 +121,8 @@ def read_list(path: str) -> Iterator[Item]:
     folder, name = parent(path if is_url(path) else _absolute(path)), path.rpartition("/")[2]
     with opened(path) as file:
         for number, raw in enumerate(file, 1):
+            if b"\0" in raw:
+                raise PlaceError(path, f"line {number} has a NUL byte, as in UTF-16; a list is UTF-8")
             line = raw.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n") if number == 1 else raw.rstrip(b"\r\n")
             if line.strip():
                 item = _list_item(line, folder, f"{name} line {number}", path.endswith(".jsonl"))

@@ -167,6 +167,8 @@ def expand(place: str) -> list[tuple[str, str]]:
     """
     found = _expand_url(place) if is_url(place) else _expand_path(place)
     if not found:
+        if os.path.isdir(os.path.expanduser(place)):
+            raise PlaceError(place, "holds no files")
         raise PlaceError(place, "no such file or folder" if not glob.has_magic(place) else "no file matches")
     return sorted(found, key=lambda file: natural(file[0]))
 

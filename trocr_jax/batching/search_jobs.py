@@ -22,7 +22,7 @@ class SearchJobs:
     """The batch that is being searched, one at a time.
 
     Args:
-        defaults: how to decode; every search runs with its full budget of tokens.
+        defaults: how to decode, but for the most new tokens, which every job says for itself.
         beams: numbers of beams, above 1, that jobs may have.
     """
 
@@ -39,17 +39,19 @@ class SearchJobs:
     def warm_up(self, memory: Array) -> None:
         """Compiles the searches of so many rows, by running them on rows that end at once."""
         for config in self._configs.values():
-            generate(self._packed, memory, config, None, jax.device_put(np.zeros(memory.shape[0], bool)))
+            generate(self._packed, memory, config, None, jax.device_put(np.zeros(memory.shape[0], np.int32)))
 
     def start(self, memory: Array, jobs: Sequence[Job]) -> None:
         """Dispatches a search for jobs with the same number of beams, whose images are the first rows of memory [n,S,E]."""
-        mask = jax.device_put(np.arange(memory.shape[0]) < len(jobs))
+        limits = np.zeros(memory.shape[0], np.int32)
+        limits[: len(jobs)] = [job.config.max_new_tokens for job in jobs]
         for job in jobs:
             job.start()
-        self._searching = jobs, generate(self._packed, memory, self._configs[jobs[0].config.num_beams], None, mask)
+        config = self._configs[jobs[0].config.num_beams]
+        self._searching = jobs, generate(self._packed, memory, config, None, jax.device_put(limits))
 
     def harvest(self) -> Iterator[tuple[Job, Status]]:
-        """Waits for the search; yields its jobs with how each ends. One that wants fewer tokens gets the first ones."""
+        """Waits for the search; yields its jobs with how each ends."""
         if self._searching is None:
             return
         jobs, found = self._searching
@@ -57,9 +59,8 @@ class SearchJobs:
         self._searching = None  # not before: an error of the device is raised only where it is waited for
         for row, job in enumerate(jobs):
             length = int(found.lengths[row, job.sample])
-            kept = min(length, job.config.max_new_tokens)
-            job.add(*(array[row, job.sample, :kept].tolist() for array in (found.tokens, found.logprobs)))
-            whole: Status = "stop" if found.finished[row, job.sample] and kept == length else "length"
+            job.add(*(array[row, job.sample, :length].tolist() for array in (found.tokens, found.logprobs)))
+            whole: Status = "stop" if found.finished[row, job.sample] else "length"
             yield job, "failed" if any(map(math.isnan, job.logprobs)) else whole
 
     def clear(self) -> list[Job]:

@@ -5,8 +5,9 @@ Every page of a TIFF is a page. One that cannot be read is reported and does not
 
 from __future__ import annotations
 
-import json
 import re
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,18 @@ from PIL import Image
 
 from .. import files, images, page
 from ..cli import UsageError, remark
-from ..line import UNLIKELY, one_line
+from ..line import UNLIKELY, one_line, to_json
 from ..pages.formats import DOCUMENTS, Page, render
 from ..pages.outlines import MAX_BYTES, PageFormatError, parse_lines
 
 PAGE_BREAK = "\f"  # between the texts of pages, as other programs have it
 SUFFIXES = {"text": ".txt", "tsv": ".tsv", "json": ".json", "hocr": ".hocr", "alto": ".alto.xml", "page": ".page.xml"}
+DOUBTS = {
+    UNLIKELY: "have what the model hardly sees (below 1 in 100); a pattern may have forced them",
+    "repetition": "repeat themselves at the end, as of a model that is lost",
+    "length": "were cut off after as many tokens as they may have (--max-tokens)",
+}
+"""What is told of a page whose lines have these flags or ends."""
 _FORMAT = re.compile(r"(\.(page|alto))?\.(xml|json|hocr|html?)$", re.IGNORECASE)  # what ends the name of a file of lines
 
 
@@ -125,7 +132,10 @@ def read_pages(pages: list[Source], reader: Any, job: Job) -> int:
             failed += 1
             remark(f"{source}: {error}")
             if job.format == "json" and not job.output:
-                print(json.dumps({"path": str(source), "error": str(error)}, ensure_ascii=False), flush=True)
+                print(to_json({"path": str(source), "error": str(error)}), flush=True)
+            elif job.format == "text" and not job.output:  # an empty page in its place
+                print(end=apart, flush=True)
+                apart = PAGE_BREAK
     return failed
 
 
@@ -136,13 +146,19 @@ def _tell_of(found: Page, source: Source) -> bool:
     errors = {number: found.line.error for number, found in enumerate(found.lines, 1) if found.line.error}
     for number, error in errors.items():
         remark(f"{source}: line {number}: {error}")
+    for what, count in _doubts(found):
+        remark(f"{source}: {count} of {len(found.lines)} lines {what}")
     if found.turned:
         remark(f"{source}: read turned by {found.turned} degrees counter-clockwise; as it stands hardly a line could be read")
-    if forced := sum(UNLIKELY in found.line.flags for found in found.lines):
-        remark(f"{source}: {forced} of {len(found.lines)} lines have what the model hardly sees; a pattern may have forced them")
-    elif page.is_lost(found):
+    if page.is_lost(found) and not any(UNLIKELY in found.line.flags for found in found.lines):
         remark(f"{source}: hardly a line could be read, whichever way it is turned; has the model seen such writing?")
     return bool(errors)
+
+
+def _doubts(found: Page) -> Iterator[tuple[str, int]]:
+    """What is doubtful about lines, and of how many."""
+    counts = Counter(flag for line in found.lines for flag in (*line.line.flags, line.line.finish_reason))
+    yield from ((what, counts[name]) for name, what in DOUBTS.items() if counts[name])
 
 
 def _read(source: Source, reader: Any, job: Job) -> Page:

@@ -5,7 +5,7 @@ An image that cannot be read is reported and does not stop the others; the exit 
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ import tyro
 
 from .. import images
 from ..cli import UsageError, check_pattern, load, remark
-from ..image_paths import find_images
-from ..line import NO_TEXT, UNLIKELY, Line, one_line
+from ..image_paths import find_images, left_out
+from ..line import NO_TEXT, UNLIKELY, Line, one_line, to_json
 from ..pages.formats import DOCUMENTS
 from ..prepared import SEVERAL_LINES, SEVERAL_PAGES
 
@@ -61,7 +61,7 @@ class Config:
     """Devices to read with: data=8, or data=4,model=2 for a model cut over pairs of them. By default one."""
     pattern: str | None = None
     """A regular expression that every text shall match as a whole, as [0-9]{2}/[0-9]{2}/[0-9]{4}; needs the extra "pattern".
-    Of a page every line is held to it."""
+    Of a page every line is held to it, of a line that is too long to be read at once every piece."""
     max_tokens: int | None = None
     """Most new tokens a line, or a piece of one that is read in pieces; the start token not counted. By default as the checkpoint
     says, else 128."""
@@ -70,11 +70,13 @@ class Config:
 def run(config: Config) -> int:
     """Reads and prints; 1 where an image failed."""
     options = _checked(config)
-    paths, missing = _found(config.paths)
-    if not paths:
+    paths, without = _found(config.paths)
+    if not any(map(os.path.exists, paths)):  # no model is loaded for them
+        for path in paths:
+            remark(str(images.ImageError("missing", str(path))))
         return 1
     failed = (_read_pages if config.page else _read_lines)(paths, config, options)
-    return int(missing or failed)
+    return int(without or failed)
 
 
 def _checked(config: Config) -> dict[str, Any]:
@@ -83,6 +85,8 @@ def _checked(config: Config) -> dict[str, Any]:
         raise UsageError("name at least one image, folder or glob; 'trocr-jax read --help' tells more")
     if "-" in config.paths and not Path("-").exists():
         raise UsageError("standard input is not read: name a file")
+    if urls := [path for path in config.paths if "://" in path and not Path(path).exists()]:
+        raise UsageError(f"URLs are not read here ({urls[0]}): 'trocr-jax batch' reads a list of them")
     options: dict[str, Any] = {"num_beams": config.beams, "max_new_tokens": config.max_tokens, "batch_size": config.batch_size}
     options = {name: value for name, value in options.items() if value is not None}
     if any(value < 1 for value in options.values()):
@@ -110,15 +114,23 @@ def _check_mesh(text: str | None) -> None:
 
 
 def _found(arguments: tuple[str, ...]) -> tuple[list[Path], bool]:
-    """The files that arguments name, each once, and whether one names none, which is told."""
-    paths, missing = [], False
+    """The files that arguments name, each once, those that are missing in their places, to be told when it is their turn; and
+    whether a folder or glob has none, which is told here.
+    """
+    paths, without = [], False
     for argument in arguments:
         try:
             paths += find_images([argument])
         except images.ImageError as error:
-            missing = True
+            if error.code == "missing":
+                paths.append(Path(argument))
+                continue
+            without = True
             remark(str(error))
-    return list(dict.fromkeys(paths)), missing
+        if others := left_out(argument):
+            kinds = ", ".join(sorted({path.suffix.lower() for path in others}))
+            remark(f"{argument}: {len(others)} files left out, of kinds that are not read or links to nothing ({kinds})")
+    return list(dict.fromkeys(paths)), without
 
 
 def _read_lines(paths: list[Path], config: Config, options: dict[str, Any]) -> bool:
@@ -184,7 +196,7 @@ def _told(failures: int, count: int, what: str) -> bool:
 def render(path: Path, line: Line, form: str) -> str:
     """One line of output."""
     if form == "json":
-        return json.dumps({"path": str(path), **line.to_dict()}, ensure_ascii=False)
+        return to_json({"path": str(path), **line.to_dict()})
     text = one_line(line.text)
     return f"{one_line(str(path))}\t{text}" if form == "tsv" else text
 

@@ -20,7 +20,7 @@ from ..network.decoder_layer import KVCache
 from ..network.layers import Array
 from ..network.mesh_axes import varying
 from ..network.step_layers import StepLayers, Unrolled
-from .loop import GenerateConfig, Generation, finalize, follow, process, put, run, whole_chunks
+from .loop import GenerateConfig, Generation, finalize, follow, process, put, run, whole_chunks, widths
 
 NEVER = -1.0e9  # the score of what is not there; transformers' value, kept because sums with it decide ties
 
@@ -60,6 +60,7 @@ class BeamState:
         improvable: [B] bool, whether a running beam may still beat the worst of `best`.
         done: [B] bool
         position: [] int32, tokens produced so far.
+        limits: [B] int32, most new tokens of each image.
         cache: self-attention of the running beams, rows B*K.
     """
 
@@ -68,15 +69,17 @@ class BeamState:
     improvable: Array
     done: Array
     position: Array
+    limits: Array
     cache: KVCache
 
 
-def beam_search(model: TrOCR, layers: StepLayers | Unrolled, memory: Array, config: GenerateConfig, mask: Array) -> Generation:
-    """memory [B,S,E], mask [B] (False: a row that only fills the batch) -> Generation with R sequences an image."""
-    state = varying(_start(model, memory.shape[0], config, ~mask), model, memory)
-    state = run(lambda s: _step(model, memory, config, layers, s), state, lambda s: ~jnp.all(s.done))
+def beam_search(model: TrOCR, layers: StepLayers | Unrolled, memory: Array, config: GenerateConfig, limits: Array) -> Generation:
+    """memory [B,S,E], limits [B] of new tokens -> Generation with R sequences an image."""
+    places = whole_chunks(config.max_new_tokens)
+    state = varying(_start(model, config, places, limits), model, memory)
+    state = run(lambda s: _step(model, memory, config, layers, s), state, places)
     best, T, R = state.best, config.max_new_tokens, config.num_return_sequences
-    found = finalize(best.tokens[:, :R, 1 : T + 1], best.logprobs[:, :R, :T], best.scores[:, :R], model.config)
+    found = finalize(best.tokens[:, :R, 1 : T + 1], best.logprobs[:, :R, :T], best.scores[:, :R], limits, model.config)
     there = (best.ended[:, :R] & ~_repeats(found.tokens)).at[:, 0].set(True)  # also of a model that gives no numbers
     return replace(found, lengths=jnp.where(there, found.lengths, 0))
 
@@ -87,35 +90,36 @@ def _repeats(tokens: Array) -> Array:
     return jnp.tril(equal, -1).any(-1)
 
 
-def _start(model: TrOCR, images: int, config: GenerateConfig, done: Array) -> BeamState:
-    K, P, ids = config.num_beams, whole_chunks(config.max_new_tokens), model.config
+def _start(model: TrOCR, config: GenerateConfig, P: int, limits: Array) -> BeamState:
+    images, K, ids = len(limits), config.num_beams, model.config
     tokens = jnp.full((images, K, P + 1), ids.pad_token_id, jnp.int32).at[..., 0].set(ids.decoder_start_token_id)
     shape, scores = (images, K), jnp.full((images, K), NEVER)
     nothing = Beams(tokens, jnp.zeros((*shape, P)), scores, jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32))
     # only the first beam counts at first, or all K would hold the same sequence
     running = replace(nothing, scores=scores.at[:, 0].set(0.0))
-    cache = model.decoder.init_cache(images * K, P)
-    return BeamState(running, nothing, jnp.ones(images, bool), done, jnp.int32(0), cache)
+    cache = model.decoder.init_cache(images * K, widths(P)[0])
+    return BeamState(running, nothing, jnp.ones(images, bool), limits <= 0, jnp.int32(0), limits, cache)
 
 
 def _step(model: TrOCR, memory: Array, config: GenerateConfig, layers: StepLayers | Unrolled, state: BeamState) -> BeamState:
     logprobs, cache = _next_logprobs(model, memory, config, layers, state)
-    candidates, parents = _extend(state.running, logprobs, state.position, config, model.config.eos_token_id)
+    candidates, parents = _extend(state, logprobs, config, model.config.eos_token_id)
     best = _merge(state, candidates, config)
     still = candidates.scores + jnp.where(candidates.ended, NEVER, 0.0)
     scores, kept = jax.lax.top_k(still, config.num_beams)
     running = replace(candidates.pick(kept), scores=scores)
     position = state.position + 1
-    improvable = state.improvable & _improvable(running.scores[:, 0], best, position, config)
+    improvable = state.improvable & _improvable(running.scores[:, 0], best, position, state.limits, config)
     full = best.ended.all(axis=1) & jnp.bool_(config.early_stopping is True)
-    done = state.done | ~improvable | full | (position >= config.max_new_tokens)
-    return _freeze(state, BeamState(running, best, improvable, done, position, cache.rows(_rows(parents, kept))))
+    done = state.done | ~improvable | full | (position >= state.limits)
+    cache = cache.rows(_rows(parents, kept))
+    return _freeze(state, BeamState(running, best, improvable, done, position, state.limits, cache))
 
 
 def _freeze(old: BeamState, new: BeamState) -> BeamState:
     """The new state; images that were done keep their sequences (a chunk may run past the end)."""
     best = jax.tree.map(lambda o, n: jnp.where(old.done.reshape(-1, *[1] * (n.ndim - 1)), o, n), old.best, new.best)
-    return BeamState(new.running, best, new.improvable, new.done, new.position, new.cache)
+    return replace(new, best=best)
 
 
 def _next_logprobs(
@@ -131,9 +135,9 @@ def _next_logprobs(
     return process(logprobs, tokens, states, state.position, config, model.config).reshape(B, K, -1), cache
 
 
-def _extend(running: Beams, logprobs: Array, position: Array, config: GenerateConfig, eos: int) -> tuple[Beams, Array]:
+def _extend(state: BeamState, logprobs: Array, config: GenerateConfig, eos: int) -> tuple[Beams, Array]:
     """The C best one-token extensions of the running beams, and which beam [B,C] each came from."""
-    B, K, V = logprobs.shape
+    running, position, (B, K, V) = state.running, state.position, logprobs.shape
     C = 2 * K
     # the best C of each beam, then of those: the same candidates in the same order as of all K * V, in a fraction of the sorting
     scores, tokens = jax.lax.top_k(logprobs + running.scores[..., None], min(C, V))
@@ -142,7 +146,7 @@ def _extend(running: Beams, logprobs: Array, position: Array, config: GenerateCo
     token = jnp.take_along_axis(tokens.reshape(B, -1), flat, axis=1).astype(jnp.int32)
     chosen = jnp.take_along_axis(logprobs.reshape(B, K * V), parents * V + token, axis=1)
     picked = running.pick(parents)
-    ended = (token == eos) | (position + 1 >= config.max_new_tokens)
+    ended = (token == eos) | (position + 1 >= state.limits[:, None])
     tokens, states = put(picked.tokens, token, position + 1), follow(picked.states, token, config)
     return Beams(tokens, put(picked.logprobs, chosen, position), scores, ended, states), parents
 
@@ -162,10 +166,10 @@ def _merge(state: BeamState, candidates: Beams, config: GenerateConfig) -> Beams
     return merged.pick(jax.lax.top_k(merged.scores, K)[1])
 
 
-def _improvable(best_running: Array, best: Beams, position: Array, config: GenerateConfig) -> Array:
+def _improvable(best_running: Array, best: Beams, position: Array, limits: Array, config: GenerateConfig) -> Array:
     """[B] whether the best running beam, at its most hopeful length, beats the worst ended sequence."""
     longest = config.early_stopping == "never" and config.length_penalty > 0.0
-    length = jnp.float32(config.max_new_tokens) if longest else position.astype(jnp.float32)
+    length = (limits if longest else position).astype(jnp.float32)
     worst = jnp.where(best.ended, best.scores.min(axis=1, keepdims=True), NEVER)
     return jnp.any((best_running / length**config.length_penalty)[:, None] > worst, axis=1)
 

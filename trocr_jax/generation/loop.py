@@ -3,29 +3,48 @@
 Letters: B images, R returned sequences an image, T new tokens, P places (T rounded up to whole chunks), V vocabulary.
 
 The loop is a `while_loop` whose body scans STEPS_PER_CHUNK steps: the exit test is made once a chunk, and the loop ends when
-every row has ended. Buffers of tokens hold the start token at place 0, so that place t + 1 is the t-th new token.
+every row has ended. A step reads all of the cache, so the cache begins NARROW places wide and a second loop goes on with a wider
+one: most lines never need it. Buffers of tokens hold the start token at place 0, so that place t + 1 is the t-th new token.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from ..config import NEW_TOKENS, TrOCRConfig
+from ..network.decoder_layer import KVCache
 from ..network.layers import Array
 from . import processors
 from .constraint import Constraint
 
-S = TypeVar("S")
+
+class Carry(Protocol):
+    """What `run` knows of a state, a dataclass: which rows are done [B], the steps so far [], and the cache."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def done(self) -> Array: ...
+    @property
+    def position(self) -> Array: ...
+    @property
+    def cache(self) -> KVCache: ...
+
+
+S = TypeVar("S", bound=Carry)
 
 STEPS_PER_CHUNK = 4
 """Steps between two exit tests, which the device makes by itself; `device.STEPS` is another number, between looks of the host."""
+NARROW, WIDER = 32, 4
+"""Places of the cache at first, and how many times as wide the next one is: each width is one more loop to compile."""
 _NUMBERS = {"int": Integral, "float": Real}
 
 
@@ -130,7 +149,7 @@ class Generation:
 
 
 def nothing(config: GenerateConfig) -> Generation:
-    """Of no images, B = 0."""
+    """A Generation of no images, B = 0."""
     shape = (0, config.num_return_sequences)
     tokens, logprobs = jnp.zeros((*shape, config.max_new_tokens), jnp.int32), jnp.zeros((*shape, config.max_new_tokens))
     return Generation(tokens, logprobs, jnp.zeros(shape, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, bool))
@@ -144,13 +163,13 @@ def _without_start(settings: dict[str, Any], of_new: str, of_all: str) -> int:
         raise ValueError(f"{of_new} and {of_all} must be numbers of tokens") from None
 
 
-def finalize(tokens: Array, logprobs: Array, scores: Array, ids: TrOCRConfig) -> Generation:
-    """Lengths and ends of finished buffers [B,R,T]: what follows the end token becomes padding."""
-    T = tokens.shape[-1]
-    ends = tokens == ids.eos_token_id
+def finalize(tokens: Array, logprobs: Array, scores: Array, limits: Array, ids: TrOCRConfig) -> Generation:
+    """Lengths and ends of finished buffers [B,R,T] that may hold limits [B] tokens: what follows becomes padding."""
+    places, limits = jnp.arange(tokens.shape[-1]), limits[:, None]
+    ends = (tokens == ids.eos_token_id) & (places < limits[..., None])
     finished = ends.any(-1)
-    lengths = jnp.where(finished, jnp.argmax(ends, axis=-1) + 1, T).astype(jnp.int32)
-    real = jnp.arange(T) < lengths[..., None]
+    lengths = jnp.where(finished, jnp.argmax(ends, axis=-1) + 1, limits).astype(jnp.int32)
+    real = places < lengths[..., None]
     return Generation(jnp.where(real, tokens, ids.pad_token_id), jnp.where(real, logprobs, 0.0), lengths, scores, finished)
 
 
@@ -187,10 +206,19 @@ def bucket(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def run(step: Callable[[S], S], state: S, going: Callable[[S], Array]) -> S:
-    """Chunks of STEPS_PER_CHUNK steps while `going`."""
+def run(step: Callable[[S], S], state: S, places: int) -> S:
+    """Steps until all are done, of whom none takes more than P steps; the state's cache has the first of the `widths`."""
 
     def chunk(state: S) -> S:
         return jax.lax.scan(lambda state, _: (step(state), None), state, length=STEPS_PER_CHUNK)[0]
 
-    return jax.lax.while_loop(going, chunk, state)
+    for width in widths(places):
+        state = replace(state, cache=state.cache.widened(width))
+        state = jax.lax.while_loop(lambda state: ~jnp.all(state.done) & (state.position < width), chunk, state)  # noqa: B023
+    return state
+
+
+def widths(places: int) -> list[int]:
+    """The widths that a cache for so many places has one after the other."""
+    narrower = itertools.takewhile(lambda width: width < places, (NARROW * WIDER**n for n in itertools.count()))
+    return [*narrower, places]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -39,10 +39,14 @@ def pack(model: TrOCR) -> Packed:
     """Lays the decoder's layers out on a CPU or a GPU, which inside a program would copy them at every call and so holds them
     twice; elsewhere they are read where they are.
     """
-    backend = jax.default_backend()
-    layers = jax.jit(lambda model: model.decoder.step_layers().only_for(backend))(model)
+    layers = _laid_out(model, jax.default_backend())
     leaves, treedef = jax.tree.flatten((model, layers))
     return Packed(leaves, structure(treedef))
+
+
+@partial(jax.jit, static_argnames="backend")
+def _laid_out(model: TrOCR, backend: str) -> Unrolled | None:
+    return model.decoder.step_layers().only_for(backend)
 
 
 def model_of(model: TrOCR | Packed) -> TrOCR:

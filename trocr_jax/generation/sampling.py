@@ -19,7 +19,7 @@ from ..network.layers import Array
 from ..network.mesh_axes import varying
 from ..network.step_layers import StepLayers, Unrolled
 from . import processors
-from .loop import GenerateConfig, Generation, finalize, follow, process, put, run, whole_chunks
+from .loop import GenerateConfig, Generation, finalize, follow, process, put, run, whole_chunks, widths
 
 N = TypeVar("N", int, np.ndarray)
 
@@ -57,15 +57,16 @@ def image_seed(index: N, seed: int) -> N:
 
 
 def sample(
-    model: TrOCR, layers: StepLayers | Unrolled, memory: Array, config: GenerateConfig, seeds: Array | None, mask: Array
+    model: TrOCR, layers: StepLayers | Unrolled, memory: Array, config: GenerateConfig, seeds: Array | None, limits: Array
 ) -> Generation:
-    """memory [B,S,E], seeds [B] for sampling, mask [B] (False: a row that only fills the batch) -> Generation."""
+    """memory [B,S,E], seeds [B] for sampling, limits [B] of new tokens -> Generation."""
     R, ids = config.num_return_sequences, model.config
     rows = memory.shape[0] * R
     keys = None
     if seeds is not None:
         keys = jax.vmap(sample_key)(jnp.repeat(seeds, R), jnp.tile(jnp.arange(R), memory.shape[0]))
-    state = varying(_start(model, rows, config.max_new_tokens, jnp.repeat(~mask, R)), model, memory, keys)
+    places, most = whole_chunks(config.max_new_tokens), jnp.repeat(limits, R)
+    state = varying(_start(model, rows, places, most <= 0), model, memory, keys)
 
     def step(state: State) -> State:
         current = jax.lax.dynamic_index_in_dim(state.tokens, state.position, axis=1, keepdims=False)
@@ -74,31 +75,29 @@ def sample(
         token = choose(process(scores, state.tokens, state.states, state.position, config, ids), config, keys, state.position)
         logprob = jnp.take_along_axis(jax.nn.log_softmax(scores, axis=-1), token[:, None], axis=1)[:, 0]
         token = jnp.where(state.done, ids.pad_token_id, token)
-        done = state.done | (token == ids.eos_token_id) | (state.position + 1 >= config.max_new_tokens)
+        done = state.done | (token == ids.eos_token_id) | (state.position + 1 >= most)
         return State(
             tokens=put(state.tokens, token, state.position + 1),
             logprobs=put(state.logprobs, jnp.where(state.done, 0.0, logprob), state.position),
             done=done, position=state.position + 1, states=follow(state.states, token, config), cache=cache,
         )  # fmt: skip
 
-    return _result(run(step, state, lambda state: ~jnp.all(state.done)), memory.shape[0], config, ids)
+    return _result(run(step, state, places), limits, config, ids)
 
 
-def _start(model: TrOCR, rows: int, max_new_tokens: int, done: Array) -> State:
-    places = whole_chunks(max_new_tokens)
+def _start(model: TrOCR, rows: int, places: int, done: Array) -> State:
     tokens = jnp.full((rows, places + 1), model.config.pad_token_id, jnp.int32)
     return State(
         tokens=tokens.at[:, 0].set(model.config.decoder_start_token_id),
-        logprobs=jnp.zeros((rows, places)), done=done, position=jnp.int32(0), cache=model.decoder.init_cache(rows, places),
-        states=jnp.zeros(rows, jnp.int32),
+        logprobs=jnp.zeros((rows, places)), done=done, position=jnp.int32(0),
+        states=jnp.zeros(rows, jnp.int32), cache=model.decoder.init_cache(rows, widths(places)[0]),
     )  # fmt: skip
 
 
-def _result(state: State, images: int, config: GenerateConfig, ids: TrOCRConfig) -> Generation:
-    T, R = config.max_new_tokens, config.num_return_sequences
-    tokens = state.tokens[:, 1 : T + 1].reshape(images, R, T)
-    logprobs = state.logprobs[:, :T].reshape(images, R, T)
-    return finalize(tokens, logprobs, logprobs.sum(-1), ids)
+def _result(state: State, limits: Array, config: GenerateConfig, ids: TrOCRConfig) -> Generation:
+    T, shape = config.max_new_tokens, (len(limits), config.num_return_sequences, config.max_new_tokens)
+    tokens, logprobs = state.tokens[:, 1 : T + 1].reshape(shape), state.logprobs[:, :T].reshape(shape)
+    return finalize(tokens, logprobs, logprobs.sum(-1), limits, ids)
 
 
 def choose(scores: Array, config: GenerateConfig, keys: Array | None, position: Array) -> Array:
@@ -115,7 +114,7 @@ def sample_key(seed: Array, number: Array) -> Array:
 
 def draw(scores: Array, key: Array, position: Array, temperature: float | Array, top_k: int, top_p: float | Array) -> Array:
     """The token [] int32 that a row with such a key draws at a position, from scores [V]."""
-    scores = scores[None] / temperature
+    scores = (scores - scores.max())[None] / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)  # or the best is infinite
     if top_k:
         scores = processors.keep_top_k(scores, top_k)
     if isinstance(top_p, Array) or top_p < 1.0:

@@ -40,6 +40,11 @@ class KVCache:
         """The cache of rows [B'] picked by index: beams that swap places."""
         return KVCache(self.keys[:, indices], self.values[:, indices])
 
+    def widened(self, positions: int) -> KVCache:
+        """With room for so many positions, not fewer than it has."""
+        room = (*[(0, 0)] * 3, (0, positions - self.keys.shape[3]), (0, 0))
+        return KVCache(jnp.pad(self.keys, room), jnp.pad(self.values, room))
+
 
 class DecoderLayer(nnx.Module):
     """x = norm(x + self_attention(x)); x = norm(x + cross_attention(x, memory)); x = norm(x + mlp(x))."""

@@ -6,7 +6,6 @@ number of its characters.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from ..line import Line, one_line
+from ..line import Line, one_line, to_json
 
 Format = Literal["text", "json", "hocr", "alto", "page"]
 DOCUMENTS = ("hocr", "alto", "page")
@@ -70,7 +69,7 @@ def render(page: Page, form: Format, name: str, page_number: int = 1, created: d
     if form == "text":
         return "".join(f"{one_line(line.line.text)}\n" for line in page.lines)
     if form == "json":
-        return json.dumps(to_dict(page, name), ensure_ascii=False) + "\n"
+        return to_json(to_dict(page, name)) + "\n"
     if form == "page":
         return _xml(_page_xml(page, name, created or datetime.now(UTC)), PAGE)
     return _xml(_alto(page, name, page_number), ALTO) if form == "alto" else _xml(_hocr(page, name, page_number), XHTML)
