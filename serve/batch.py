@@ -28,6 +28,8 @@ from trocr_jax.checkpoints import generation_files
 from trocr_jax.cli import UsageError, check_pattern
 from trocr_jax.cores import usable_cores
 from trocr_jax.files import FilesError
+from trocr_jax.page import is_lost
+from trocr_jax.pages.formats import Page
 
 from .batch_job import inputs, output
 from .batch_job.places import FetchError, PlaceError, root_of
@@ -261,7 +263,11 @@ class Writer:
     def _write(self, number: int, images: list[ImageReading]) -> None:
         pages = self.job.settings["page"]
         as_row: Any = output.page_row if pages else output.row
-        rows = [as_row(image.item.id, image.result) for image in images]
+        results = [(image.item.id, image.result) for image in images]
+        for name, result in results:
+            if isinstance(result, Page) and is_lost(result) and self.job.settings["pattern"] is None:
+                remark(f"{name}: hardly a line could be read; 'trocr-jax read --page' tries a page in every direction")
+        rows = [as_row(name, result) for name, result in results]
         for row in rows:
             for error in output.errors(row):
                 remark(f"{row['id']}: {error}")

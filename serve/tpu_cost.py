@@ -8,7 +8,7 @@ Letters: B images a chip, S image tokens, E their width, D the decoder's width, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from trocr_jax.ahead_of_time import cost, unstacked
 from trocr_jax.chips import Chip, Cost
+from trocr_jax.generation.loop import whole_chunks, widths
 from trocr_jax.model import TrOCR, normalize
 from trocr_jax.network.decoder_layer import KVCache, StepLayer
 
@@ -25,7 +26,7 @@ HALF = (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True)
 class Workload:
-    """B images, lines of so many tokens, and the places that are kept for them."""
+    """B images, the tokens of their lines, and the places for a line's most tokens."""
 
     images: int
     tokens: int
@@ -34,6 +35,8 @@ class Workload:
 
 def reading_cost(mesh: Mesh, model: TrOCR, work: Workload, chip: Chip, engine: bool) -> Cost:
     """A batch on one chip. In the engine every row has a position of its own, which makes its writes scatters."""
+    if not engine:  # whose cache is as wide as all of its rows may need
+        work = replace(work, places=next(width for width in widths(whole_chunks(work.places)) if width >= work.tokens))
     parts = parts_of(model, work, engine)
     donate = {"decoder layer": (1,)}  # its carry
     costs = {name: cost(part, shapes, mesh, chip, donate.get(name, ())) for name, (part, shapes) in parts.items()}

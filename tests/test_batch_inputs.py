@@ -552,12 +552,19 @@ def test_what_stays_so_is_told_from_what_may_pass(error, kind):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("absent", "no such file"), ("empty", "no such file"), ("x*.png", "no file matches"), ("notes", "holds no images")],
+    [
+        ("absent", "no such file"),
+        ("empty", "holds no files"),
+        ("x*.png", "no file matches"),
+        ("notes", "holds no images"),
+        ("wide.txt", "line 1 has a NUL byte, as in UTF-16"),
+    ],
 )
 def test_what_is_no_input(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.md").write_text("x")
+    (tmp_path / "wide.txt").write_text("a.png\nb.png\n", encoding="utf-16")
     with pytest.raises(PlaceError, match=message):
         batch_inputs.plan(str(tmp_path / name), 3, io.BytesIO(), Columns())
 

@@ -120,3 +120,13 @@ def test_long_lines_of_pages_are_read_whole_and_after_an_interruption_as_well(ca
     (out / "part-00001.jsonl").unlink()
     code, summary, _ = batch(capsys, folder, out, options=["--decoders", "1"])
     assert code == 0 and summary["here"]["lines"] == 3 and batching.parts(out) == whole and len(whole) == 2
+
+
+def test_a_page_that_cannot_be_read_as_it_stands_is_told(capsys, tmp_path):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    image = printed(SHORT, LONG[:40], SHORT)
+    image.save(folder / "upright.png")
+    image.rotate(180).save(folder / "on-its-head.png")
+    code, _, err = batch(capsys, folder, tmp_path / "out", "--page", options=["--decoders", "1"])
+    assert code == 0 and "on-its-head.png: hardly a line could be read" in err and "upright.png: hardly" not in err

@@ -14,6 +14,7 @@ from PIL import Image
 
 from trocr_jax import cli
 from trocr_jax.config import PRESETS
+from trocr_jax.line import to_json
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,39 @@ def test_texts_that_may_be_wrong_are_told(capsys, model, tmp_path):
     assert f"{several}: its text was cut off" in told[1] and f"{blank}: shows no writing" in told[2]
 
 
+def test_every_file_that_is_named_has_its_row(capsys, model, folder, tmp_path):
+    named = [tmp_path / "absent.png", folder / "1.png", tmp_path / "gone.png"]
+    code, out, err = call(capsys, "read", *named, "--model", model, "--format", "tsv", "--max-tokens", 8)
+    assert code == 1 and [row.split("\t")[0] for row in out] == list(map(str, named))
+    assert [f"trocr-jax: {name}: no such file" in err for name in named] == [True, False, True]
+    assert err[-1] == "trocr-jax: 2 of 3 images could not be read"
+
+
+def test_pictures_that_are_not_read_are_told(capsys, model, tmp_path):
+    tiny.draw("12").save(tmp_path / "good.png")
+    for name in ("a.jp2", "b.PDF", "c.txt", ".hidden.jp2"):
+        (tmp_path / name).touch()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    code, out, err = call(capsys, "read", tmp_path, "--model", model, "--max-tokens", 8)
+    assert code == 0 and len(out) == 1
+    assert f"trocr-jax: {tmp_path}: 3 files left out, of kinds that are not read or links to nothing (.jp2, .pdf, .png)" in err
+
+
+def test_remarks_of_a_closed_stderr_do_not_go_among_the_results(capsys, model, folder, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.main(["read", str(folder / "1.png"), "--model", str(model), "--max-tokens", "8"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_what_takes_too_much_memory_is_said_with_what_takes_less(capsys, monkeypatch):
+    def run(config):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 53438634112 bytes.\nand more")
+
+    monkeypatch.setattr("trocr_jax.commands.read.run", run)
+    code, _, err = call(capsys, "read", "x.png")
+    assert code == 1 and err[0].endswith("53438634112 bytes; fewer beams or a smaller batch take less memory")
+
+
 def test_mistakes_get_one_line_and_a_code(capsys, model, folder, tmp_path):
     cases = [
         (2, "image", ["read"]),
@@ -186,6 +220,7 @@ def test_mistakes_get_one_line_and_a_code(capsys, model, folder, tmp_path):
         (1, str(tmp_path), ["read", tmp_path, "--model", model]),
         (1, "config.json", ["read", folder, "--model", tmp_path]),
         (2, "at least 1", ["read", folder, "--model", model, "--beams", 0]),
+        (2, "URLs are not read here", ["read", "https://example.org/a.png"]),
         (2, "leave --beams and --mesh out", ["read", folder, "--dtype", "int8", "--beams", 4]),
         (2, "leave --beams and --mesh out", ["read", folder, "--dtype", "int8", "--mesh", "data=2"]),
         (1, "24 decoder positions", ["read", folder, "--model", model, "--max-tokens", 999]),
@@ -296,6 +331,8 @@ def test_a_name_that_is_not_utf8_stops_nothing(model, folder):
     command = [sys.executable, "-m", "trocr_jax.cli", "read", path, "--model", str(model), "--format", "tsv", "--max-tokens", "8"]
     done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
     assert done.returncode == 0 and done.stdout.startswith(path + b"\t")
+    row = to_json({"path": os.fsdecode(path), "text": "ü"})
+    assert row.isascii() and os.fsencode(json.loads(row)["path"]) == path and "ü" in to_json({"text": "ü"})
 
 
 @pytest.mark.parametrize("platform", ["abacus", "rocm"])  # one that JAX does not know, one whose plugin is missing

@@ -78,7 +78,24 @@ def test_a_file_of_lines_that_cannot_be_opened_costs_its_page(tmp_path, capsys, 
     pages = [Source(tmp_path / "a.png"), Source(tmp_path / "b.png")]
     assert page_command.read_pages(pages, Sizes(), Job("text", str(tmp_path), None, {})) == 1
     out, err = capsys.readouterr()
-    assert out == "50 x 20\n" and "a.json: Permission denied" in err
+    assert out == "\f50 x 20\n" and "a.json: Permission denied" in err, "an empty page in its place"
+
+
+class Doubtful:
+    """A reader that is not sure of anything."""
+
+    def read(self, pictures, **options):
+        return [Line("a", flags=("repetition",)), Line("b", finish_reason="length"), Line("c", flags=("unlikely", "repetition"))]
+
+
+def test_what_is_doubtful_about_the_lines_of_a_page_is_told(tmp_path, capsys):
+    Image.new("RGB", (100, 40)).save(tmp_path / "scan.png")
+    (tmp_path / "scan.json").write_text("[[0,0,50,20],[0,20,95,40],[50,20,95,40]]")
+    job = Job("text", str(tmp_path / "scan.json"), None, {})
+    assert page_command.read_pages([Source(tmp_path / "scan.png")], Doubtful(), job) == 0
+    err = capsys.readouterr().err
+    for what in ("1 of 3 lines have what the model hardly sees", "2 of 3 lines repeat", "1 of 3 lines were cut off"):
+        assert f"scan.png: {what}" in err
 
 
 def test_an_output_that_is_a_file_is_refused_before_a_page_is_read(tmp_path):

@@ -171,6 +171,25 @@ def test_equal_automata_share_a_program():
     assert GenerateConfig(constraint=pickle.loads(pickle.dumps(held))) == GenerateConfig(constraint=held)
 
 
+def test_tables_that_differ_in_shape_alone_are_not_equal():
+    classes, table = np.array([0, 1], np.int32), np.array([0, 1, NOWHERE, 1, 0, NOWHERE], np.int32)
+    assert Constraint("a", classes, table.reshape(2, 3)) != Constraint("a", classes, table.reshape(3, 2))
+
+
+@pytest.mark.parametrize(("classes", "table"), [([0, 2], [[0, 0]]), ([-1, 1], [[0, 0]]), ([0, 1], [[0, 1]]), ([0, 1], [[-2, 0]])])
+def test_a_table_that_leads_out_of_itself_is_refused(classes, table):
+    with pytest.raises(ValueError, match="classes must lie in"):
+        Constraint("wrong", np.array(classes, np.int32), np.array(table, np.int32))
+
+
+def test_a_model_with_fewer_tokens_is_refused(small):
+    model, pixels, _ = small
+    tokens = model.config.decoder.vocab_size + 1
+    wide = Constraint("wide", np.ones(tokens, np.int32), np.zeros((1, 2), np.int32))
+    with pytest.raises(ValueError, match=f"wide is for a tokenizer of {tokens} tokens, the model has {tokens - 1}"):
+        read(model, pixels, GenerateConfig(LIMIT, constraint=wide))
+
+
 def test_states_on_no_way_from_start_to_end_are_left_out():
     held = Constraint.from_edges("one", [(5, 1, 6), (5, 3, 8), (8, 3, 8), (4, 4, 6), (6, 2, -1)], 5, -1)
     assert held.table.shape == (3, 3) and allowed(held, []) == [1] and allowed(held, [1]) == [2]
@@ -271,6 +290,8 @@ def test_a_reader_reads_what_matches(reader, drawn, beams):
 def test_a_reader_refuses_what_is_no_pattern(reader, drawn):
     with pytest.raises(ValueError, match="no regular expression"):
         reader.read(drawn, pattern="(")
+    with pytest.raises(ValueError, match="pattern must be a string"):
+        reader.read(drawn, pattern=["a", "b"])
 
 
 def test_the_choice_between_texts_has_as_many_alternatives_as_there_are(reader, drawn):
@@ -297,7 +318,11 @@ def test_onnx_runtime_holds_to_it_too(reader, drawn):
     pytest.importorskip("onnxruntime", reason="needs onnxruntime")
     theirs = backend.OnnxReader.from_pretrained(precision="float32")
     options = {"pattern": DATE, "min_new_tokens": 20}
-    assert [line.text for line in theirs.read(drawn, **options)] == [line.text for line in reader.read(drawn, **options)]
+    expected = [line.text for line in reader.read(drawn, **options)]
+    assert [line.text for line in theirs.read(drawn, **options)] == expected
+    defaults = reader.configured(**options)
+    own = backend.OnnxReader(reader.model, reader.tokenizer, reader.processor, defaults, precision="float32")
+    assert [line.text for line in own.read(drawn)] == expected, "of the defaults, too"
 
 
 @pytest.fixture

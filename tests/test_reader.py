@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import time
+from collections import deque
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -142,17 +143,30 @@ def test_only_bad_images(reader):
 
 def test_one_image_gives_one_line_many_give_a_list(reader, drawn):
     assert isinstance(reader.read(drawn[0], max_new_tokens=2), Line)
-    for many in (drawn[:2], tuple(drawn[:2]), iter(drawn[:2])):
+    for many in (drawn[:2], tuple(drawn[:2]), iter(drawn[:2]), deque(drawn[:2]), dict.fromkeys(drawn[:2]).keys()):
         assert len(reader.read(many, max_new_tokens=2)) == 2
     assert reader.read([]) == []
 
 
-@pytest.mark.parametrize("kind", ["path", "str", "bytes", "array"])
+@pytest.mark.parametrize("kind", ["path", "str", "bytes", "file", "array"])
 def test_every_kind_of_source(reader, drawn, tmp_path, kind):
     path = tmp_path / "a.png"
     drawn[0].save(path)
-    source = {"path": path, "str": str(path), "bytes": path.read_bytes(), "array": np.asarray(drawn[0])}[kind]
+    source = {
+        "path": path,
+        "str": str(path),
+        "bytes": path.read_bytes(),
+        "file": io.BytesIO(path.read_bytes()),
+        "array": np.asarray(drawn[0]),
+    }[kind]
     assert reader.read(source, max_new_tokens=6).text == reader.read(drawn[0], max_new_tokens=6).text
+
+
+def test_open_files_that_give_no_bytes_are_lines_with_an_error(reader):
+    closed = io.BytesIO()
+    closed.close()
+    lines = reader.read([io.StringIO("text"), closed])
+    assert "not open for reading bytes" in lines[0].error and "ValueError" in lines[1].error
 
 
 def test_stream_reads_ahead_but_not_everything(reader, drawn):

@@ -345,4 +345,6 @@ def test_urls_are_off_by_default(http):
     for url in ("https://example.org/a.png", *hostile.HOSTILE_URLS[:20]):
         error = http.post("/v1/chat/completions", json=chat(url)).json()["error"]
         assert error["code"] == "url_not_allowed"
+    error = http.post("/v1/chat/completions", json=chat("iVBORw0KGgoA" * 1000 + "==")).json()["error"]
+    assert error["code"] == "invalid_data_url" and "put data:image/png;base64, before it" in error["message"]
     assert http.post("/v1/ocr", json={"images": ["http://127.0.0.1/"], "model": MODEL}).json()["results"][0]["error"]

@@ -273,6 +273,12 @@ def test_a_limit_that_lets_nothing_in_is_refused(limits, flag):
     Limits().check()
 
 
+@pytest.mark.parametrize("name", ["https://example.org", "example.org:443", "example.org/a", "", "a b"])
+def test_what_no_url_has_as_its_host_is_refused(name):
+    with pytest.raises(UsageError, match="--image-host .* is no host's name"):
+        launch.launch(Config(image_host=("images.example.org", name)))
+
+
 def test_a_path_with_an_equals_sign_is_a_path(tmp_path):
     model = tmp_path / "lr=3e-4" / "model"
     model.mkdir(parents=True)

@@ -20,6 +20,7 @@ import httpcore2
 from .errors import bad_request
 
 _URL = re.compile(r"(https?)://([a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?)(:[1-9][0-9]{0,4})?(/[!$-;=?-\[\]_a-z~]*)?", re.IGNORECASE)
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{64,}=*")
 _PORTS = {"http": 80, "https": 443}
 _NOT_PUBLIC = tuple(
     ipaddress.ip_network(network)
@@ -30,6 +31,12 @@ _NOT_PUBLIC = tuple(
     ).split()
 )
 _PUBLIC_V6 = ipaddress.ip_network("2000::/3")
+
+
+def is_host(name: str) -> bool:
+    """Whether a URL can name this host: a name without scheme, port and path."""
+    match = _URL.fullmatch(f"https://{name}/")
+    return match is not None and match[2] == name
 
 
 def is_public(address: str) -> bool:
@@ -78,6 +85,8 @@ class Fetcher:
 
     def check(self, url: str, param: str | None) -> None:
         """Raises ApiError 400 unless the URL may be fetched."""
+        if _BASE64.fullmatch(url, 0, 2048):
+            raise bad_request("base64 alone is no URL: put data:image/png;base64, before it", param, "invalid_data_url")
         if not self.hosts:
             raise bad_request("images by URL are not allowed here: send them as data: URLs", param, "url_not_allowed")
         match = _URL.fullmatch(url) if len(url) <= 2048 else None

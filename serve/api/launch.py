@@ -19,6 +19,7 @@ from trocr_jax.reader import Reader, cache_compilations, default_batch_size
 from .app import create_app
 from .config import Config
 from .connection import Server, protocol
+from .fetch import is_host
 from .guard import Guard
 from .keys import ENVIRONMENT, Keys, read_keys
 from .logs import configure
@@ -34,6 +35,8 @@ def launch(config: Config) -> int:
     config.limits.check()
     if config.pattern is not None:
         check_pattern(config.pattern)
+    if wrong := [name for name in config.image_host if not is_host(name)]:
+        raise UsageError(f"--image-host {wrong[0]} is no host's name: example.org, without https:// and what follows the name")
     keys = Keys(read_keys(config.api_key_file, os.environ.get(ENVIRONMENT)))
     local_only = _is_local_only(config, keys)
     listener = _listen(config.host, config.port)
