@@ -274,6 +274,18 @@ def test_more_tokens_than_positions_are_refused():
         jax.jit(TrOCR.__call__)(model, pixels, jnp.full((1, most + 1), 2, jnp.int32))
 
 
+def test_the_decoder_keeps_of_all_layers_the_last_output_alone():
+    """Bit for bit the last of `states`, but compiled without an array of all of them, which training would hold as well."""
+    config, rng = random_config("A", 2), np.random.default_rng(0)
+    layers, size = config.decoder.num_layers, config.decoder.hidden_size
+    decoder = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), TrOCR.abstract(config).decoder)
+    inputs = decoder, np.full((3, 5), 2, np.int32), rng.normal(size=(3, 7, config.memory_size)).astype(np.float32)
+    last, states = (jax.jit(f).lower(*inputs).compile() for f in (Decoder.__call__, Decoder.states))
+    stack = f"f32[{layers},3,5,{size}]"
+    assert layers > 1 and stack in states.as_text() and stack not in last.as_text()
+    np.testing.assert_array_equal(last(*inputs), states(*inputs)[1][-1])
+
+
 def test_dropout_needs_a_key_and_remat_changes_nothing():
     config = random_config("C", 4)
     config = replace(

@@ -67,13 +67,20 @@ class Decoder(nnx.Module):
 
     def __call__(self, ids: Array, memory: Array, *, key: Array | None = None, remat: bool = False) -> Array:
         """Teacher forcing: ids [B,T] (start token first), memory [B,S,E] -> hidden states [B,T,D]."""
-        return self.states(ids, memory, key=key, remat=remat)[1][-1]
+        return self._run(ids, memory, key, remat)[1]
 
     def states(self, ids: Array, memory: Array, *, key: Array | None = None, remat: bool = False) -> tuple[Array, Array]:
         """The embeddings [B,T,D] and every layer's output [L,B,T,D], for comparing implementations layer by layer.
 
         Raises:
             ValueError: T is more than the positions, or arrays lie on a mesh with Explicit axes.
+        """
+        embedded, _, states = self._run(ids, memory, key, remat)
+        return embedded, states
+
+    def _run(self, ids: Array, memory: Array, key: Array | None, remat: bool) -> tuple[Array, Array, Array]:
+        """Embeddings, last layer's output, every layer's. Whoever wants the last takes it as such: a slice of all would keep all,
+        and their gradients.
         """
         if (length := ids.shape[1]) > (most := self.config.max_positions):
             raise ValueError(f"lines of {length} tokens, but this checkpoint has {most} decoder positions: leave out long lines")
@@ -85,7 +92,7 @@ class Decoder(nnx.Module):
             return layer(x, memory, key)
 
         with precision(self.dtype):
-            return embedded, scan_layers(self.layers, varying(embedded, memory), apply, key=layers_key, remat=remat)[1]
+            return embedded, *scan_layers(self.layers, varying(embedded, memory), apply, key=layers_key, remat=remat)
 
     def step_layers(self) -> StepLayers:
         """The layers as `step` uses them; made once before a loop. What a platform does not use is not computed."""
