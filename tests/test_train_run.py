@@ -359,6 +359,14 @@ def test_scores_of_another_validation_set_are_not_compared(tmp_path):
     assert metrics["valid"] == events[4]["valid"]
 
 
+def test_hosts_ask_each_other_about_patience_after_evaluations_alone(straight, tmp_path, monkeypatch):
+    """Every question makes all of them wait for the slowest."""
+    asked = []
+    monkeypatch.setattr("trocr_jax.train.loop._on_all_hosts", lambda first: asked.append(first) or first)
+    assert train(tiny.config(straight, out=tmp_path / "run", steps=6, eval_every=2, patience=9)) == 0
+    assert asked == [False] * 3, "before the first step and after 2 and 4; 6 is the end"
+
+
 def test_lora_and_averages_survive_a_pause(straight, tmp_path):
     """The model to read with is merged and averaged; the run goes on from what it was made of."""
     for part in ("start", "lines"):

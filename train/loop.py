@@ -180,7 +180,7 @@ class Run:
                 pending = []
             last = self._stop_asked(done) or done == config.steps
             self._keep(done, state, last, pending, timer)
-            if last or self._impatient():
+            if last or self._evaluates(done) and self._impatient():  # hosts wait for each other then, not at every step
                 return state, not self.terminated
         return state, True
 
@@ -240,7 +240,7 @@ class Run:
         return metrics
 
     def _impatient(self) -> bool:
-        """Every host asks at every step, and the first one knows."""
+        """Every host asks after every evaluation, and the first one knows."""
         patience, scores = self.config.patience, self._scores
         if patience is None:
             return False
