@@ -386,6 +386,20 @@ def test_lora_and_averages_survive_a_pause(straight, tmp_path):
     assert start.config == pretrained.open_checkpoint(tmp_path / "run" / "model").config, "no trace of LoRA in the model"
 
 
+def test_the_start_weights_take_no_memory_beside_the_state(straight, tmp_path, monkeypatch):
+    """From the first step on, neither a device's nor the host's; the checks before it have used them."""
+    before, beside = jax.live_arrays(), []
+
+    def keep(run, step, state, *_):
+        known = {id(x) for x in [*before, *jax.tree.leaves(state)]}
+        beside.append([x.shape for x in jax.live_arrays() if id(x) not in known and x.dtype == "float32" and x.ndim])
+        assert {type(x) for x in run.model.parameters.values()} == {jax.ShapeDtypeStruct}
+
+    monkeypatch.setattr("trocr_jax.train.loop.Run._keep", keep)
+    assert train(tiny.config(straight, out=tmp_path / "run", steps=2, preflight=PreflightConfig(lines=20))) == 0
+    assert beside == [[], []]
+
+
 def test_preflight_runs_first_and_stops_a_run_in_vain(tmp_path, monkeypatch):
     config = tiny.config(tmp_path, preflight=PreflightConfig(lines=20), steps=1)
     (tmp_path / "lines" / "gt_train.txt").write_text("000.png\t\U0001f600" + "\n")

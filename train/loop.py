@@ -64,25 +64,27 @@ def _train(config: Config) -> None:
     log = Log(config.out, config.steps, config.tensorboard, quiet=jax.process_index() > 0)
     checkpoints = Checkpoints(config.out / CHECKPOINTS, config.keep, log)
     newest = checkpoints.newest()
-    model = _fresh(config) if newest is None else opened(checkpoints.path(newest), numbers=False)
-    run = Run(config, model, checkpoints, log)
+    run = Run(config, _fresh(config) if newest is None else opened(checkpoints.path(newest), numbers=False), checkpoints, log)
     state = run.place() if newest is None else checkpoints.load(newest, run.abstract())
     if config.optimizer.warmup >= config.steps:
         log("note", text=f"--optimizer.warmup {config.optimizer.warmup} outlasts --steps: the rate never reaches --optimizer.lr")
-    log("start", step=int(state.step), devices=run.mesh.size, **parameter_counts(run, model.parameters))
+    log("start", step=int(state.step), devices=run.mesh.size, **parameter_counts(run))
     if newest is None and config.preflight.enabled:
         run.preflight()
+    run.forget_start()
     try:
         state, ended = run.steps(state)
     finally:
         checkpoints.close()  # what goes wrong must not cost the checkpoint that is being written
     if ended:
-        publish(config, model, checkpoints, log)
+        publish(config, checkpoints, log)
     log.close()
 
 
 def _fresh(config: Config) -> Start:
-    return trimming(start(config.start, config.seed), bool(config.data.cut))
+    """The start model as host arrays: on devices, the state is to be its only copy."""
+    found = trimming(start(config.start, config.seed), bool(config.data.cut))
+    return replace(found, parameters=jax.device_get(found.parameters))
 
 
 class Run:
@@ -128,7 +130,7 @@ class Run:
 
     def place(self) -> TrainState:
         """The state before the first step, on the mesh."""
-        return jax.jit(self.fresh, out_shardings=self.shardings)(jax.device_get(self.model.parameters))
+        return jax.jit(self.fresh, out_shardings=self.shardings)(self.model.parameters)
 
     def abstract(self) -> TrainState:
         """The shapes of a state, and its places on the mesh."""
@@ -152,9 +154,13 @@ class Run:
         """Raises preflight.Failed where training would be in vain."""
         batches, checks = self.batches, self.config.preflight
         texts = [text for text in map(batches.load.text, range(checks.lines)) if text]
-        model, overfit = self.model, checks.overfit
-        for line in preflight.check(self.step_config, model.parameters, model.tokenizer, texts, batches[0], overfit):
+        parameters, tokenizer = jax.device_put(self.model.parameters), self.model.tokenizer
+        for line in preflight.check(self.step_config, parameters, tokenizer, texts, batches[0], checks.overfit):
             self.log("preflight", passed=line)
+
+    def forget_start(self) -> None:
+        """Leaves of the start weights their shapes; the numbers of a run are its state's."""
+        self.model = replace(self.model, parameters=self.shapes.model)
 
     def steps(self, state: TrainState) -> tuple[TrainState, bool]:
         """From the state's step to the last one; False when a SIGTERM came before."""
@@ -306,16 +312,16 @@ def join_hosts(config: Config) -> None:
         jax.distributed.initialize(hosts.coordinator, hosts.count, hosts.index)
 
 
-def parameter_counts(run: Run, parameters: Arrays) -> dict[str, int]:
+def parameter_counts(run: Run) -> dict[str, int]:
     """How many there are, and how many of them are trained."""
-    counts = {name: int(np.prod(x.shape)) for name, x in parameters.items()}
+    counts = {name: int(np.prod(x.shape)) for name, x in run.shapes.model.items()}
     trained = sum(counts[name] for name in run.step_config.trained & counts.keys())
     if run.config.lora.rank:
         trained = sum(int(np.prod(x.shape)) for x in run.shapes.lora.values())
     return {"parameters": sum(counts.values()), "trained": trained}
 
 
-def publish(config: Config, model: Start, checkpoints: Checkpoints, log: Log) -> None:
+def publish(config: Config, checkpoints: Checkpoints, log: Log) -> None:
     """Writes the best checkpoint as a hub directory that `Reader.from_pretrained` and transformers read."""
     best = checkpoints.best()
     if best is None:
