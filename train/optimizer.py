@@ -53,6 +53,8 @@ def make_optimizer(config: OptimizerConfig, steps: int, rates: Mapping[str, Any]
 def decay(weight: float, pattern: str) -> optax.GradientTransformation:
     """Adds so much of the parameters that the regex finds, single layers and kernels under LoRA too.
 
+    `optax.add_decayed_weights` decays an array or does not, and here an array has the layers of a whole stack.
+
     Raises:
         ValueError: by init; it finds none.
     """
