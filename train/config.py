@@ -125,6 +125,9 @@ class LoraConfig:
     """Train small factors beside frozen kernels (Hu et al., 2022); saved models have them merged. With another vocabulary, as
     of --start.extend-vocab, its embedding and head are trained too, whole.
 
+    What it saves is the optimizer's state, in memory and in checkpoints. It saves no activations, and of the gradients only
+    those of kernels without factors: every step merges the others whole, and computes their gradients whole.
+
     Attributes:
         rank: of the factors; 0 trains the parameters themselves.
         alpha: what the product of the factors is multiplied by, over the rank.
