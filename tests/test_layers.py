@@ -34,6 +34,31 @@ def test_attention_head_by_head():
     same_gradients(attention.attend, attention._attend_at_once, (3 * q, k, v))
 
 
+@pytest.mark.parametrize("how", [{"causal": True}, {"dropout_rate": 0.5, "key": jax.random.key(3)}], ids=["causal", "dropout"])
+def test_attention_over_many_tokens_leaves_out_what_over_few_it_does(how):
+    """The ways that are quicker for many tokens know neither."""
+    q, k, v = (normal((1, 300, 2, 4), seed) for seed in range(3))
+    found, expected = attention.attend(q, k, v, **how), attention._attend_at_once(q, k, v, **how)
+    np.testing.assert_array_equal(found, expected)
+    assert float(jnp.abs(found - attention._attend_at_once(q, k, v)).max()) > 0.1
+
+
+def test_attention_head_by_head_bears_scores_whose_exponentials_are_infinite():
+    q, k, v = (normal((1, 260, 2, 8), seed) for seed in range(3))
+    found, expected = attention.attend(100 * q, k, v), attention._attend_at_once(100 * q, k, v)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("attend", [attention.attend, attention._attend_at_once])
+def test_attention_in_bfloat16_rounds_neither_scores_nor_their_sums(attend):
+    """Scores as wide as 50, which bfloat16 has in steps of a quarter."""
+    q, k, v = (factor * normal((1, 260, 2, 8), seed).astype(jnp.bfloat16) for seed, factor in enumerate((10, 1, 1)))
+    exact = attention._attend_at_once(*(x.astype(jnp.float32) for x in (q, k, v)))
+    found = attend(q, k, v)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, atol=0.03)
+
+
 def test_attention_has_forward_derivatives_too():
     """Of gradients, for those who need a Hessian's products."""
     q, k, v = (normal((1, 260, 1, 4), seed) for seed in range(3))
