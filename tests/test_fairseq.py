@@ -68,6 +68,33 @@ def test_values_are_taken_out_of_their_nodes():
     assert fairseq.arguments({"cfg": outer}) == {"decoder_attention_heads": 8, "plain": 3}
 
 
+def test_what_fairseq_says_it_was_trained_with_goes_before_what_it_was_called_with():
+    """Newer files hold both; `args` is then what older code left there."""
+    assert fairseq.arguments({"cfg": {"model": {"a": 1}}, "args": {"a": 2}}) == {"a": 1}
+
+
+def test_arguments_fill_in_what_tensors_cannot_show():
+    args = {"no_scale_embedding": True, "max_target_positions": 512, "decoder_attention_heads": 4, "activation_fn": "gelu"}
+    found = fairseq.infer_config(TENSORS, args).decoder
+    assert (found.scale_embedding, found.max_positions, found.num_heads, found.activation) == (False, 512, 4, "gelu")
+    plain = fairseq.infer_config(TENSORS, {}).decoder
+    assert (plain.scale_embedding, plain.max_positions, plain.num_heads, plain.activation) == (True, 1024, 1, "relu")
+
+
+@pytest.mark.parametrize("value", ["4", 4.0, True, -4, 0, None])
+def test_an_argument_that_is_no_number_counts_as_absent(value):
+    args = {"decoder_attention_heads": value, "max_target_positions": value}
+    assert fairseq.infer_config(TENSORS, args) == fairseq.infer_config(TENSORS, {})
+
+
+def test_patches_may_be_oblong_and_grey_and_images_may_not():
+    patch = {"encoder.deit.patch_embed.proj.weight": np.zeros((64, 1, 16, 8), "f4")}
+    found = fairseq.infer_config(TENSORS | patch, {}).encoder
+    assert (found.image_size, found.patch_size, found.num_channels) == ((32, 16), (16, 8), 1)
+    with pytest.raises(ConfigError, match="oblong images are not supported"):
+        fairseq.infer_config({**TENSORS, "encoder.deit.pos_embed": np.zeros((1, 7, 64), "f4")}, {})
+
+
 @pytest.mark.parametrize("shape", [(), (3,), (1, 2, 64), (1, 0, 64)])
 @pytest.mark.parametrize("name", SHAPES)
 def test_tensors_of_other_shapes_give_a_config_or_its_error(name, shape):

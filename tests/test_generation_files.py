@@ -61,6 +61,11 @@ def test_generation_config_json_goes_before_config_json(folder):
     assert Reader.from_pretrained(folder).defaults.min_new_tokens == 2, "min_length counts the start token"
 
 
+def test_numbers_of_new_tokens_go_before_lengths_with_the_start_token(folder):
+    write(folder, max_new_tokens=30, max_length=50, min_new_tokens=4, min_length=9)
+    assert Reader.from_pretrained(folder).defaults == GenerateConfig(30, min_new_tokens=4)
+
+
 def test_what_is_not_followed_is_said(folder):
     write(folder, repetition_penalty=1.2, do_sample=True, decoder_start_token_id=0, eos_token_id=[2, 3], num_beams=2)
     said = "do_sample = True, repetition_penalty = 1.2, decoder_start_token_id = 0 (config.json says 2, "
