@@ -3,10 +3,12 @@
 import http.server
 import json
 import os
+import struct
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.parse import unquote
 
 import ml_dtypes
@@ -251,7 +253,9 @@ def test_no_weights(tmp_path):
         tensor_files.open_tensors(tmp_path / "absent.safetensors")
 
 
-@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "sub/x.safetensors", "x.pickle", "..", "", ".hidden.bin"])
+@pytest.mark.parametrize("name", [
+    "../x.safetensors", "/etc/passwd", "sub/x.safetensors", "x.pickle", "..", "", ".hidden.bin", "x.bin/../../y.bin",
+])  # fmt: skip
 def test_a_shard_cannot_lie_elsewhere(tmp_path, name):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(FilesError, match="expected a plain file name"):
@@ -271,9 +275,10 @@ def test_shards_that_do_not_fit_their_index(tmp_path):
     index.write_text(json.dumps({"weight_map": {"a": "m-1.safetensors", "half": "m-2.safetensors"}}))
     with pytest.raises(FilesError, match="m-2.safetensors: does not hold what .* mixed up"):
         tensor_files.open_tensors(tmp_path)
-    index.write_text(json.dumps({"weight_map": []}))
-    with pytest.raises(FilesError, match="no weight_map"):
-        tensor_files.open_tensors(tmp_path)
+    for nothing in ([], {}, None):
+        index.write_text(json.dumps({"weight_map": nothing}))
+        with pytest.raises(FilesError, match="no weight_map"):
+            tensor_files.open_tensors(tmp_path)
 
 
 def test_damaged_safetensors(tmp_path):
@@ -287,7 +292,33 @@ def test_damaged_safetensors(tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_a_type_of_numbers_that_is_not_known_is_named(tmp_path):
+    header = json.dumps({"w": {"dtype": "F8_E5M2", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0")
+    with pytest.raises(FilesError, match="tensor 'w' has the unsupported type F8_E5M2"):
+        tensor_files.open_tensors(tmp_path / "x.safetensors")
+
+
 # --- writing ---
+
+
+def test_weights_may_be_read_by_whoever_may_read_other_files(tmp_path):
+    (tmp_path / "other").touch()
+    tensor_files.write_safetensors(tmp_path / "x.safetensors", ARRAYS)
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_full_disk_is_said(tmp_path, monkeypatch):
+    failing = Mock(side_effect=safetensors.SafetensorError("I/O error: No space left on device"))
+    monkeypatch.setattr(safetensors.numpy, "save_file", failing)
+    with pytest.raises(FilesError, match="x.safetensors: cannot be written; is the disk full"):
+        tensor_files.write_safetensors(tmp_path / "x.safetensors", ARRAYS)
+
+
+def test_what_is_the_same_has_one_type_and_the_same_bits():
+    nan, zero = np.array([np.nan], "f4"), np.zeros(1, "f4")
+    assert tensor_files.same(nan, nan.copy())
+    assert not tensor_files.same(zero, -zero) and not tensor_files.same(zero, zero.view("i4"))
 
 
 def test_strided_arrays_are_written_right(tmp_path):

@@ -152,7 +152,9 @@ CRAFTED = {
     "text protocol instance": b"(i__main__\nX\n.",
     "half a million nested lists": b"\x80\x02" + b"](" * 500_000 + b".",
     "a long name": b"\x80\x02c" + b"a" * 100_000 + b"\nb\n.",
-    "a pickle of 5 MB": b"\x80\x02" + b"N" * (5 << 20) + b".",
+    "a pickle of 5 MB": b"\x80\x02" + b"N" * (5 << 20) + b"}.",
+    "tensor of 65 sides": REBUILD + STORAGE + b"K\x00" + 2 * (b"(" + b"K\x01" * 65 + b"t") + b"\x89}tR.",
+    "dict key of 33 bits": b"\x80\x02}\x8a\x05\x00\x00\x00\x00\x01K\x01s.",
 }  # fmt: skip
 
 
@@ -279,6 +281,10 @@ def test_zip_traps(tmp_path):
     other = io.BytesIO()
     with zipfile.ZipFile(other, "w") as archive:
         archive.writestr("word/document.xml", "x")
+    two = io.BytesIO()
+    with zipfile.ZipFile(two, "w") as archive:
+        for root in ("one", "other"):
+            archive.writestr(f"{root}/data.pkl", TENSOR + b".")
     overlapping = bytearray(good)
     directory = good.index(b"PK\x01\x02")
     overlapping[directory + 20 : directory + 28] = struct.pack("<II", len(good), len(good))
@@ -287,7 +293,7 @@ def test_zip_traps(tmp_path):
         "not one that torch.save wrote": other.getvalue(), "overlapping": bytes(overlapping), "is empty": b"",
         "damaged": b"PK\x03\x04" + b"\0" * 50,
     }  # fmt: skip
-    for reason, data in cases.items():
+    for reason, data in (*cases.items(), ("not one that torch.save wrote", two.getvalue())):
         (tmp_path / "x.bin").write_bytes(data)
         with pytest.raises(TorchFileError, match=reason):
             torch_files.load(tmp_path / "x.bin")
@@ -297,10 +303,14 @@ def test_files_that_are_nearly_those_of_torch(tmp_path):
     twice = b"\x80\x02(" + STORAGE + storage(kind=b"Double", count=b"K\x02") + b"t."
     cases = {
         "described in two ways": [zip_file(twice), legacy_file(twice)],
-        "list of storages is inconsistent": [legacy_file(TENSOR + b".", keys=[{}, {}])],
+        "list of storages is inconsistent": [
+            legacy_file(TENSOR + b".", keys=[{}, {}]), legacy_file(TENSOR + b".", keys=()),
+            legacy_file(b"\x80\x02" + storage(count=b"K\x03") + b"."),
+        ],
+        "storages that are views of others": [legacy_file(b"\x80\x02" + STORAGE[:-2] + b")tQ.")],
         "not a PyTorch checkpoint": [legacy_file(TENSOR + b".", magic=1), legacy_file(TENSOR + b".", protocol=1002)],
         "big-endian": [legacy_file(TENSOR + b".", little_endian=False), zip_file(TENSOR + b".", byteorder="big")],
-    }
+    }  # fmt: skip
     for reason, contents in cases.items():
         for data in contents:
             (tmp_path / "x.bin").write_bytes(data)
@@ -314,6 +324,19 @@ def test_a_zip_directory_larger_than_any_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_files, "DIRECTORY_LIMIT", 100)
     with pytest.raises(TorchFileError, match="zip directory is too large"):
         torch_files.load(tmp_path / "x.bin")
+
+
+def test_more_objects_than_a_short_number_counts(tmp_path):
+    """A pickle refers to what it has said before by a number of one byte or of four."""
+    names = [f"parameter {i}" for i in range(70_000)]
+    (tmp_path / "x.bin").write_bytes(zip_file(pickle.dumps([*names, *names], 2)))
+    assert torch_files.load(tmp_path / "x.bin") == [*names, *names]
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict"])
+def test_tensors_may_lie_under_a_key(tmp_path, key):
+    path = save({"epoch": 3, key: {"w": torch.ones(1)}}, tmp_path / "x.pt")
+    assert list(torch_files.state_dict(torch_files.load(path), path)) == ["w"]
 
 
 def test_what_is_not_a_file_of_tensors(tmp_path):
