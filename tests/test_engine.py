@@ -168,6 +168,24 @@ def test_bounds_hold_at_every_turn_and_slots_stay_full(engine, reader, pixels):
     assert rows <= 64, "images are encoded in whole batches where they queue"
 
 
+def test_images_are_encoded_for_free_slots_and_ahead_of_them_by_one_whole_batch(engine, reader, pixels):
+    def waiting(more):
+        engine.submit([Job(pixels[0], reader.defaults) for _ in range(more)])
+        engine._encode_next()
+        return engine.waiting
+
+    assert [waiting(more) for more in (BATCH, SLOTS - BATCH, 1)] == [0, 0, 1]
+    engine._fill()
+    assert engine.running == SLOTS
+    assert [waiting(more) for more in (BATCH - 2, 1, BATCH)] == [BATCH - 1, 0, BATCH]
+
+
+def test_a_budget_of_whole_turns_takes_no_other_turn(engine, reader, pixels):
+    job, before = Job(pixels[3], replace(reader.defaults, max_new_tokens=device.STEPS)), engine.counts.slot_steps
+    run(engine, [job])
+    assert job.status == "length" and engine.counts.slot_steps - before == SLOTS * device.STEPS
+
+
 def test_a_full_queue_takes_all_or_none(reader, pixels):
     engine = make(reader, max_waiting=3)
     engine.submit([Job(pixels[0], reader.defaults) for _ in range(2)])
@@ -252,6 +270,16 @@ def test_an_error_of_the_device_fails_what_is_under_way_and_nothing_else(engine,
     for job, line in zip(jobs, lines, strict=True):
         if job not in failed:
             same(job, line)
+
+
+def test_an_error_of_the_device_leaves_alone_what_is_over(engine, reader, pixels, lines):
+    """Nobody is told twice, and a text that was read stays so."""
+    told = []
+    job = Job(pixels[0], reader.defaults, notify=lambda: told.append(job.status))
+    run(engine, [job])
+    engine.fail()
+    same(job, lines[0])
+    assert told == ["stop"]
 
 
 def test_an_error_that_a_search_ends_with_fails_its_jobs(engine, reader, pixels, monkeypatch):
