@@ -306,6 +306,24 @@ def test_dropout_needs_a_key_and_remat_changes_nothing():
         close(a, np.asarray(b), 1e-5)
 
 
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_dropout_of_either_half_has_a_key(part):
+    config = random_config("A", 4)
+    config = replace(config, decoder=replace(config.decoder, dropout=0.0))
+    config = replace(config, **{part: replace(getattr(config, part), dropout=0.5)})
+    model = TrOCR(config, rngs=nnx.Rngs(0))
+    pixels, ids = jnp.asarray(random_pixels(config, 1)), jnp.full((1, 4), 2, jnp.int32)
+    assert float(jnp.abs(model(pixels, ids) - model(pixels, ids, key=jax.random.key(0))).max()) > 1e-3
+
+
+def test_the_loss_of_bfloat16_logits_is_summed_in_float32():
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((2, 50, 11)), jnp.bfloat16)
+    labels = jnp.full((2, 50), 4, jnp.int32)
+    total, count = cross_entropy(logits, labels, 1)
+    assert total.dtype == count.dtype == jnp.float32 and count == 100
+    assert abs(float(total - cross_entropy(logits.astype(jnp.float32), labels, 1)[0])) < 1e-3
+
+
 def test_label_smoothing_equals_torch():
     rng = np.random.default_rng(0)
     logits, labels = rng.standard_normal((2, 5, 11)).astype(np.float32), rng.integers(2, 11, (2, 5))
