@@ -109,6 +109,16 @@ def test_sampling_beams_and_alternatives_side_by_side(engine, reader, pixels, li
     assert [job.tokens for job in second] == [ids(line.alternatives[0]) for line in beams]
 
 
+def test_what_is_not_drawn_is_the_best_at_any_temperature_and_every_step_that_gave_a_token_counts(engine, reader, pixels, lines):
+    """Beside drawn lines the steps draw for all slots; alternatives alone make them take that way too."""
+    hot, before = replace(reader.defaults, temperature=50.0), engine.counts.live_steps
+    jobs = run(engine, [Job(image, hot, alternatives=1) for image in pixels[:3]])
+    for job, line in zip(jobs, lines[:3], strict=True):
+        same(job, line)
+        assert [token for ((token, _),) in job.best] == job.tokens
+    assert engine.counts.live_steps - before == sum(len(job.tokens) for job in jobs)
+
+
 def test_samples_of_one_seed_are_generates(engine, reader, pixels):
     config = replace(reader.defaults, do_sample=True, temperature=2.0, num_return_sequences=4)
     found = jax.device_get(reader.generate(np.stack(pixels[:1]), config, np.array([99], np.uint32)))
