@@ -8,17 +8,17 @@ from .config import TrOCRConfig
 from .tokens import Tokenizer
 
 UNUSED = 256
-"""Rows of a vocabulary that no token has, at most: 42 in trocr-small's; padding to a multiple adds fewer than this."""
+"""Most rows of a vocabulary that may belong to no token: trocr-small's has 42; padding to a multiple adds fewer than this."""
 _IDS = ("bos_token_id", "pad_token_id", "eos_token_id")
 
 
 def disagreements(config: TrOCRConfig, tokenizer: Tokenizer) -> list[str]:
-    """What a model and a tokenizer say differently, a clause each; empty where they belong together."""
+    """The points on which a model and a tokenizer disagree, a clause each; empty where they belong together."""
     return [*_ids(config, tokenizer, _IDS), *_sizes(config, tokenizer, UNUSED)]
 
 
 def misreadings(config: TrOCRConfig, tokenizer: Tokenizer) -> list[str]:
-    """Those disagreements that make a model's text wrong: its end is none of the tokenizer's, or tokens have no row.
+    """Those disagreements that make a model's text wrong: its end token is not one of the tokenizer's, or tokens have no row.
 
     The others are unusual and harmless to read with: reading uses neither the tokenizer's beginning nor its padding, which
     a config may leave out, and a small tokenizer may have been trained with rows to spare.
@@ -34,6 +34,6 @@ def _ids(config: TrOCRConfig, tokenizer: Tokenizer, names: Iterable[str]) -> lis
 
 
 def _sizes(config: TrOCRConfig, tokenizer: Tokenizer, unused: int) -> list[str]:
-    """Whether every token has a row, and no more rows are unused than these."""
+    """What is wrong with the sizes, if anything: a token without a row, or more than `unused` rows without a token."""
     tokens, rows = tokenizer.size, config.decoder.vocab_size
     return [] if 0 <= rows - tokens <= unused else [f"the tokenizer has {tokens} tokens and the model {rows} rows"]

@@ -1,4 +1,4 @@
-"""Programs compiled for chips that are not there, described to the compiler: their mesh, memory, messages and cost.
+"""Programs compiled for chips that this machine need not have, from a description: their mesh, memory, messages and cost.
 
 libtpu and XLA's plugin for CUDA do that on any machine. What comes out are the compiler's figures, not measurements.
 """
@@ -34,22 +34,22 @@ def data_mesh(devices: Sequence[Any]) -> Mesh:
 
 
 def bytes_held(program: Any) -> int:
-    """Memory that a compiled program takes of each chip; an output in a donated argument's place is counted once."""
+    """Memory that a compiled program takes on each chip; an output in a donated argument's place is counted once."""
     memory = program.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     return held - memory.alias_size_in_bytes
 
 
 def collectives(program: Any) -> Counter[str]:
-    """How often each kind of message between chips stands in a compiled program."""
+    """How often each kind of message between chips occurs in a compiled program."""
     return Counter(_COLLECTIVE.findall(program.as_text()))
 
 
 def cost(function: Callable[..., Any], shapes: tuple[Any, ...], mesh: Mesh, chip: Chip, donate: tuple[int, ...] = ()) -> Cost:
-    """A function's, compiled alone for one chip of the mesh.
+    """The cost of a function that is compiled by itself for one chip of the mesh.
 
     Args:
-        shapes: of its arguments, trees of `jax.ShapeDtypeStruct`.
+        shapes: those of its arguments, as trees of `jax.ShapeDtypeStruct`.
         donate: arguments that come back changed, as a loop's carry does.
     """
     place = SingleDeviceSharding(mesh.devices.flat[0])
@@ -59,5 +59,5 @@ def cost(function: Callable[..., Any], shapes: tuple[Any, ...], mesh: Mesh, chip
 
 
 def unstacked(layers: Any) -> Any:
-    """The shapes of one of stacked layers."""
+    """The shapes of one layer, from those of stacked layers."""
     return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), layers)

@@ -78,8 +78,8 @@ def estimate(cost: Cost, chip: Chip, lines: int, chips: int, dollars: float | No
     """What a batch's cost on one chip means for all chips together. Their number changes the rate, not the price.
 
     Args:
-        lines: of the batch, a chip.
-        dollars: a chip an hour; by default the listed price.
+        lines: how many lines of the batch each chip reads.
+        dollars: price of a chip per hour; by default the listed price.
     """
     rate = lines * chips / cost.seconds
     price = dollars_per_thousand(rate, (chip.dollars if dollars is None else dollars) * chips)
@@ -90,5 +90,5 @@ def estimate(cost: Cost, chip: Chip, lines: int, chips: int, dollars: float | No
 
 
 def dollars_per_thousand(lines_per_second: float, dollars_per_hour: float) -> float:
-    """What 1,000 lines cost on something that reads so many a second and is paid by the hour."""
+    """What 1,000 lines cost on something that reads `lines_per_second` and is paid by the hour."""
     return 1000 / lines_per_second / 3600 * dollars_per_hour

@@ -67,7 +67,7 @@ def _run(module: str, prog: str, arguments: list[str], wanted: str, extra: str |
     if sys.stderr is None:  # closed: what is printed there would go among the results
         sys.stderr = open(os.devnull, "w")
     _allow_any_name(sys.stdout)
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata; what makes an image unreadable is an error
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about damaged metadata; what makes an image unreadable is an error
     return guarded(work)
 
 
@@ -80,7 +80,7 @@ def _parse(app: Any, prog: str, arguments: list[str]) -> Any:
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """The exit code of some work; of what goes wrong in it a person sees one line, and with TROCR_TRACEBACK=1 where."""
+    """Runs some work and returns its exit code; an error is shown as one line, or with TROCR_TRACEBACK=1 as a traceback."""
     if os.environ.get("TROCR_TRACEBACK") == "1":
         return work()
     try:
@@ -106,7 +106,7 @@ def guarded(work: Callable[[], int]) -> int:
 
 
 def _without_platform(error: AssertionError) -> bool:
-    """Whether JAX ends so where JAX_PLATFORMS names one that it knows but whose plugin is not installed."""
+    """Whether this is JAX's error for a platform in JAX_PLATFORMS that it knows but whose plugin is not installed."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return "JAX_PLATFORMS" in os.environ and frame.f_globals["__name__"] == "jax._src.xla_bridge"
 
@@ -126,10 +126,10 @@ def load(module: str, wanted: str, extra: str | None = None) -> Any:
 
 
 def check_writable(path: Path, flag: str) -> None:
-    """For a file that will hold the result of long work: before the work.
+    """Checks, before long work begins, that the file for its result can be written.
 
     Raises:
-        UsageError: it could not be written, as far as that can be told.
+        UsageError: it could not be written, as far as can be told beforehand.
     """
     if path.is_dir():
         raise UsageError(f"{flag} {path}: is a folder")
@@ -140,7 +140,7 @@ def check_writable(path: Path, flag: str) -> None:
 
 
 def check_pattern(pattern: str) -> None:
-    """For a flag --pattern, before a model is loaded: raises UsageError as far as a mistake can be told without one."""
+    """Checks a flag --pattern before a model is loaded: raises UsageError for mistakes that can be found without one."""
     try:
         importlib.import_module("trocr_jax.patterns").check(pattern)
     except ValueError as error:
@@ -148,20 +148,20 @@ def check_pattern(pattern: str) -> None:
 
 
 def check_known(kind: str, names: Iterable[str], known: Collection[str]) -> None:
-    """For names that a flag takes: raises UsageError for those that are not known, and tells which are."""
+    """Checks the names given to a flag: raises UsageError for unknown ones, and says which names are known."""
     if unknown := set(names) - set(known):
         raise UsageError(f"no {kind} {', '.join(sorted(unknown))}; there are {', '.join(known)}")
 
 
 def _allow_any_name(stream: Any) -> None:
-    """A file's name that is not UTF-8 is printed as the bytes that it is, a sign that an older encoding lacks as its escape."""
+    """Lets a stream print any file name: bytes that are not UTF-8 as they are, characters that its encoding lacks as escapes."""
     if isinstance(stream, io.TextIOWrapper):  # a caller may have put something else in its place
         utf8 = codecs.lookup(stream.encoding).name == "utf-8"
         stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
 
 
 def _unread() -> int:
-    """The reader of our output has enough of it."""
+    """Handles that whoever reads our output has closed it; returns the exit code."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
     return 1
 
@@ -178,7 +178,7 @@ def remark(message: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Characters that would move a terminal's cursor or begin a line as Python writes them."""
+    """The text, with characters that would move a terminal's cursor or begin a line escaped as Python writes them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

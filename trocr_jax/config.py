@@ -276,7 +276,7 @@ def _unpair(size: Size) -> int | list[int]:
 
 
 def _only(value: Any) -> Any:
-    """The id in a list of one, as transformers may write it. Of several, each would end a line: they are left to be refused."""
+    """The id in a list of one, as transformers may write it. Several, each of which would end a line, are left to be refused."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 

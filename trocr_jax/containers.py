@@ -1,5 +1,5 @@
-"""What tables and containers call their images, and images in one file, as both training and batch jobs read them: parquet's
-columns, the LMDB of the scene text benchmarks.
+"""What tables and containers call their images, and files that hold many images, as both training and batch jobs read them:
+parquet's columns, and the LMDB of the scene text benchmarks.
 
 A leaf without jax. lmdb is imported when a database is opened, and only then needed.
 """
@@ -60,7 +60,7 @@ class LineDatabase:
         self._environment.close()
 
     def _check_size(self) -> None:
-        """To read behind the end of a mapped file would kill the process."""
+        """Refuses a file that was cut off: reading past the end of a mapped file would kill the process."""
         pages, size = self._environment.info()["last_pgno"] + 1, self._environment.stat()["psize"]
         if os.path.getsize(os.path.join(self._environment.path(), "data.mdb")) < pages * size:
             raise ContainerError("data.mdb was cut off; copy it again")

@@ -70,7 +70,7 @@ class Engine:
 
     Args:
         model: with parameters on the device.
-        mean, std: of the pixels, as the checkpoint's processor has them.
+        mean, std: what pixels are normalised with, as the checkpoint's processor has them.
         defaults: how to decode; jobs may differ in number and choice of tokens, and in the number of beams.
         slots: B, lines decoded at the same time.
         batch: most images encoded, or searched, at once; a power of two.
@@ -146,7 +146,7 @@ class Engine:
     # --- the engine's thread ---
 
     def warm_up(self, stopping: Callable[[], bool] = lambda: False) -> None:
-        """Compiles every program that a job can need, by running it on nothing; of the rest none, once `stopping` says so."""
+        """Compiles every program that a job can need, by running it on nothing; skips the rest once `stopping` says so."""
         for _ in self._compile():
             if stopping():
                 return
@@ -216,7 +216,7 @@ class Engine:
                 self._end(job, "cancelled" if job.cancelled else "expired")
 
     def _fill(self) -> None:
-        """Those encoded first, as many as there are free slots."""
+        """Moves encoded images into free slots, those encoded first, as many as there are free slots."""
         while self._encoded and (self._slots.free or not self._encoded[0].rows):
             encoded = self._encoded[0]
             if rows := [encoded.rows.popleft() for _ in range(min(len(encoded.rows), len(self._slots.free)))]:
@@ -225,14 +225,14 @@ class Engine:
                 self._encoded.popleft()
 
     def _encode_next(self) -> None:
-        """As many as are waiting where slots are free; ahead of that only whole batches, and one of them."""
+        """Encodes up to a batch of waiting images where slots are free; ahead of that a whole batch only, and only one."""
         ready, ahead = self._queue.count(1), sum(len(encoded.rows) for encoded in self._encoded)
         if ready and (len(self._slots.free) > ahead or (ready >= self.batch and ahead < self.batch)):
             with self._encoding(1) as (jobs, memory):
                 self._encoded.append(_Encoded(memory, deque(enumerate(jobs))))
 
     def _search_next(self) -> None:
-        """Those that have waited longest, and whoever waits for as many beams."""
+        """Starts a beam search for the job that has waited longest, together with others that want as many beams."""
         if beams := self._queue.next_search():
             with self._encoding(beams) as (jobs, memory):
                 self._search.start(memory, jobs)

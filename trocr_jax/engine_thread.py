@@ -15,8 +15,8 @@ class EngineThread(threading.Thread):
     """Compiles, then takes turns while there is work, and sleeps until `wake` where there is none.
 
     Args:
-        engines: which share `wake`.
-        wake: set by whoever gives work.
+        engines: all of them, which share `wake`.
+        wake: set by whoever submits work.
         on_ready: called once when everything is compiled.
         on_error: called with an exception of the device, which costs the jobs under way.
         on_death: called with the exception that ends the thread: it came before `on_ready`, the device did not start anew after
@@ -54,7 +54,7 @@ class EngineThread(threading.Thread):
         """Ends the thread after its turn, or the program that it compiles; jobs under way stay as they are.
 
         Args:
-            seconds: at most to wait for that, as a device may hang: then the thread is still alive.
+            seconds: how long to wait for that at most, as a device may hang: then the thread is still alive.
         """
         self._stopping = True
         self.wake.set()

@@ -74,7 +74,7 @@ def expand(path: str | Path) -> Path:
 
 
 def _download(name: str) -> Path:
-    """`pytorch_model.bin` only where there are no better weights, as in half of the family."""
+    """Downloads a model; `pytorch_model.bin` only where there are no better weights, as in half of the family."""
     small = ["*.json", *(file for file in TOKENIZER_FILES if not file.endswith(".json"))]
     path = _snapshot(name, [*small, "model*.safetensors", f"{ORBAX}/*"])
     better = (path / ORBAX).is_dir() or any(path.glob("model*.safetensors"))

@@ -13,7 +13,7 @@ from .images import ImageError
 EXTENSIONS = frozenset(".png .jpg .jpeg .jpe .jfif .webp .tif .tiff .gif .bmp .ppm .pgm .pbm .pnm".split())
 
 UNREAD = frozenset(".jp2 .j2k .jpx .jxl .avif .heic .heif .pdf .djvu .psd .svg .dng .ico .tga .pcx".split())
-"""Of pictures and documents that are no images here."""
+"""Extensions of pictures and documents that are not read here."""
 
 
 def find_images(arguments: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -27,8 +27,8 @@ def find_images(arguments: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
 
 def left_out(argument: str | os.PathLike[str]) -> list[Path]:
-    """The visible files of a folder that hold pictures by their names, and that `find_images` leaves out: of kinds that are not
-    read, and links to nothing. Of other files nobody expects to be read.
+    """The visible files of a folder that `find_images` leaves out although their names say that they hold pictures: kinds that
+    are not read, and links to nothing. Nobody expects any other file to be read.
     """
     path = Path(argument)
     entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")] if path.is_dir() else []
@@ -62,6 +62,6 @@ def _has_known_extension(path: Path) -> bool:
 
 
 def natural(path: str | os.PathLike[str]) -> tuple[list[str | int], str]:
-    """A key to sort paths by: 2 before 10, large letters beside small ones, and no two paths have the same."""
+    """A key to sort paths by: 2 before 10, capital letters beside small ones, and no two paths have the same key."""
     parts = re.split(r"(\d+)", os.fspath(path))  # text and numbers in turn
     return [int(part) if index % 2 else part.lower() for index, part in enumerate(parts)], os.fspath(path)

@@ -18,8 +18,9 @@ CONTINUES = "continues"
 UNLIKELY = "unlikely"
 """The flag of a text with a token below SEEN, which no free reading has: a pattern held the model to what it does not see."""
 SEEN = math.log(0.01)
-"""The log-probability from which a token counts as seen. Of 1,800 drawn lines that the packaged model read freely none has one
-below, of 1,132 that were read right while held to their pattern 10 have, of 150 held to that of dates, which they were not, 149.
+"""The log-probability from which a token counts as seen. A token below it is in none of 1,800 drawn lines that the packaged
+model read freely, in 10 of 1,132 that were read right while held to their pattern, and in 149 of 150 that are not dates and were
+held to a pattern for dates.
 """
 
 _TAIL = 200  # characters that can repeat themselves: the search takes the cube of the length of what it looks at
@@ -53,11 +54,11 @@ class Line:
     Attributes:
         text: what was read; empty where there was an error or no ink.
         confidence: the model's probability of exactly this text and its end, the product over all tokens, 0 to 1.
-        tokens: as generated, the end token included; of a line that was read in pieces, with an end token each.
+        tokens: as generated, the end token included; a line that was read in pieces has one for each piece.
         words: with their confidences.
         finish_reason: "stop", or "length" when the token budget cut the line; None with an error.
-        flags: "no_text" (a blank image), "repetition", "several_lines" (TrOCR reads one line), "several_pages" (of a TIFF
-            the first is read), "unlikely" (a pattern, ban or draw made it say what the model does not see).
+        flags: "no_text" (a blank image), "repetition", "several_lines" (TrOCR reads one line), "several_pages" (a TIFF,
+            of which the first is read), "unlikely" (a pattern, ban or draw made it say what the model does not see).
         error: why the image could not be read, else None.
         alternatives: the next best readings, where `num_return_sequences` asked for more than one.
     """
@@ -73,7 +74,7 @@ class Line:
 
     @classmethod
     def failed(cls, error: str, flags: tuple[str, ...] = ()) -> Line:
-        """Of an image that could not be read."""
+        """The Line of an image that could not be read."""
         return cls(finish_reason=None, flags=flags, error=error)
 
     def to_dict(self, *names: str) -> dict[str, Any]:
@@ -138,8 +139,8 @@ def _probability(logprobs: list[float]) -> float:
 def joined(pieces: Sequence[Line], *, drawn: bool = False) -> Line:
     """The Line of a picture that was read in pieces: their texts with what is `between` them, and all their tokens.
 
-    Its alternatives are the most probable combinations, as many as the piece with the most has; of lines that were `drawn` at
-    random those of the first draw of every piece, of the second, and so on.
+    Its alternatives are the most probable combinations, as many as the piece with the most has. For lines that were `drawn`
+    at random they are the first draws of all pieces, the second draws of all, and so on.
     """
     return reduce(_with_draws if drawn else _with_alternatives, pieces)
 

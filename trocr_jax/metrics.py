@@ -1,7 +1,7 @@
 """How far what was read is from what was written. A leaf: plain Python and numpy on plain strings.
 
 Rates are percentages over a whole corpus, the edits of all lines over the length of all references, as the published TrOCR
-numbers are; the mean of the lines' rates is another number. No text is normalised unless a function says so. What TrOCR's own
+numbers are; the mean of the lines' rates is a different number. No text is normalised unless a function says so. What TrOCR's own
 scorers compute (microsoft/unilm, trocr/scoring.py) stands here too: its cer2 is `byte_cer`, because its library
 measured bytes, its wpa `word_accuracy`; our `cer` counts characters.
 """
@@ -111,17 +111,17 @@ def percent(parts: Rows) -> float:
 
 
 def precision(parts: Rows) -> float:
-    """Of `words_found`, in percent; 0 where nothing was predicted."""
+    """Precision of `words_found`, in percent; 0 where nothing was predicted."""
     return 100.0 * parts[:, 0].sum() / max(parts[:, 1].sum(), 1.0)
 
 
 def recall(parts: Rows) -> float:
-    """Of `words_found`, in percent; 0 where nothing was to be found."""
+    """Recall of `words_found`, in percent; 0 where there was nothing to find."""
     return 100.0 * parts[:, 0].sum() / max(parts[:, 2].sum(), 1.0)
 
 
 def f1(parts: Rows) -> float:
-    """Of `words_found`: the harmonic mean of precision and recall; 0 where nothing matches."""
+    """Harmonic mean of precision and recall of `words_found`, in percent; 0 where nothing matches."""
     return 200.0 * parts[:, 0].sum() / max(parts[:, 1].sum() + parts[:, 2].sum(), 1.0)
 
 
@@ -141,7 +141,7 @@ SCORES: dict[str, tuple[Callable[[str, str], tuple[float, ...]], Callable[[Rows]
     "sroie_recall": (words_found, recall),
     "sroie_f1": (words_found, f1),
 }
-"""Every score by name: what a line adds, and what the sums of all lines make of it. Percent, but acc_ed."""
+"""Every score by name: what a line adds, and what the sums of all lines make of it. In percent, except acc_ed."""
 
 
 def score(names: Sequence[str], predictions: Sequence[str], references: Sequence[str]) -> dict[str, tuple[float, float, float]]:

@@ -48,7 +48,7 @@ class TrOCR(nnx.Module):
         """A checkpoint by hub name (or `owner/model@revision`), directory or fairseq file; by default the model in the package.
 
         Args:
-            dtype: of parameters and computation; by default that of the stored weights, in the package float16.
+            dtype: what parameters are held and computed in; by default the dtype of the stored weights, float16 in the package.
             put: (parameter name, host array) -> device array; by default the whole array on the default device.
 
         Raises:
@@ -86,7 +86,7 @@ class TrOCR(nnx.Module):
             Logits [B,T,V] in the model's dtype.
 
         Raises:
-            ValueError: as `encode`, or T is more than the decoder's positions.
+            ValueError: as for `encode`, or T is more than the decoder's positions.
         """
         encoder_key, decoder_key = split(key, 2)
         memory = self.encode(pixels, key=encoder_key, remat=remat)

@@ -30,27 +30,27 @@ from .pixels.image_processor import ImageProcessor
 from .prepared import Prepared, prepare
 
 LOST = 0.9
-"""The probability of a page's typical token below which none is believed: of upright print it is 0.96 and more, of print on its
-side, on its head or in a mirror 0.88 at most."""
+"""The probability of a page's typical token below which its text is not believed: for upright print it is 0.96 and more, for
+print on its side, upside down or mirrored 0.88 at most."""
 SURER = 3
-"""Times that a token is less of a surprise (-log p) where the page is turned the right way; on drawn pages 10 and more."""
+"""How many times less surprising (-log p) a token must be where a page is turned the right way; on drawn pages 10 and more."""
 SAMPLE = 8
-"""Lines of a turned page that show whether it can be read so."""
+"""Lines of a turned page that are read to see whether it can be read that way."""
 EVIDENCE = 16
-"""Tokens that these must have together: a sign or two may look like a letter whichever way they are turned."""
+"""Tokens that these lines must have together: a sign or two may look like a letter whichever way they are turned."""
 
 
 def read_page(reader: Any, source: Any, polygons: Sequence[np.ndarray] | None = None, **options: Any) -> Page:
     """Finds the lines of a page and reads them in order, columns one after the other.
 
-    Where hardly a line can be read, the page is also read turned by a quarter and half, as it may stand on its side or head.
+    Where hardly any line can be read, the page is also read at quarter and half turns, as it may be on its side or upside down.
 
     Args:
         reader: a Reader.
         source: the page as a path, bytes, a PIL image or an array.
         polygons: the lines where they are known, in reading order: [n,2] x and y each, as `pages.outlines.parse_lines` gives
             them from another program's file; by default lines are found here.
-        options: of `Reader.read` (batch_size, num_beams, ...).
+        options: as for `Reader.read` (batch_size, num_beams, ...).
 
     Returns:
         A Page: its width and height in pixels and its lines, each with the outline on the page as it came and the Line read
@@ -82,7 +82,7 @@ def _sureness(page: Page) -> float:
 def _turned(reader: Any, image: Image.Image, upright: list[np.ndarray], found: Page, options: dict[str, Any]) -> Page:
     """The page read as one of its turns where that is clearly surer, else as it was found."""
     outlines = {0: upright, **{degrees: find_turned(image, degrees) for degrees in TURNS}}
-    free = options | {"pattern": None, "constraint": None}  # what a text is held to tells nothing of the page
+    free = options | {"pattern": None, "constraint": None}  # text that is forced to match tells nothing about the page
     samples = {degrees: _read(reader, image, _some(lines), free) for degrees, lines in outlines.items()}
     known = [degrees for degrees in TURNS if sum(len(each.line.tokens) for each in samples[degrees].lines) >= EVIDENCE]
     best = max(known, key=lambda degrees: _sureness(samples[degrees]), default=0)
@@ -92,7 +92,7 @@ def _turned(reader: Any, image: Image.Image, upright: list[np.ndarray], found: P
 
 
 def _some(outlines: list[np.ndarray]) -> list[np.ndarray]:
-    """A few of them, from the whole page."""
+    """A few of the outlines, spread over the whole page."""
     return outlines[:: max(1, len(outlines) // SAMPLE)][:SAMPLE]
 
 
@@ -111,7 +111,7 @@ class Layout:
     outlines: tuple[Points, ...]
 
     def page(self, lines: Sequence[Line]) -> Page:
-        """With what was read in each outline."""
+        """The page with what was read in each outline."""
         return Page(self.width, self.height, tuple(map(PageLine, self.outlines, lines)))
 
 
@@ -122,7 +122,7 @@ def prepare_page(image: Image.Image, processor: ImageProcessor) -> tuple[Layout,
 
 
 def cut_out(image: Image.Image, polygon: np.ndarray) -> Image.Image:
-    """The line image of a polygon [n,2]: a quadrilateral made level; of other shapes the box, what lies outside painted over.
+    """The line image of a polygon [n,2]: a quadrilateral made level; of other shapes the box, painted over outside of them.
 
     Raises:
         PageFormatError: it lies outside of the page, or is far larger than it.
@@ -154,7 +154,7 @@ def _on_page(polygon: Any, page: tuple[int, int]) -> np.ndarray:
     low, high = outline.min(0), outline.max(0)
     where = f"a line at x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}"
     on_page = np.minimum(np.ceil(high), page) - np.maximum(np.floor(low), 0)
-    if not (on_page > 0).all():  # of what is no number, too
+    if not (on_page > 0).all():  # NaN is not, either
         raise PageFormatError(f"{where} lies outside of the page of {page[0]} x {page[1]} pixels")
     larger = (high - low > 2 * np.array(page)).any()
     most = min(4 * np.prod(page, dtype=float), images.MAX_PIXELS)
@@ -174,12 +174,12 @@ def _masked(image: Image.Image, polygon: np.ndarray) -> Image.Image:
 
 
 def _paper(image: Image.Image) -> tuple[int, ...]:
-    """The commonest colour of an RGB page, roughly: of 1,024 pixels, as every line asks and averages of a large one take long."""
+    """Roughly the commonest colour of an RGB page: the median of 1,024 pixels, as every line asks and all of them take long."""
     pixels = np.asarray(image.resize((32, 32), Image.Resampling.NEAREST), np.uint8).reshape(-1, 3)
     return tuple(int(channel) for channel in np.median(pixels, axis=0))
 
 
 def _layout(image: Image.Image, outlines: Sequence[np.ndarray]) -> Layout:
-    """What is told of outlines [n,2] lies on the page, whole pixels, though a line may be cut out from beyond its border."""
+    """The outlines [n,2] as reported: whole pixels on the page, although a line may be cut out from beyond its border."""
     inside = (np.clip(np.rint(outline), 0, image.size).astype(int).tolist() for outline in outlines)
     return Layout(image.width, image.height, tuple(tuple((x, y) for x, y in outline) for outline in inside))

@@ -13,19 +13,19 @@ from .generation.constraint import Constraint
 from .tokens import Tokenizer
 
 END = b"\0"
-"""Stands behind every text while its automaton is made, and for the end token: outlines-core 0.2.14 does not go on behind what
+"""Follows every text while its automaton is made, and stands for the end token: outlines-core 0.2.14 does not go on after what
 could have been the end, as in `1(,50)?`, unless the next token alone makes it a whole text again.
 """
 _ENDED = -1  # beside outlines-core's states
 
 
 def constraint(pattern: str, tokenizer: Tokenizer) -> Constraint:
-    """Of a regular expression that the whole of every text shall match.
+    """The constraint for a regular expression that the whole of every text must match.
 
     Patterns are trusted: one that counts to a million takes gigabytes.
 
     Raises:
-        ValueError: this is no regular expression, or has what no automaton can do; the tokenizer cannot write its texts; it is
+        ValueError: this is no regular expression, or needs what no automaton can do; the tokenizer cannot write its texts; it is
             too large; or outlines-core is not installed.
     """
     check(pattern)
@@ -42,7 +42,7 @@ def constraint(pattern: str, tokenizer: Tokenizer) -> Constraint:
 
 
 def check(pattern: str) -> None:
-    """As far as that can be told without a tokenizer. Raises ValueError as `constraint` does."""
+    """Checks a pattern as far as possible without a tokenizer. Raises ValueError as `constraint` does."""
     own, every = _outlines(), {bytes([byte]): [byte] for byte in range(256)}
     try:
         own.Index(pattern, own.Vocabulary(256, every))  # without brackets around it, which might mend one too many
@@ -56,7 +56,7 @@ def check(pattern: str) -> None:
 
 
 def _index(pattern: str, tokens: dict[bytes, list[int]]) -> Any:
-    """outlines-core's automaton for a pattern with END behind it, over tokens by their bytes."""
+    """outlines-core's automaton for a pattern followed by END, over tokens by their bytes."""
     own, eos = _outlines(), max(map(max, tokens.values())) + 1  # an id of its own, which END makes needless
     return own.Index(f"{pattern}\\x00", own.Vocabulary(eos, tokens))
 

@@ -47,7 +47,7 @@ class Prepared:
 
 
 def prepare(source: Any, processor: ImageProcessor, max_pixels: int = images.MAX_PIXELS) -> Prepared:
-    """Any image that `images.load` takes; never raises for what an image holds."""
+    """Prepares any image that `images.load` takes; never raises for what an image holds."""
     try:
         image = images.load(source, max_pixels)
         prepared = _prepare_line(image, processor) if processor.fit == "line" else _prepare_picture(image, processor)
@@ -69,7 +69,7 @@ def _prepare_picture(image: Image.Image, processor: ImageProcessor) -> Prepared:
 
 
 def _prepare_line(image: Image.Image, processor: ImageProcessor) -> Prepared:
-    """As above for a model that reads normalised lines: most of what finds the writing tells whether it is more than a line."""
+    """Prepares a line for a model that reads normalised ones: most of what finds writing also shows if it is several lines."""
     channel = varied_channel(image)
     writing = find_writing(channel)
     blank = ink.is_blank(channel)

@@ -49,10 +49,10 @@ def open_checkpoint(name: str | Path | None = None, config: TrOCRConfig | None =
     Args:
         name: hub name (or `owner/model@revision`), directory (hub layout or our Orbax), fairseq `.pt` file, or None for the
             model in the package.
-        config: instead of what a fairseq file implies.
+        config: used instead of what a fairseq file implies.
 
     Raises:
-        FilesError: not found, incomplete or damaged, or a config beside its own. TorchFileError: the same of a torch file.
+        FilesError: not found, incomplete or damaged, or a config given beside its own. TorchFileError: the same for a torch file.
         ConfigError: a model that this package does not support.
     """
     path = files.resolve(name)

@@ -62,7 +62,7 @@ class Reader:
 
     Args:
         model: with parameters on the device; not to be changed in place, as a CPU reads from a copy of the decoder's layers.
-        tokenizer, processor: of the same checkpoint.
+        tokenizer, processor: those of the same checkpoint.
         defaults: how to decode where `read` is not told otherwise.
         name: what to call the model in messages.
         mesh: devices that the model was placed on, to read with all of them; see `sharding`.
@@ -120,7 +120,7 @@ class Reader:
         Args:
             source: an image (path, bytes, open file, PIL image, array), or any other iterable of images.
             batch_size: images a step of all devices; by default 8 a device on CPU, 128 elsewhere.
-            seed: of the draws, where `do_sample`; image i draws from (seed, i), whatever it is batched with.
+            seed: for sampling, with `do_sample`; image i draws from (seed, i), whatever it is batched with.
             options: fields of GenerateConfig (num_beams, max_new_tokens, ...); or `pattern`, a regular expression that the whole
                 text shall match, as `patterns` has them. Pieces that a long line is read in shall match it each. Probabilities
                 stay the model's own: low ones tell that the image shows something else.
@@ -136,7 +136,7 @@ class Reader:
     def stream(
         self, sources: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, together: int = 1, **options: Any
     ) -> Iterator[Line]:
-        """As `read` for many images, one Line at a time as they are done, in order. While the caller looks at a line, two
+        """`read` for many images, one Line at a time as they are done, in order. While the caller looks at a line, two
         batches are with the device, and images for one more and for `together` ones are being prepared.
 
         Args:
@@ -183,7 +183,7 @@ class Reader:
         return prepare(source, self.processor, max_pixels)
 
     def prepare_all(self, sources: Iterable[Any], ahead: int) -> Iterator[Prepared]:
-        """Every source prepared, in order; so many of them are under way at a time."""
+        """Every source prepared, in order; `ahead` of them are under way at a time."""
         with ThreadPoolExecutor(usable_cores()) as pool:
             yield from in_order((pool.submit(self.prepare, source) for source in sources), ahead)
 
@@ -240,7 +240,7 @@ class Reader:
         return replace(line, flags=tuple(f for f in line.flags if f != NO_TEXT)) if sure else Line(flags=flags)
 
     def start(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Wait:
-        """As `generate`, for a device that does not dispatch by itself: what is returned gives the result when it is called."""
+        """`generate` for a device that does not dispatch by itself: returns a function that gives the result when called."""
         result = self.generate(pixels, config, seeds)
         return lambda: result
 
@@ -259,7 +259,7 @@ class Reader:
 
 
 def cache_compilations() -> None:
-    """Keeps compiled programs on disk, so that the next process starts at once. JAX's own setting or variable goes first."""
+    """Keeps compiled programs on disk, so that the next process starts at once. JAX's own setting or variable wins."""
     if not getattr(jax.config, "jax_compilation_cache_dir", None):
         try:
             home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()

@@ -6,7 +6,7 @@
     copied, by hand    `pmap_generate`, a literal `jax.pmap`     never
 
 A mesh has two axes: images are cut over "data", weights over "model" (tensor parallel) or over "data" as well (FSDP). Which
-weights are cut, and where, is said by rules outside the model: (pattern of the parameter's name, PartitionSpec), first match.
+weights are cut, and where, is given by rules outside the model: (pattern of the parameter's name, PartitionSpec), first match.
 All ways give the same tokens. A batch is filled up to the mesh with rows that end at once, and what comes back has the
 rows that went in.
 
@@ -82,7 +82,7 @@ def make_mesh(sizes: str | dict[str, int], devices: Sequence[Any] | None = None)
     """The first devices as a mesh over "data" and "model".
 
     Args:
-        sizes: as `parse_mesh` takes or gives it.
+        sizes: as `parse_mesh` takes or returns them.
         devices: by default those of this host: reading needs no others, and a dead peer must not end it.
 
     Raises:
@@ -153,7 +153,7 @@ def place(model: TrOCR, mesh: Mesh, rules: Rules | None = None) -> TrOCR:
 
 
 def rows_for(count: int, mesh: Mesh | None) -> int:
-    """B that so many images are filled up to: the same power of two on each device, of which there is one without a mesh."""
+    """B that this many images are filled up to: the same power of two on each device; without a mesh there is one device."""
     n = auto(mesh).shape[DATA] if mesh else 1
     return n * bucket(-(-count // n))
 
@@ -187,7 +187,7 @@ def pmap_generate(
 
 @dataclass(frozen=True)
 class Decode:
-    """`decoding.generate` of rows that are image tokens [B,S,E]. Equal ones share a compiled program."""
+    """`decoding.generate` for rows that are image tokens [B,S,E]. Equal ones share a compiled program."""
 
     config: GenerateConfig
 
@@ -197,7 +197,7 @@ class Decode:
 
 @dataclass(frozen=True)
 class Read:
-    """`decoding.read_pixels` of rows that are uint8 images [B,height,width,C]. Equal ones share a compiled program."""
+    """`decoding.read_pixels` for rows that are uint8 images [B,height,width,C]. Equal ones share a compiled program."""
 
     config: GenerateConfig
     mean: tuple[float, ...]
@@ -208,7 +208,7 @@ class Read:
 
 
 def _spread(work: Decode | Read, model: TrOCR, rows: Rows, seeds: Rows | None, limits: Rows | None, mesh: Mesh) -> Generation:
-    """Fills up to the mesh, runs the program that fits the weights' places, and takes the filling off again."""
+    """Fills the batch up to the mesh, runs the program that fits the weights' places, and takes the filling off again."""
     mesh, count = auto(mesh), rows.shape[0]
     total = -(-count // mesh.shape[DATA]) * mesh.shape[DATA]
     limits = np.full(count, work.config.max_new_tokens, np.int32) if limits is None else limits
@@ -221,7 +221,7 @@ def _spread(work: Decode | Read, model: TrOCR, rows: Rows, seeds: Rows | None, l
 
 
 def _fill(x: Rows, total: int) -> Rows:
-    """With rows of zeros up to so many."""
+    """Pads with rows of zeros to `total` rows."""
     pad = np.pad if isinstance(x, np.ndarray) else jnp.pad
     return x if x.shape[0] == total else pad(x, [(0, total - x.shape[0]), *[(0, 0)] * (x.ndim - 1)])
 

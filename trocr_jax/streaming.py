@@ -18,7 +18,7 @@ class Piece(NamedTuple):
     """What the device reads at a time: an image, or a piece of one.
 
     Attributes:
-        place: among all pieces of all sources.
+        place: the piece's index among all pieces of all sources.
         source: the index of the image.
         item: the piece.
     """
@@ -29,7 +29,7 @@ class Piece(NamedTuple):
 
 
 def in_order(futures: Iterable[Future[T]], ahead: int) -> Iterator[T]:
-    """The results of futures in order. The iterator that makes them is drawn from as long as at most `ahead` are under way."""
+    """The results of futures in order. Takes further ones from the iterator while at most `ahead` are under way."""
     waiting: deque[Future[T]] = deque()
     try:
         for future in futures:

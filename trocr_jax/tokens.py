@@ -1,9 +1,9 @@
 """Text to token ids and back, with the ids and the text of transformers' tokenizers but without importing transformers.
 
-Stands on the `tokenizers` library (`tokenizer_files` tells of which kinds of files): loading either of TrOCR's tokenizers
+Built on the `tokenizers` library (`tokenizer_files` says from which kinds of files): loading either of TrOCR's tokenizers
 takes about 0.2 s, while importing transformers takes 1.2 s, which `trocr-jax read` would pay at every start.
 
-The released models were trained on labels without `<s>` (tokens, then `</s>`) behind the decoder start token `</s>`.
+The released models were trained on labels without `<s>` (tokens, then `</s>`) after the decoder start token `</s>`.
 """
 
 from __future__ import annotations

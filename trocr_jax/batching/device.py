@@ -31,7 +31,7 @@ STEPS = 4
 Not `loop.STEPS_PER_CHUNK`, after which nothing leaves the device.
 """
 MAX_ALTERNATIVES = 20
-"""Most likeliest tokens that a job can ask for at each step."""
+"""Largest number of likeliest tokens that a job can ask for at each step."""
 
 
 @jax.tree_util.register_dataclass
@@ -45,7 +45,7 @@ class Slots:
         position: [B] int32, tokens produced so far.
         limit: [B] int32, most tokens to produce.
         done: [B] bool
-        states: [B] int32, of the constraint.
+        states: [B] int32, the constraint's states.
         keys: [B] random keys.
         temperature: [B] float32; 0 takes the best token.
         top_p: [B] float32

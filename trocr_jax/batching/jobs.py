@@ -1,4 +1,4 @@
-"""Jobs of continuous batching, one an image; the queue of those that no device work has been done for; and what is counted."""
+"""Jobs of continuous batching, one per image; the queue of those that no device work has been done for; and what is counted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class QueueFullError(Exception):
 
 
 class QueueClosedError(Exception):
-    """The engine reads no more, its device has failed for good; nothing was queued."""
+    """The engine reads no more because its device has failed for good; nothing was queued."""
 
 
 @dataclass(eq=False)
@@ -40,7 +40,7 @@ class Job:
         notify: called by the engine's thread when the job is over, and if `stream` after every turn that gave it tokens. Must not
             block; an exception of its own is logged, and hinders no other job.
         tokens: without the start token, the end token included.
-        logprobs: of the tokens.
+        logprobs: the log-probability of each token.
         best: for each token the `alternatives` likeliest ones as (token, log-probability).
         status: where it is; "stop" and "length" are its good ends.
         submitted, started, first_token: on `time.monotonic`, when it was queued, got a slot, and had its first token.
@@ -78,11 +78,11 @@ class Job:
         return self.cancelled or self.deadline <= now
 
     def start(self) -> None:
-        """The device decodes it from here on."""
+        """Marks the job as running: the device decodes it from here on."""
         self.status, self.started = "running", time.monotonic()
 
     def add(self, tokens: Sequence[int], logprobs: Sequence[float], best: Sequence[list[tuple[int, float]]] = ()) -> None:
-        """What it has grown by. Tokens come last: who sees one finds what belongs to it."""
+        """Appends new tokens and what belongs to them. Tokens come last, so that whoever sees one finds the rest, too."""
         self.first_token = self.first_token or time.monotonic()
         self.best += best
         self.logprobs += logprobs
@@ -96,7 +96,7 @@ class Job:
             logging.getLogger(__name__).exception("notify of a job failed")
 
     def end(self, status: Status) -> None:
-        """Nothing more will come of it."""
+        """Ends the job with this status and calls `notify`: nothing more will be added to it."""
         self.status = status
         self.tell()
 
@@ -135,11 +135,11 @@ class Queue:
         return sum(map(len, self._queues.values()))
 
     def count(self, beams: int) -> int:
-        """Jobs with so many beams."""
+        """How many jobs with this number of beams are waiting."""
         return len(self._queues[beams])
 
     def add(self, jobs: Sequence[Job]) -> None:
-        """All of them or, with QueueFullError or QueueClosedError, none."""
+        """Queues all of the jobs or, with QueueFullError or QueueClosedError, none."""
         with self._lock:
             if self._closed:
                 raise QueueClosedError
@@ -150,19 +150,19 @@ class Queue:
                 self._queues[job.config.num_beams].append(job)
 
     def take(self, beams: int, most: int) -> list[Job]:
-        """The first jobs with so many beams."""
+        """Removes and returns the first jobs with this number of beams, at most `most`."""
         with self._lock:
             queue = self._queues[beams]
             return [queue.popleft() for _ in range(min(most, len(queue)))]
 
     def close(self) -> list[Job]:
-        """Takes no more jobs, and returns those that are there."""
+        """Stops taking jobs, and removes and returns those that are waiting."""
         with self._lock:
             self._closed = True
             return [queue.popleft() for queue in self._queues.values() for _ in range(len(queue))]
 
     def next_search(self) -> int | None:
-        """Of the numbers of beams above 1, the one whose first job has waited longest; None where none waits."""
+        """The number of beams above 1 whose first job has waited longest; None where no such job waits."""
         first = [queue[0] for beams, queue in self._queues.items() if beams > 1 and queue]
         return min(first, key=lambda job: job.submitted).config.num_beams if first else None
 

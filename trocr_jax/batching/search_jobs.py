@@ -22,7 +22,7 @@ class SearchJobs:
     """The batch that is being searched, one at a time.
 
     Args:
-        defaults: how to decode, but for the most new tokens, which every job says for itself.
+        defaults: how to decode, except for the limit of new tokens, which every job sets for itself.
         beams: numbers of beams, above 1, that jobs may have.
     """
 
@@ -37,7 +37,7 @@ class SearchJobs:
         return self._searching is not None
 
     def warm_up(self, memory: Array) -> None:
-        """Compiles the searches of so many rows, by running them on rows that end at once."""
+        """Compiles the searches for this number of rows, by running them on rows that end at once."""
         for config in self._configs.values():
             generate(self._packed, memory, config, None, jax.device_put(np.zeros(memory.shape[0], np.int32)))
 

@@ -23,9 +23,9 @@ class SlotJobs:
     """B jobs at most that are decoded at the same time, each from its own beginning to its own end.
 
     Args:
-        model, packed: the same one twice; `pack`ed it is what the device runs.
+        model, packed: the same model twice; the `pack`ed one is what the device runs.
         slots: B.
-        places: for the tokens of a line.
+        places: P, how many tokens of a line a slot has room for.
         counts: where steps are counted.
     """
 
@@ -44,7 +44,7 @@ class SlotJobs:
 
     @property
     def running(self) -> int:
-        """Slots with one."""
+        """The number of slots with a job."""
         return len(self._jobs) - len(self.free)
 
     @property
@@ -63,7 +63,7 @@ class SlotJobs:
 
         Args:
             memory: [n,S,E]
-            rows: of it, each with its job.
+            rows: indices of its rows to insert, each with its job.
         """
         placed = [(slot, row, job) for slot, (row, job) in zip(self.free, rows, strict=False)]
         for slot, _, job in placed:
@@ -92,7 +92,7 @@ class SlotJobs:
         self._advancing = list(self._jobs), progress
 
     def harvest(self) -> Iterator[tuple[Job, Status]]:
-        """Waits for the steps and gives them to their jobs; yields those that end, with how. Their slots are free."""
+        """Waits for the steps and gives them to their jobs; yields those that end, with how. Their slots are then free."""
         if self._advancing is None:
             return
         (jobs, progress), self._advancing = self._advancing, None
@@ -139,7 +139,7 @@ class SlotJobs:
         return lost
 
     def restart(self) -> None:
-        """Makes the device's state anew."""
+        """Makes a new device state."""
         self._slots = device.empty(self._model, len(self._jobs), self._places)
 
 

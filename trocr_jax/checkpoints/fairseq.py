@@ -88,7 +88,7 @@ def arguments(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attributes(record: Any) -> dict[str, Any]:
-    """No deeper than it must: a file may hold objects in themselves, or the same ones many times over."""
+    """An object's attributes, unwrapped no deeper than needed: a file may hold objects within themselves, or one many times."""
     state = _state(record)
     content = state.get("_content")  # omegaconf wraps its values in nodes
     if not isinstance(content, dict):
@@ -164,6 +164,6 @@ def _number(args: Mapping[str, Any], name: str) -> int:
 
 
 def _is_tied(tensors: Tensors) -> bool:
-    """The file holds the head even when it is the embedding: then with the same numbers."""
+    """Whether the head is the embedding. The file may hold a tied head, too, and then with the same numbers."""
     head, embedding = tensors.get("decoder.output_projection.weight"), tensors["decoder.embed_tokens.weight"]
     return head is None or (head.shape == embedding.shape and np.array_equal(np.asarray(head), np.asarray(embedding)))

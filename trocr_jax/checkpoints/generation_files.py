@@ -1,7 +1,7 @@
 """How a checkpoint says that it wants to be decoded: generation_config.json, or config.json where it has none.
 
 Many fine-tuned models set `model.config.num_beams` and the like, as the usual notebooks do; transformers follows those too.
-What is set there and not followed here is said: a model that reads otherwise than its author saw it should not do so in silence.
+Settings that are not followed here are reported: a model should not silently read differently from what its author saw.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ NOT_FOLLOWED: dict[str, Any] = {
 
 
 def read_settings(directory: Path, config: TrOCRConfig) -> dict[str, Any]:
-    """A checkpoint's settings by transformers' names, those of FOLLOWED that are not at rest.
+    """A checkpoint's settings by transformers' names, those of FOLLOWED that change something.
 
     Args:
-        directory: of the hub's layout.
-        config: of its config.json.
+        directory: a model directory in the hub's layout.
+        config: what its config.json says.
 
     Warns of settings that are not followed. Raises FilesError for json that cannot be read.
     """
@@ -57,7 +57,7 @@ def contradictions(settings: Mapping[str, Any], config: TrOCRConfig) -> list[str
 
 
 def in_model_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a config.json holds: those of the decoder, and before them those at the top."""
+    """The settings that a config.json holds: those of the decoder, overridden by those at the top level."""
     everything = FOLLOWED | NOT_FOLLOWED
     decoder = config.get("decoder")
     return _set(decoder if isinstance(decoder, dict) else {}, everything) | _set(config, everything)

@@ -48,8 +48,8 @@ class Opened:
     Attributes:
         backend: without a post-processor where it has a `kind`.
         named: the special tokens by role.
-        config: of tokenizer_config.json.
-        kind: the class of transformers that reads these files so; None of a lone tokenizer.json.
+        config: the content of tokenizer_config.json.
+        kind: the class of transformers that reads these files so; None for a lone tokenizer.json.
     """
 
     backend: tokenizers.Tokenizer
@@ -59,7 +59,7 @@ class Opened:
 
 
 def open_files(files: Mapping[str, bytes]) -> Opened:
-    """From file names and contents. Raises TokenizerError."""
+    """Opens a tokenizer, given its files' names and contents. Raises TokenizerError."""
     config = _json(files, "tokenizer_config.json")
     layout = _layout(files, config.get("tokenizer_class"))
     with reporting(f"the tokenizer ({' + '.join(layout)}) or its configuration is damaged"):

@@ -47,7 +47,7 @@ def state_dict(content: Any, path: Path | str) -> dict[str, Tensor]:
     """The tensors in `load`'s result: the whole file, or what it keeps under "model" (fairseq, DeiT) or "state_dict".
 
     Raises:
-        TorchFileError: something else than tensors is there.
+        TorchFileError: it holds something other than tensors.
     """
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -84,7 +84,7 @@ def _map(path: Path) -> memoryview:
 
 
 class _BoundedReader(io.FileIO):
-    """For `zipfile`, which reads a directory of any size that a file claims."""
+    """A file that bounds what `zipfile` reads at a time: by itself that reads a directory of any size that a file claims."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(DIRECTORY_LIMIT if size is None or size < 0 else min(size, DIRECTORY_LIMIT))

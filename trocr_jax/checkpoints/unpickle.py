@@ -20,7 +20,7 @@ import numpy as np
 
 
 class Refused(Exception):
-    """A reason with words of its own."""
+    """The pickle is refused; the message, in our own words, says why."""
 
 
 def require(condition: bool, reason: str = "has a malformed pickle") -> None:
@@ -140,7 +140,7 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """The value that the pickle builds; `position` is then just behind it."""
+        """The value that the pickle builds; `position` is then just after it."""
         while (code := self.take(1)) != b".":
             _OPERATIONS[code](self)
         return self.stack.pop()

@@ -108,7 +108,7 @@ IGNORED = re.compile(
     r"encoder\.pooler\.dense\.(weight|bias)"  # an image classifier's, unused in TrOCR
     r"|decoder\.model\.decoder\.(embed_positions\._float_tensor|version)"  # fairseq's bookkeeping
 )
-"""Hub names that may be there and hold nothing that the model computes with."""
+"""Hub names that may be present although the model does not compute with them."""
 
 _TRANSFORMERS_5 = tuple(
     (re.compile(rf"encoder\.layers\.(\d+)\.{re.escape(theirs)}\."), rf"encoder.encoder.layer.\1.{hub}.")
@@ -126,7 +126,7 @@ def load(abstract: Any, tensors: Tensors, put: Put | None = None) -> Any:
 
     Args:
         abstract: the model as `jax.eval_shape` gives it, with its `config`; it decides names, shapes and dtype.
-        tensors: of any layout named at the top of this file; read one parameter at a time.
+        tensors: in any layout named at the top of this file; read one parameter at a time.
         put: (our name, array) -> what to keep; by default `jax.device_put` to the default device.
 
     Raises:
@@ -157,7 +157,7 @@ def to_hub(ours: Mapping[str, np.ndarray], config: TrOCRConfig) -> dict[str, np.
     """Parameters under our names -> the hub's names and layout, as views.
 
     Raises:
-        WeightsError: a name that is none of ours, or a shape that cannot be turned.
+        WeightsError: a name that is not one of ours, or a shape that cannot be converted.
     """
     out: dict[str, np.ndarray] = {}
     for name, array in ours.items():

@@ -41,7 +41,7 @@ class Job:
         lines: file with the places of the lines, or a folder with one such file for each page, named as the page; None to
             find them.
         output: folder for one file a page; None prints.
-        options: of `Reader.read`.
+        options: as for `Reader.read`.
     """
 
     format: str
@@ -55,7 +55,7 @@ class Source:
     """Where a page comes from.
 
     Attributes:
-        path: of its file.
+        path: its file.
         number: from 1, in a file that holds several.
     """
 

@@ -22,7 +22,7 @@ from ..network.mesh_axes import varying
 from ..network.step_layers import StepLayers, Unrolled
 from .loop import GenerateConfig, Generation, finalize, follow, process, put, run, whole_chunks, widths
 
-NEVER = -1.0e9  # the score of what is not there; transformers' value, kept because sums with it decide ties
+NEVER = -1.0e9  # the score of a sequence that does not exist; transformers' value, kept because sums with it decide ties
 
 
 @jax.tree_util.register_dataclass
@@ -35,7 +35,7 @@ class Beams:
         logprobs: [B,n,P] float32, of each token.
         scores: [B,n] float32, sums of log-probabilities while running, with the length penalty once ended.
         ended: [B,n] bool
-        states: [B,n] int32, of the constraint.
+        states: [B,n] int32, the constraint's states.
     """
 
     tokens: Array

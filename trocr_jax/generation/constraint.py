@@ -28,7 +28,7 @@ class Constraint:
     Attributes:
         name: what it is called in messages.
         classes: [V] int32, the class of each token. Class 0 may never follow: rows of a model beyond these V are of it.
-        table: [Q,C] int32, the state behind a state and a class of tokens, or NOWHERE.
+        table: [Q,C] int32, the state that follows a state and a class of tokens, or NOWHERE.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Constraint:
 
     @classmethod
     def from_edges(cls, name: str, edges: Iterable[tuple[int, int, int]], start: int, end: int) -> Constraint:
-        """From (state, token, next state) of any numbering; what is not on a way from start to end is left out.
+        """From edges (state, token, next state) in any numbering; those that are not on a path from start to end are left out.
 
         Raises:
-            ValueError: there is no such way, or the table would have more than LARGEST entries.
+            ValueError: there is no such path, or the table would have more than LARGEST entries.
         """
         state, token, target = np.array(list(edges), np.int64).reshape(-1, 3).T
         kept = np.intersect1d(_reached(start, state, target), _reached(end, target, state))
@@ -60,7 +60,7 @@ class Constraint:
         """Scores [B,V] of rows in states [B]: -inf where a token may not follow, elsewhere what other rules have made of them
         (`ruled`); or, where those forbid all that may follow, the scores as they were.
 
-        Of numpy arrays the result is one of numpy, here and in `after`.
+        For numpy arrays the result is a numpy array, here and in `after`.
 
         Raises ValueError where the model has fewer tokens, V, than the constraint knows.
         """
@@ -73,7 +73,7 @@ class Constraint:
         return xp.where(nothing & allowed, scores, left)
 
     def after(self, states: Any, tokens: Any) -> Any:
-        """The states behind tokens, both of the same shape; behind a token that may not follow it is any state."""
+        """The states after tokens, both of the same shape; after a token that may not follow, an arbitrary state."""
         xp: Any = _namespace(states)
         return xp.asarray(self.table)[states, xp.asarray(self.classes)[tokens]].clip(min=0)
 
@@ -81,7 +81,7 @@ class Constraint:
         return f"Constraint({self.name})"
 
     def _padded(self, tokens: int) -> np.ndarray:
-        """The classes of all tokens of a model."""
+        """The classes of all tokens of a model, which may have more than the constraint knows."""
         if tokens < len(self.classes):
             raise ValueError(f"{self.name} is for a tokenizer of {len(self.classes)} tokens, the model has {tokens}")
         return np.pad(self.classes, (0, tokens - len(self.classes)))
@@ -109,7 +109,7 @@ def _namespace(states: Any) -> ModuleType:
 def _reached(start: int, state: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The states, ascending, that edges lead to from the start, itself included."""
     low, high = min(state.min(initial=0), target.min(initial=0)), max(state.max(initial=0), target.max(initial=0))
-    width = high - low + 1  # both ends as one number: of pairs numpy finds the different ones ten times as slowly
+    width = high - low + 1  # both ends as one number: numpy finds distinct pairs ten times as slowly
     sources, targets = (low + end for end in np.divmod(np.unique((state - low) * width + target - low), width))
     reached = np.array([start])
     while len(more := np.union1d(reached, targets[np.isin(sources, reached)])) > len(reached):

@@ -187,7 +187,7 @@ def process(scores: Array, tokens: Array, states: Array, produced: Array, config
 
 
 def follow(states: Array, tokens: Array, config: GenerateConfig) -> Array:
-    """The states of the constraint behind tokens, both of the same shape. Rows begin in state 0, where they stay without one."""
+    """The states of the constraint after tokens, both of the same shape. Rows begin in state 0, where they stay without one."""
     return config.constraint.after(states, tokens) if config.constraint else states
 
 

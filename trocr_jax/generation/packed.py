@@ -36,8 +36,8 @@ class Packed:
 
 
 def pack(model: TrOCR) -> Packed:
-    """Lays the decoder's layers out on a CPU or a GPU, which inside a program would copy them at every call and so holds them
-    twice; elsewhere they are read where they are.
+    """Lays the decoder's layers out once on a CPU or a GPU, which inside a program would copy them at every call; such a device
+    then holds them twice. Other devices read them where they are.
     """
     layers = _laid_out(model, jax.default_backend())
     leaves, treedef = jax.tree.flatten((model, layers))

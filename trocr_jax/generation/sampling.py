@@ -34,7 +34,7 @@ class State:
         logprobs: [B,P] float32
         done: [B] bool
         position: [] int32, tokens produced so far.
-        states: [B] int32, of the constraint.
+        states: [B] int32, the constraint's states.
         cache: self-attention of the tokens so far.
     """
 

@@ -44,7 +44,7 @@ class Attention(nnx.Module):
 
 
 def plain_attention(module: M) -> M:
-    """The module without a GPU's own kernel: XLA does not cut that over heads, nor batch its gradient, nor export it."""
+    """The module with a GPU's own kernel turned off: XLA does not cut that over heads, nor batch its gradient, nor export it."""
     plain = jax.tree.map(lambda parameter: parameter, module)
     for _, part in nnx.iter_modules(plain):
         if isinstance(part, Attention):
@@ -60,7 +60,7 @@ def attend(
 
     Args:
         key: weights are dropped out when there is one.
-        plain: no kernel of a GPU, see `plain_attention`.
+        plain: do not use a GPU's own kernel, see `plain_attention`.
     """
     whole = not causal and (key is None or dropout_rate == 0.0)
     if whole and q.shape[1] * k.shape[1] >= SCORES_TO_SPLIT:
@@ -86,14 +86,14 @@ def _attend_at_once(
 
 
 def _attend_head_by_head(q: Array, k: Array, v: Array) -> Array:
-    """The same, a head at a time; the backward pass computes the weights again, which costs less than keeping them."""
+    """`attend` one head at a time; the backward pass computes the weights again, which costs less than keeping them."""
     B, T, N, H = q.shape
     heads = tuple(x.transpose(0, 2, 1, 3).reshape(B * N, x.shape[1], H) for x in (q, k, v))
     return jax.lax.map(jax.checkpoint(_attend_one_head), heads).reshape(B, N, T, H).transpose(0, 2, 1, 3)
 
 
 def _attend_one_head(qkv: tuple[Array, Array, Array]) -> Array:
-    """q [T,H] over k, v [S,H]; the weights' sum is divided out behind the product, where it costs T x H instead of T x S."""
+    """q [T,H] over k, v [S,H]; the weights' sum is divided out after the product, where it costs T x H instead of T x S."""
     q, k, v = qkv
     scores = jnp.matmul(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k.T, preferred_element_type=softmax_dtype(q))
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))

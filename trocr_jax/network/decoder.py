@@ -57,12 +57,12 @@ class Decoder(nnx.Module):
 
     @property
     def dtype(self) -> Dtype:
-        """Of the parameters and of what is computed with them."""
+        """The dtype of the parameters and of what is computed with them."""
         return self.embed_tokens.embedding.dtype
 
     @property
     def first_row(self) -> int:
-        """Of the position table, for the first token: a sinusoidal one counts from behind the pad id."""
+        """Row of the position table for the first token; a sinusoidal table counts from the one after the pad id."""
         return POSITION_OFFSET if self.config.learned_positions else self.pad_token_id + 1
 
     def __call__(self, ids: Array, memory: Array, *, key: Array | None = None, remat: bool = False) -> Array:
@@ -108,7 +108,7 @@ class Decoder(nnx.Module):
             memory: [images,S,E] with B a multiple of images: B / images rows (beams) read the same image.
             cache: the tokens before; donated or carried, never copied.
             position: 0-based, one for all rows [] or one a row [B].
-            layers: `step_layers()` from outside of the loop, or of these what one device reads.
+            layers: `step_layers()` from outside of the loop, or the part of these that one device reads.
 
         Returns:
             Logits [B,V] and the cache with this position filled.
@@ -121,7 +121,7 @@ class Decoder(nnx.Module):
             return self._step_logits(x, layers.head), cache
 
     def _step_logits(self, hidden: Array, head: Array | None) -> Array:
-        """As `logits`, for [B,D]; a CPU multiplies a table [V,D] from the left, see `matmul_few_rows`."""
+        """`logits` of [B,D]; a CPU puts the table [V,D] on the left of the product, see `matmul_few_rows`."""
         table = self.embed_tokens.embedding[...] if self.config.tie_word_embeddings else head
         if table is None:
             return self.logits(hidden)
@@ -141,7 +141,7 @@ class Decoder(nnx.Module):
             return self.embed_tokens.attend(hidden) if self.config.tie_word_embeddings else self.head(hidden)
 
     def init_cache(self, rows: int, length: int) -> KVCache:
-        """An empty cache for so many rows and positions."""
+        """An empty cache for this many rows and positions."""
         c = self.config
         shape = (c.num_layers, rows, c.num_heads, length, c.hidden_size // c.num_heads)
         return KVCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))

@@ -4,7 +4,7 @@ Letters: B rows (images, or images x beams), T target length, P cached positions
 tokens, L layers, D width, N heads, H head dim, K rows an image.
 
 Cross-attention in a step keeps no keys and values: with `scores = q W_k . x` and `out = (weights . x) W_v` the head's
-projections move to the query and behind the sum, so that all layers, heads and beams read the same image tokens [images,S,E]
+projections move to the query and after the sum, so that all layers, heads and beams read the same image tokens [images,S,E]
 (the key bias shifts all scores of a query alike and leaves the softmax as it is). See docs/performance.md for what that buys.
 """
 
@@ -41,7 +41,7 @@ class KVCache:
         return KVCache(self.keys[:, indices], self.values[:, indices])
 
     def widened(self, positions: int) -> KVCache:
-        """With room for so many positions, not fewer than it has."""
+        """The cache with room for this many positions, which are no fewer than it has."""
         room = (*[(0, 0)] * 3, (0, positions - self.keys.shape[3]), (0, 0))
         return KVCache(jnp.pad(self.keys, room), jnp.pad(self.values, room))
 
@@ -77,7 +77,7 @@ class StepLayer:
     """A layer laid out for decoding steps, once before the loop: laid out inside, a CPU would copy it at every step.
 
     Attributes:
-        layer: without keys and values of the cross-attention.
+        layer: the layer without the key and value projections of its cross-attention.
         key: [N,E,H], the cross-attention's key kernel by heads.
         value: [N,H,E], its value kernel by heads.
         value_bias: [D], or None without one.
@@ -90,7 +90,7 @@ class StepLayer:
 
     @classmethod
     def of(cls, layer: DecoderLayer) -> StepLayer:
-        """Of one layer; under `jax.vmap` of stacked ones."""
+        """Lays out one layer; call it under `jax.vmap` for stacked layers."""
         layer = jax.tree.map(lambda parameter: parameter, layer)
         attention = layer.cross_attention
         E, N = attention.key.kernel.shape[0], attention.num_heads
@@ -100,7 +100,7 @@ class StepLayer:
         return cls(layer, key.transpose(1, 0, 2), value.transpose(1, 2, 0), None if bias is None else bias[...])
 
     def transposed(self) -> StepLayer:
-        """With transposed kernels, for `matmul_few_rows`."""
+        """The layer with transposed kernels, for `matmul_few_rows`."""
         return replace(self, layer=transpose_kernels(self.layer))
 
     def __call__(self, x: Array, memory: Array, cache: KVCache, index: Array, position: Array) -> tuple[Array, KVCache]:

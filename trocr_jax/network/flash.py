@@ -2,7 +2,7 @@
 
 Written out, the float32 scores of one 384 x 384 image are 16 MB a layer, eighteen times its queries, and are moved several
 times. Used in bfloat16 and float16, from Ampere (compute capability 8.0) on; anything else takes the plain way. It has gradients,
-but neither forward derivatives nor a batch of gradients (`vmap`), and is not exported: `attention.plain_attention` is without it.
+but neither forward derivatives nor a batch of gradients (`vmap`), and is not exported: `attention.plain_attention` turns it off.
 
 Letters: B batch, T query length, S key length, N heads, H head dim.
 """
@@ -22,7 +22,7 @@ from jax.extend.backend import get_backend
 Array = jax.Array
 KERNEL = "cudnn"
 TOLERANCE = 0.03
-"""Of the largest value, in bfloat16, which has three digits."""
+"""Largest allowed error, as a share of the largest value; bfloat16 has about three digits."""
 
 
 @jax.custom_vjp
@@ -32,7 +32,7 @@ def flash_attention(q: Array, k: Array, v: Array) -> Array:
 
 
 def _even(q: Array, k: Array, v: Array) -> Array:
-    """The same with T and S filled up to even numbers, the only ones that jax differentiates cuDNN's attention for."""
+    """`flash_attention` with T and S padded to even numbers, the only ones that jax differentiates cuDNN's attention for."""
     (B, T), S = q.shape[:2], k.shape[1]
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
     queries, keys = jnp.full(B, T, jnp.int32), jnp.full(B, S, jnp.int32)
@@ -72,7 +72,7 @@ def _tried(query: tuple[int, int, int], S: int, dtype: Any) -> bool:
 
 
 def _try(query: tuple[int, int, int], S: int, dtype: Any) -> float:
-    """Scores below zero throughout, so that a key that only fills up would outweigh the others if it were looked at."""
+    """The worst difference on random inputs whose scores are below zero, so that a padding key that is not masked would show."""
     memory = (S, *query[1:])
     q, k, v = (np.random.default_rng(i).standard_normal((1, *shape)) for i, shape in enumerate((query, memory, memory)))
     given = ((q + 1).astype(dtype), (k - 1).astype(dtype), v.astype(dtype))

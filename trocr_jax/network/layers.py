@@ -26,7 +26,7 @@ W = TypeVar("W", nnx.Linear, nnx.Embed)
 
 
 def precision(dtype: Dtype) -> Any:
-    """A scope in which float32 means float32, unless JAX was told another precision: TPUs and GPUs multiply it in fewer bits.
+    """A scope in which float32 means float32, unless JAX was told another precision; by default TPUs and GPUs use fewer bits.
 
     Encoder and decoder open it by themselves; products outside of them that count as much need it, too.
     """
@@ -124,7 +124,7 @@ def _dot_transposed(x: Array, kernel: Array, dimensions: Any, **options: Any) ->
 
 
 class LayerNorm(nnx.LayerNorm):
-    """In the dtype of x. Its backward pass keeps x alone, where jax would keep three arrays of its size, and in float32."""
+    """LayerNorm in the dtype of x. Its backward pass keeps x alone; jax's would keep three arrays of its size, in float32."""
 
     def __call__(self, x: Array) -> Array:
         return jax.checkpoint(super().__call__, prevent_cse=False)(x).astype(x.dtype)

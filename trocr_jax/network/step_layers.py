@@ -21,11 +21,11 @@ TRANSPOSED_FROM = 512
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)  # by identity: JAX hashes what it calls
 class Unrolled:
-    """All layers one by one, for a CPU or a GPU: what a scan slices they would copy.
+    """All layers one by one, for a CPU or a GPU, which would copy what a scan slices.
 
     Attributes:
         layers: in order.
-        head: [V,D], the kernel of a head of its own, where these layers have transposed kernels too.
+        head: [V,D], the transposed kernel of an untied head, where these layers have transposed kernels, too; else None.
     """
 
     layers: list[StepLayer]
@@ -38,7 +38,7 @@ class Unrolled:
         return x, cache
 
     def transposed(self, head: Array | None) -> Unrolled:
-        """With transposed kernels, for `layers.matmul_few_rows`; a head's [D,V], too."""
+        """The layers with transposed kernels, for `layers.matmul_few_rows`, and with an untied head's [D,V] transposed, too."""
         return Unrolled([layer.transposed() for layer in self.layers], None if head is None else head.T)
 
 
@@ -59,7 +59,7 @@ class StepLayers:
 
     @classmethod
     def of(cls, layers: Any, head: Array | None) -> StepLayers:
-        """Of stacked `DecoderLayer`s and the kernel [D,V] of a head of its own, if the decoder has one."""
+        """Lays out stacked `DecoderLayer`s, and the kernel [D,V] of the head if it is not tied to the embedding."""
         stacked = jax.vmap(StepLayer.of)(layers)
         count, size = layers.mlp_norm.scale.shape
         single = Unrolled([jax.tree.map(lambda p, i=i: p[i], stacked) for i in range(count)])
@@ -68,7 +68,7 @@ class StepLayers:
 
     @property
     def head(self) -> Array | None:
-        """As `Unrolled` has it."""
+        """The head's transposed kernel [V,D], or None, see `Unrolled`."""
         return self.on_cpu.head
 
     def only_for(self, backend: str) -> Unrolled | None:

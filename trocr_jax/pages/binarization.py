@@ -14,9 +14,9 @@ from . import paper
 from .sheet import on_sheet
 
 SMOOTH = 0.7  # pixels, before ink is told from paper
-NOISE = 5.0  # times the median difference between a pixel and its paper: so far off is no noise
+NOISE = 5.0  # times the median difference between a pixel and its paper: what is further off is not noise
 SHARE = 0.3  # of the darkest ink around: what differs less is blur, or shows through
-TWO_TONES = 0.6  # of the variance; of noise it is 0.02, as little of it lies beyond NOISE
+TWO_TONES = 0.6  # of the variance; for noise it is 0.02, as little of that lies beyond NOISE
 
 
 def find_ink(image: Image.Image) -> np.ndarray | None:
@@ -36,7 +36,7 @@ def _marks(difference: np.ndarray) -> np.ndarray:
 
 
 def _unlike(channels: list[np.ndarray]) -> list[np.ndarray]:
-    """Of a grey page one channel will do."""
+    """The first channel, and the others where they differ from it: for a grey page one channel will do."""
     first, *others = channels
     return [first, *(channel for channel in others if not np.array_equal(channel, first))]
 
@@ -53,7 +53,7 @@ def _smooth(channel: np.ndarray) -> np.ndarray:
 
 
 def _has_two_tones(difference: np.ndarray, marks: np.ndarray) -> bool:
-    """Whether differences from the paper [H,W] are of ink and none, by the share of their variance between the two (Otsu, 1979).
+    """Whether differences from the paper [H,W] are ink or nothing, by the share of their variance between the two (Otsu, 1979).
 
     A dense table whose rows are two or three pixels high once it is averaged looks blank to `pixels.ink`; noise has one tone.
     """

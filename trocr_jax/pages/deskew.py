@@ -28,7 +28,7 @@ def skew(marks: np.ndarray) -> float:
 
 
 def _levelling(rows: np.ndarray, columns: np.ndarray, angles: np.ndarray) -> float:
-    """Of the degrees those that pack ink into the fewest rows."""
+    """The one of the angles, in degrees, that packs ink into the fewest rows."""
     slopes = np.tan(np.radians(angles)).astype(np.float32)
     return float(np.degrees(np.arctan(packing_slope(rows, columns, slopes, PIXELS))))
 

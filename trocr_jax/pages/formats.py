@@ -19,7 +19,7 @@ from ..line import Line, one_line, to_json
 
 Format = Literal["text", "json", "hocr", "alto", "page"]
 DOCUMENTS = ("hocr", "alto", "page")
-"""Formats of which two in a row are none."""
+"""Formats in which two documents in a row are not a document."""
 Points = tuple[tuple[int, int], ...]
 ALTO = "http://www.loc.gov/standards/alto/ns-v4#"
 PAGE = "http://schema.primaresearch.org/PAGE/gts/pagecontent/2019-07-15"
@@ -42,7 +42,7 @@ class PageLine:
 
 @dataclass(frozen=True)
 class Page:
-    """A page of so many pixels with its lines in reading order, and the degrees, counter-clockwise, that it was turned by to be
+    """A page: its size in pixels, its lines in reading order, and the degrees, counter-clockwise, that it was turned by to be
     read: 0, 90, 180 or 270. Sizes and outlines are of the page as it came.
     """
 
@@ -63,7 +63,7 @@ def render(page: Page, form: Format, name: str, page_number: int = 1, created: d
 
     Args:
         name: the image's file name.
-        page_number: in that file, which hOCR and ALTO tell.
+        page_number: the page's number in that file, which hOCR and ALTO state.
         created: for PAGE-XML; by default now.
     """
     if form == "text":
@@ -76,7 +76,7 @@ def render(page: Page, form: Format, name: str, page_number: int = 1, created: d
 
 
 def to_dict(page: Page, name: str) -> dict[str, Any]:
-    """As JSON would have it."""
+    """A page as a dict to write as JSON."""
     lines = [{"polygon": line.points, "box": line.box, **line.line.to_dict()} for line in page.lines]
     return {"path": name, "width": page.width, "height": page.height, "turned": page.turned, "lines": lines}
 
@@ -109,7 +109,7 @@ def _add(parent: ElementTree.Element, tag: str, text: str | None = None, **attri
 
 
 def _around(page: Page) -> tuple[int, int, int, int]:
-    """The box of all lines; of the page where there are none."""
+    """The box around all lines, or around the page where there are none."""
     if not page.lines:
         return 0, 0, page.width, page.height
     return bounds(tuple(point for line in page.lines for point in line.points))
@@ -140,7 +140,7 @@ def _page_xml(page: Page, name: str, created: datetime) -> ElementTree.Element:
 
 
 def _joined(points: Points) -> str:
-    """As PAGE and ALTO have it; neither knows negative numbers."""
+    """Points as PAGE and ALTO write them; neither allows negative numbers."""
     return " ".join(f"{max(0, x)},{max(0, y)}" for x, y in points)
 
 

@@ -15,16 +15,16 @@ from .paper import SPECK
 
 ORDINARY = 0.45, 3.5  # least and most height of letters that need no others beside them, for the typical one of the page
 FEWEST = 3  # letters side by side of any other size: fewer may be anything
-LEAST = 7  # pixels: of another size, runs without a higher letter are dirt, or leaders
-FLATTEST = 0.6  # of that: small letters have two thirds of the tall ones' height and more
+LEAST = 7  # pixels: runs of another size whose letters are all lower are dirt, or leaders
+FLATTEST = 0.6  # of that height: small letters have two thirds of the tall ones' and more
 LOWEST = 3  # pixels: no letter is lower
 DOT = 3, 2  # pixels of ink, and of height: the points of small print have no more
 WORD = 40  # width of letters that touch each other, for their height
-MOST = 0.05  # of the ink, for which one connected piece counts: the frame of a page must not pass for its typical letter
+MOST = 0.05  # of the ink that one connected piece counts for at most: the frame of a page must not pass for its typical letter
 ALIKE = 3.0  # times the height of the lower one of two letters side by side
 LINK = 1.5  # heights to the next letter of a run
 SOLID = 0.48  # thickness over height: bold print has a third; drops, dots and corners have half and more
-MOST_LETTERS = 60_000  # of a newspaper's page are fewer; what has more is a picture
+MOST_LETTERS = 60_000  # a newspaper's page has fewer; what has more is a picture
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _thickness(marks: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def _typical_height(ink: Connected) -> float:
-    """That of the typical pixel of ink, as specks outnumber letters on a noisy page; 0 of none."""
+    """Height of the piece that a typical pixel of ink is in, as specks outnumber letters on a noisy page; 0 without ink."""
     if not len(ink):
         return 0.0
     order = np.argsort(ink.boxes.height)

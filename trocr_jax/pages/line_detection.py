@@ -24,7 +24,7 @@ from .deskew import level
 from .letters import ALIKE, Boxes, Connected, find_runs
 
 WORKING = 2200  # pixels of the longer side that lines are looked for on
-MOST_LINES = 4000  # of a page, or cells of its tables; what has more is a picture, and the images of its lines would fill memory
+MOST_LINES = 4000  # on a page, or cells of its tables; what has more is a picture, and the images of its lines would fill memory
 GUTTER = 1.1  # letters' heights between columns
 ROWS = 4, 2  # lines on both sides of a gutter, and of one that is twice as wide: spaces of a typewriter can be in line
 APART = 4.0, 1.6  # letters' heights, and lines' distances, at least, of paper between a running head and columns
@@ -51,7 +51,7 @@ class LineBox(NamedTuple):
         return alike and shared > 0.5 * min(self.bottom - self.top, other.bottom - other.top)
 
     def grown(self, left: float, top: float, right: float, bottom: float) -> LineBox:
-        """So far that it holds this box."""
+        """The box, enlarged so that it holds this one, too."""
         return LineBox(min(self.left, left), min(self.top, top), max(self.right, right), max(self.bottom, bottom), self.size)
 
     def with_margin(self) -> tuple[float, float, float, float]:
@@ -142,7 +142,7 @@ def _above_gap(block: Boxes) -> np.ndarray | None:
 
 
 def _has_rows(runs: Boxes, rows: int) -> bool:
-    """Whether runs make so many lines, one under the other."""
+    """Whether runs make at least this many lines, one under the other."""
     return len(_merged(runs, enough=rows)) >= rows
 
 

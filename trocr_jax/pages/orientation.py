@@ -12,7 +12,7 @@ TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Im
 
 
 def find_turned(image: Image.Image, degrees: int) -> list[np.ndarray]:
-    """As `find_lines`, of the page once it is turned by one of TURNS: the quadrilaterals [4,2] begin where its writing does."""
+    """`find_lines` on the page turned by one of TURNS; the quadrilaterals [4,2], on the page as it came, begin where lines do."""
     return [_back(outline, image.size, degrees) for outline in find_lines(image.transpose(TURNS[degrees]))]
 
 

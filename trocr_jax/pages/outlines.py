@@ -1,4 +1,4 @@
-"""Where the lines of a page are, as other programs and people tell it: PAGE-XML, ALTO, hOCR or JSON. No jax here.
+"""Where the lines of a page are, as other programs and people state it: PAGE-XML, ALTO, hOCR or JSON. No jax here.
 
 Files come from anywhere: XML with a document type (whose entities can grow without end or read files) is refused, and of hOCR,
 which is HTML, only complete start tags are looked at: html.parser takes minutes for a file of tags that never end.
@@ -22,8 +22,8 @@ _OUTSIDE = "a line has no area, or lies far outside of any page"
 _NUMBER = r"-?\d{1,7}(?:\.\d+)?"
 _HOCR_LINES = frozenset(("ocr_line", "ocr_header", "ocr_caption", "ocr_textfloat", "ocrx_line"))
 
-# Both take a time in proportion to the text, whatever it is: what need not end there takes all the rest (\Z), a start tag is
-# given up at the next "<", and nothing that was taken is given back (the quantifiers with a +).
+# Both take time in proportion to the text, whatever it is: what has no end there takes all the rest (\Z), a start tag is given
+# up at the next "<", and nothing that was matched is given back (the possessive quantifiers, with a +).
 _TAG = re.compile(
     r"""<!--.*?(?:-->|\Z) | <(script|style)\b[^<>]*+(?<!/)>.*?(?:</\1|\Z)
     | <[a-z](?P<attributes>(?:[^<>=]++|=\s*+(?:"[^"<]*+"|'[^'<]*+')?)*+)>""",
@@ -33,11 +33,11 @@ _ATTRIBUTE = re.compile(r"""(?<=[\s"'/])([^\s=>"'/]++)\s*+=\s*+(?:"([^"]*+)"|'([
 
 
 class PageFormatError(ValueError):
-    """A file that does not tell where lines of the page are; the message says why."""
+    """A file that does not say where the lines of a page are; the message says why."""
 
 
 class NoOutlineError(PageFormatError):
-    """A line whose place the file does not tell."""
+    """A line whose place the file does not give."""
 
 
 def parse_lines(content: bytes) -> list[np.ndarray]:
@@ -144,7 +144,7 @@ def _check_unit(root: ElementTree.Element) -> None:
 
 
 def text_lines(root: ElementTree.Element) -> Iterator[ElementTree.Element]:
-    """PAGE and ALTO give the lines of a page the same name."""
+    """The lines of a page, which PAGE and ALTO call by the same name."""
     return (element for element in root.iter() if tag(element) == "TextLine")
 
 
@@ -153,7 +153,7 @@ def outline(line: ElementTree.Element) -> list[Any]:
 
     Raises:
         NoOutlineError: it has none.
-        PageFormatError: it has one that is no place on a page.
+        PageFormatError: it has one that cannot be on a page.
     """
     for parent, name, points in ((line, "Coords", "points"), (_child(line, "Shape"), "Polygon", "POINTS")):
         if found := _pairs(_child(parent, name).get(points, "")):
@@ -166,7 +166,7 @@ def outline(line: ElementTree.Element) -> list[Any]:
 
 
 def _length(text: str | None) -> float:
-    """A number of pixels; what is none, as NaN, or what no page has."""
+    """A number of pixels; raises PageFormatError for what is not one, such as NaN, or is more than any page has."""
     try:
         value = float(text or "")
     except ValueError:

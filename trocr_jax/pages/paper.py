@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-AROUND = 41, 30  # pixels at least, and parts of the shorter side: the window that tells the paper; strokes fill less than half
+AROUND = 41, 30  # pixels at least, and parts of the shorter side: the window that shows the paper; strokes fill less than half
 SAMPLES = 10  # of the window, in each direction
 FAINTEST = 16  # grey levels between ink and paper
 SPECK = 6  # pixels of ink: what has fewer is no letter
@@ -23,7 +23,7 @@ def sample(channel: np.ndarray) -> np.ndarray:
 
 
 def enlarged(paper: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Samples of the paper to float32 [H,W]."""
+    """Samples of the paper, enlarged to float32 [H,W]."""
     return np.asarray(Image.fromarray(paper).resize((shape[1], shape[0]), Image.Resampling.BILINEAR), np.float32)
 
 
@@ -40,6 +40,6 @@ def step(shape: tuple[int, ...]) -> int:
 
 
 def window(shape: tuple[int, ...]) -> int:
-    """Pixels a side of what tells the paper."""
+    """Side in pixels of the window that shows the paper."""
     least, parts = AROUND
     return max(least, min(shape) // parts)

@@ -12,7 +12,7 @@ THICK = 6  # pixels at most of such a side
 
 
 def without_fields(marks: np.ndarray) -> np.ndarray:
-    """Level ink without the sides of boxes to write in or to tick that are no rules for their length: they pass for letters."""
+    """Level ink without the sides of boxes to write in or to tick that are too short for rules: they pass for letters."""
     labelled: Any = ndimage.label(~marks)
     kept, beyond = marks.copy(), THICK + 1
     for place in ndimage.find_objects(labelled[0]):

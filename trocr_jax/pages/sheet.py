@@ -37,14 +37,14 @@ def on_sheet(marks: np.ndarray, difference: np.ndarray, papers: list[np.ndarray]
 
 
 def _written(marks: np.ndarray, difference: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Which of the stretches of paper is the sheet, or has as clear pieces of ink as that, several: bool [stretches]."""
+    """Which of the stretches of paper is the sheet, or has several pieces of ink about as clear as its: bool [stretches]."""
     inside = ndimage.minimum_filter(region, BARE) == ndimage.maximum_filter(region, BARE)
     place = _nearest(np.where(inside, region, 0), marks.shape)
     area, strength, place = _pieces(marks & (place > 0), difference, place)
     count = np.bincount(region.ravel()).size
     ink, pieces, clearness = (np.bincount(place, weight, count) for weight in (area * strength, None, strength))
-    mean = clearness / np.maximum(pieces, 1)  # of pieces, not of pixels: of a pen on a desk it is that of the desk
-    sheet = np.lexsort((np.bincount(region.ravel()), ink))[-1]  # without ink the largest
+    mean = clearness / np.maximum(pieces, 1)  # over pieces, not pixels: with a pen on the desk it is still the desk's
+    sheet = np.lexsort((np.bincount(region.ravel()), ink))[-1]  # the largest where there is no ink
     written = (pieces >= FEW) & (mean > CLEAR * mean[sheet])
     written[sheet] = True
     return written

@@ -13,7 +13,7 @@ from PIL import Image
 from .strokes import packing_slope, places_of, quantiles, runs, steps_along_rows, varied_channel
 
 _ROWS = 256  # images are averaged down to fewer than twice as many rows
-_PAGE_ROWS = 512, 1024  # as many more where a page may be: its lines are too close together for fewer
+_PAGE_ROWS = 512, 1024  # for closer looks, as at pages: their lines are too close together for fewer rows
 _SLOPES = np.tan(np.radians(np.arange(-5.0, 5.5, 0.5))).astype(np.float32)
 _APART = 4.5  # heights of small letters between two lines, with a line left out
 _SHARES = 4  # of the tiles: the first with a stroke spares the others
@@ -59,7 +59,7 @@ def look(image: Image.Image) -> tuple[bool, bool]:
 
 
 def _shows_several_lines(plane: np.ndarray, noises: float) -> bool:
-    """Whether changes in uint8 [height, width] of so many times the noise lie in two lines or more."""
+    """Whether changes in uint8 [height, width] of `noises` times the noise lie in two lines or more."""
     rows, columns = _changes(plane, noises)
     return bool(rows.size) and holds_several_lines(rows - packing_slope(rows, columns, _SLOPES) * columns)
 
