@@ -50,7 +50,7 @@ class Config:
     image_size: Size | None = None
     """Warm start: height and width, positions are interpolated; by default the encoder's own."""
     seed: int = 0
-    """Warm start: of what no checkpoint gives, above all the cross-attention."""
+    """Warm start: seed of what no checkpoint gives, above all the cross-attention."""
 
 
 def run(config: Config) -> int:
@@ -90,7 +90,7 @@ def _check_flags(config: Config) -> None:
 
 
 def _tell_of_damage(model: TrOCR) -> None:
-    """NaN and infinity are converted like any number, as somebody may want to look at them, but not in silence."""
+    """Warns of NaN and infinity, which are converted like any number, as somebody may want to look at them."""
     import numpy as np
 
     from trocr_jax.checkpoints import weights
@@ -161,7 +161,7 @@ def _named_tokenizer(flag: str, name: str, model: TrOCRConfig) -> dict[str, byte
     """The files of the tokenizer that a flag names, as transformers needs them.
 
     Raises:
-        ValueError: there is none, or one of another vocabulary, by which every text would be other tokens.
+        ValueError: there is none, or it has another vocabulary, which would turn every text into other tokens.
     """
     from trocr_jax import files
     from trocr_jax.agreement import disagreements

@@ -20,7 +20,7 @@ from trocr_jax import pretrained
 from trocr_jax.checkpoints import weights
 from trocr_jax.pretrained import Checkpoint
 
-MODULE, WHOLE = 1e-5, 1e-4  # tolerances, of the largest value
+MODULE, WHOLE = 1e-5, 1e-4  # tolerances, as shares of the largest value
 ROUNDING = 8  # times the reference's own float32 error, for models that amplify rounding beyond WHOLE
 END_TO_END = ("encoder output, end to end", "logits, end to end")
 BATCH, LENGTH, NEW_TOKENS = 2, 16, 20
@@ -72,7 +72,7 @@ def verify(written: Path, source: Checkpoint | None) -> Report:
 
 
 def table(report: Report) -> str:
-    """The report for people."""
+    """The report as a table for people."""
     lines = [f"{row.what:<28} {row.difference:>12.3e} {row.limit:>12.3e}  {'ok' if row.ok else 'WRONG'}" for row in report.rows]
     return "\n".join([f"{'compared':<28} {'difference':>12} {'allowed':>12}", *lines, f"reference: {report.reference}"])
 
@@ -130,7 +130,7 @@ def _row(what: str, found: np.ndarray, expected: np.ndarray) -> Row:
 
 
 def _allow_rounding(row: Row, expected: np.ndarray, exact: np.ndarray) -> Row:
-    """No two float32 programs agree better than one of them agrees with float64."""
+    """The row with a limit that allows for rounding: float32 programs agree no better than one of them agrees with float64."""
     return replace(row, limit=max(row.limit, ROUNDING * float(np.abs(expected - exact).max())))
 
 

@@ -2,11 +2,11 @@
 
 What stands where (Li et al., section "Model initialization", and the two branches of the released code):
 * encoder: ViT and DeiT as they are. BEiT becomes the plain ViT of the released checkpoints: its layer scale is folded into
-  the projections behind it and its query and value biases are kept (exact); its relative position biases are dropped and
+  the projections that it scales and its query and value biases are kept (exact); its relative position biases are dropped and
   its positions, where it has no absolute ones, start fresh.
 * decoder "roberta2": everything of RoBERTa but its head: learned positions, embedding LayerNorm, GELU, tied head.
 * decoder "roberta": token embeddings and self-attention with its LayerNorm; sinusoidal positions, ReLU, own head.
-* cross-attention, and what else no checkpoint gives, starts fresh; every such name is told.
+* cross-attention, and what else no checkpoint gives, starts fresh; every such name is reported.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def warm_start(
         encoder: hub-layout directory of a ViT, DeiT or BEiT.
         decoder: hub-layout directory of a RoBERTa or XLM-RoBERTa.
         branch: which of the two initialisations of the released code.
-        decoder_layers: how many of the last layers.
+        decoder_layers: how many of the last layers to take.
         image_size: (height, width); positions are interpolated; by default the encoder's own.
-        seed: of what starts fresh.
+        seed: decides the random numbers of what starts fresh.
 
     Returns:
         The model, and remarks about what was dropped and what starts fresh.
@@ -152,7 +152,7 @@ def _pair(size: Any) -> tuple[int, int]:
 def _plain_vit(tensors: Named, config: TrOCRConfig, remarks: list[str]) -> Named:
     """BEiT's tensors as a plain ViT's: layer scale folded in, a zero key bias where queries and values have one.
 
-    A BEiT that pools patches has its last LayerNorm behind the pooling; it is the same map on every token.
+    A BEiT that pools patches has its last LayerNorm after the pooling; it is the same map on every token.
     """
     out = {name.replace("pooler.layernorm.", "layernorm."): tensor for name, tensor in tensors.items()}
     out = {name: tensor for name, tensor in out.items() if not name.endswith(("lambda_1", "lambda_2"))}
