@@ -38,12 +38,12 @@ class Batches:
     Attributes:
         load: position -> Example.
         batch_size: B of the global batch, over all hosts.
-        seed: of the order within groups.
+        seed: decides the order within groups.
         pad: token that labels are filled up with.
-        max_tokens: most T.
+        max_tokens: the largest T.
         rows: which rows of every global batch this host reads; all by default.
         group: batches that are sorted by length together.
-        threads: that load examples.
+        threads: how many threads load examples.
         cut: pixels; empty columns at the right are left out, to a multiple of it; 0 never.
     """
 
@@ -89,7 +89,7 @@ class Batches:
         return Batch(np.stack([row.pixels for row in rows]), labels, tuple(row.place for row in rows))
 
     def _cut(self, step: int, batch: Batch) -> Batch:
-        """Without the columns at the right that are like the last one in every image; every fourth step stays whole."""
+        """The batch without the columns at the right that are like the last one in every image; every fourth step stays whole."""
         if not self.cut or step % WHOLE_EVERY == 0:
             return batch
         differs = (batch.images != batch.images[:, :, -1:]).any(axis=(0, 1, 3))

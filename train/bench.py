@@ -33,9 +33,9 @@ class Config:
     Attributes:
         model: a preset; its numbers are random, which changes nothing here.
         batch_size: lines a step, over all devices.
-        tokens: of a label.
+        tokens: how many tokens a label has.
         steps: measured, after two that are not.
-        dtype: of the computation.
+        dtype: what to compute in.
         remat: compute activations twice instead of keeping them.
         peak: TFLOP/s of one device in this dtype, to print the share that is reached.
     """

@@ -1,6 +1,6 @@
 """The published numbers of TrOCR (Li et al., AAAI 2023, and unilm's README, beam 10) and where their test sets lie.
 
-Data sets are not downloaded: their owners ask for registration. The folders are those that people have them in.
+Data sets are not downloaded: their owners ask for registration. Folders have the names that people usually have them under.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Part:
     """A test set of a benchmark.
 
     Attributes:
-        name: as in the tables.
+        name: what the tables call it.
         folders: names under the benchmark's folder, the first that exists is taken.
         lines: how many it must have to be that test set.
         published: size of the model -> score -> number.
@@ -30,7 +30,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Its scores, the first one the one that counts, and its parts."""
+    """A benchmark's scores, of which the first is the one that counts, and its parts."""
 
     scores: tuple[str, ...]
     parts: tuple[Part, ...]

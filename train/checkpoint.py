@@ -3,7 +3,7 @@
     checkpoints/00001000/   config.json, tokenizer, preprocessing: `Reader.from_pretrained` reads it
         orbax/              parameters to read with (averaged, LoRA merged)
         state/              step, seed, optimizer, and the parameters as trained where they are others
-        metrics.json        of the evaluation at this step, when it has been made
+        metrics.json        the evaluation at this step, once it has been made
         manifest.json       sha256 of every file: Orbax does not notice a flipped bit
 
 Orbax writes in the background, from every host, into a directory with another name; when all is there and listed, the first host
@@ -80,7 +80,7 @@ class Checkpoints:
         self._work.append(self._writer.submit(self._finish, writing, partial, step, model))
 
     def score(self, step: int, metrics: dict[str, Any]) -> None:
-        """Starts to add an evaluation to a checkpoint, as soon as that is written. Every host calls it, the first one has it."""
+        """Starts to add an evaluation to a checkpoint, once that is written. Every host calls this; the first one has metrics."""
         self._work.append(self._writer.submit(self._add, step, metrics))
 
     def wait(self) -> None:
@@ -140,7 +140,7 @@ class Checkpoints:
             shutil.rmtree(doomed)
 
     def metrics(self, step: int) -> dict[str, Any]:
-        """Of the evaluation at a step; empty where there was none, or its file is damaged."""
+        """The metrics of the evaluation at a step; empty where there was none, or its file is damaged."""
         try:
             return files.read_json(self.path(step) / METRICS)
         except files.FilesError:
@@ -210,7 +210,7 @@ def in_use(folder: Path) -> bool:
 
 
 def _rest(state: TrainState) -> Arrays:
-    """What the parameters to read with do not tell."""
+    """The part of the state that the parameters to read with do not contain."""
     same = not state.lora and not state.ema
     return {name: x for name, x in named(state).items() if not (same and name.startswith("model."))}
 

@@ -28,7 +28,7 @@ def parse(arguments: Sequence[str], prog: str = "trocr-jax train") -> Config:
     """Flags to a Config. Exits with code 2 and a message on wrong use.
 
     Raises:
-        UsageError: no such preset, or a flag without its value. ValueError: a file that holds something else than settings.
+        UsageError: no such preset, or a flag without its value. ValueError: a file that holds something other than settings.
     """
     import tyro
 

@@ -28,7 +28,7 @@ class SyntheticConfig:
     Attributes:
         fonts: folder of fonts to draw with.
         held_out_fonts: folder of fonts that only evaluation draws with; where there is none, it says so and takes `fonts`.
-        seed: of the lines; the order in which they are used is the run's seed.
+        seed: decides the lines; the order in which they are used depends on the run's seed.
         min_length: characters of a text that are aimed at, at least.
         max_length: characters of a text at most.
         max_squeeze: a line is drawn anew whose width over height is more than so many times that of the model's image.
@@ -57,12 +57,12 @@ class DataConfig:
     """Where lines come from. A source is a path in one of the formats that docs/tutorial.md lists, or "synthetic".
 
     Attributes:
-        train: sources to mix, each with its share behind an "@" ("iam/gt_train.txt@0.8 synthetic@0.2"); without one, 1.
+        train: sources to mix, each with its share after an "@" ("iam/gt_train.txt@0.8 synthetic@0.2"); without one, 1.
         valid: sources that evaluation reads, each a row of its table.
-        augment: of the recipes: "da2" for handwriting and receipts, "rand" for scene text. Drawn lines are not augmented again.
+        augment: by the recipe "da2" for handwriting and receipts, or "rand" for scene text. Drawn lines are not augmented again.
         max_bad: largest share of records that cannot be used (unreadable image, empty or over-long label); above it the run ends,
             judged from 200 different records on, or from all of them.
-        threads: that decode images.
+        threads: how many threads decode images.
         group: batches that are taken together and sorted by length of label, so that short ones need not be padded to the
             longest; 1 keeps the order. One host only.
         cut: pixels; three batches of four lose the empty columns that all their lines end with, down to a multiple of this: half
@@ -123,13 +123,13 @@ class OptimizerConfig:
 @dataclass(frozen=True)
 class LoraConfig:
     """Train small factors beside frozen kernels (Hu et al., 2022); saved models have them merged. With another vocabulary, as
-    of --start.extend-vocab, its embedding and head are trained too, whole.
+    from --start.extend-vocab, its embedding and head are trained too, whole.
 
     What it saves is the optimizer's state, in memory and in checkpoints. It saves no activations, and of the gradients only
     those of kernels without factors: every step merges the others whole, and computes their gradients whole.
 
     Attributes:
-        rank: of the factors; 0 trains the parameters themselves.
+        rank: the rank of the factors; 0 trains the parameters themselves.
         alpha: what the product of the factors is multiplied by, over the rank.
         targets: regex of the kernels that get factors.
     """
@@ -146,7 +146,7 @@ class StartConfig:
     Attributes:
         model: a directory or hub name (a fairseq file after `trocr-jax convert`), "package" for the model in the package, or
             "scratch" for random numbers.
-        architecture: of a model from scratch: a name of `start.ARCHITECTURES` or of a public checkpoint.
+        architecture: what to build from scratch: a name in `start.ARCHITECTURES`, or that of a public checkpoint.
         tokenizer: a directory or hub name with another tokenizer; rows of tokens that both have are kept, a new one is the mean
             of the tokens that its text was made of, or noise where there are none.
         extend_vocab: characters to add to the vocabulary, or a text file that holds them.
@@ -173,7 +173,7 @@ class PreflightConfig:
 
     Attributes:
         enabled: refuse to start when one fails.
-        lines: whose labels are checked.
+        lines: how many lines to check the labels of.
         overfit: steps on one batch, which the model must learn by heart; 0 leaves it out.
     """
 
@@ -188,7 +188,7 @@ class HostsConfig:
 
     Attributes:
         count: 1, or how many; 0 lets jax find out (TPU pods, Slurm).
-        index: of this process, from 0.
+        index: the number of this process, from 0.
         coordinator: address:port of process 0; needed where jax cannot find it out.
     """
 
@@ -205,9 +205,9 @@ class Config:
         out: the run folder; the same command goes on where the run in it stopped.
         steps: how many in all.
         batch_size: lines a step, over all devices.
-        max_tokens: of a label, its end token counted; longer labels are left out and counted.
-        seed: of the order of the data and of dropout.
-        dtype: of the computation; parameters are kept in float32.
+        max_tokens: most tokens of a label, its end token included; longer labels are left out and counted.
+        seed: decides the order of the data, and dropout.
+        dtype: what to compute in; parameters are kept in float32.
         remat: compute activations twice instead of keeping them: less memory, a third more work.
         devices: how many, over all hosts; by default all.
         mesh: "data=4,model=2" cuts the weights over pairs of devices; by default every device has its own lines and all weights.
@@ -295,7 +295,7 @@ PRESETS: dict[str, Config] = {
 }  # fmt: skip
 """Whole runs by name; every field can be overridden. `iam`, `sroie` and `str` have the numbers of the original recipes (unilm's
 README), batch sizes those of eight GPUs together, steps enough for the patience to decide. How stage 1 was trained is not
-published: `stage1` trains it on."""
+published: `stage1` continues its training."""
 
 
 LEAST = {

@@ -105,9 +105,9 @@ class Loader:
     Attributes:
         sources: what `order` numbers.
         order: position -> source and index.
-        tokenizer, processor: of the model.
-        seed: of augmentation and of substitutes for records that cannot be used.
-        max_tokens: of a label, its end token counted.
+        tokenizer, processor: those of the model.
+        seed: decides augmentation, and substitutes for records that cannot be used.
+        max_tokens: most tokens of a label, its end token included.
         max_bad: share of records that cannot be used above which to give up.
         augment: (image, generator) -> image, for lines that were not drawn.
         report: called with what is wrong with a record, once for each.
@@ -248,7 +248,7 @@ def augmentation(name: str, stretched: bool) -> Augment | None:
     """The recipe with this name, None for "none".
 
     Args:
-        stretched: the model's images are, as those of the recipes; otherwise lines stay lines.
+        stretched: whether the model's images are stretched, as those of the recipes are; otherwise long lines stay legible.
     """
     if name == "da2":
         from .augmentation.da2 import da2

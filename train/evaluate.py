@@ -26,7 +26,7 @@ from .results import ALL, Reading, Result, Task, unreadable
 from .sets.records import Record, Source, SourceError, row_names
 from .sets.sources import open_source
 
-SEED = 0  # of drawn lines
+SEED = 0  # for drawn lines
 SCORES = ("cer", "wer", "accuracy")
 CONFUSIONS = 10
 
@@ -46,7 +46,7 @@ class Config:
         scores: cer, wer, byte_cer (what TrOCR's scorer calls cer), accuracy (whole lines), acc_ed (edits a line),
             word_accuracy (lower case, nothing but 0-9a-z, as scene text is counted), sroie_precision, sroie_recall, sroie_f1.
         beams: numbers of beams, each measured; 1 is greedy.
-        max_tokens: of a line; by default the checkpoint's own limit.
+        max_tokens: most tokens of a line; by default the checkpoint's own limit.
         batch_size: lines read at once; by default as the device likes it.
         dtype: by default float32 on CPU and bfloat16 elsewhere.
         limit: lines of every data set at most; by default all, and 1000 drawn ones of every level.
@@ -156,7 +156,7 @@ def measure(reader: Reader, tasks: Sequence[Task], names: Sequence[str], beams: 
 def _scores(
     names: Sequence[str], group: Sequence[Reading], reader: Reader, config: Config
 ) -> dict[str, tuple[float, float, float]]:
-    """None of them where a data set has no line to compare."""
+    """The scores by name; none where a data set has no line to compare."""
     return metrics.score(names, *texts(group, reader, config)) if group else {}
 
 
@@ -170,7 +170,7 @@ def texts(group: Sequence[Reading], reader: Reader, config: Config) -> tuple[lis
 
 
 def read_task(reader: Reader, task: Task, beams: int, config: Config) -> Iterator[Reading]:
-    """Every line of a data set with what was read."""
+    """Reads every line of a data set."""
     count = min(config.limit or len(task.source), len(task.source))
     records = [_record(task.source, index) for index in range(count)]
     length = {} if config.max_tokens is None else {"max_new_tokens": config.max_tokens}
@@ -181,7 +181,7 @@ def read_task(reader: Reader, task: Task, beams: int, config: Config) -> Iterato
 
 
 def _record(source: Source, index: int) -> Record:
-    """A broken record is kept to be counted, without a text that it could be scored against."""
+    """A record of a data set. A broken one is kept to be counted, without a text that it could be scored against."""
     try:
         return source[index]
     except (ValueError, OSError, KeyError) as error:

@@ -16,7 +16,7 @@ CURVES = {"loss": "train", "accuracy": "train", "score": "eval", "lines_per_s": 
 
 
 def rounded(x: float) -> float:
-    """As the log has it: to six digits, however small, as learning rates are."""
+    """A number as the log has it: to six significant digits, as learning rates are small."""
     return float(f"{x:.6g}")
 
 
@@ -24,8 +24,8 @@ class Log:
     """log(kind, **fields): one event.
 
     Args:
-        folder: of the run.
-        steps: of the whole run, for the progress bar.
+        folder: the run's folder.
+        steps: how many the whole run has, for the progress bar.
         quiet: say and write nothing: all hosts but the first.
     """
 
@@ -105,7 +105,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def evaluations(folder: Path, step: int) -> list[dict[str, Any]]:
-    """Those up to a step, in order; without those of a run in the folder that this one did not go on from."""
+    """The evaluations up to a step, in order; without those of an earlier run in the folder that this one did not continue."""
     events = read_log(folder)
     began = max((event["time"] for event in events if event["kind"] == "start" and event["step"] == 0), default=0.0)
     found = [event for event in events if event["kind"] == "eval" and event["step"] <= step and event["time"] >= began]

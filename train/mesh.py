@@ -21,7 +21,7 @@ SMALL = 2**14  # numbers; what is smaller is not worth cutting
 
 
 def make_mesh(devices: int | None = None, axes: str | None = None) -> Mesh:
-    """All devices of all hosts, or the first so many, along "data"; or as `axes` says, "data=4,model=2".
+    """All devices of all hosts, or only the first ones, along "data"; or as `axes` says, "data=4,model=2".
 
     Raises:
         ValueError: there are not so many, `axes` is no mesh, or a host is left without a device.
@@ -46,8 +46,8 @@ def state_shardings(state: Any, mesh: Mesh, cut: bool) -> Any:
     """A sharding for every array of a state.
 
     Args:
-        state: arrays under the parameters' names, as often as there are (masters, averages, moments of the optimizer).
-        cut: over "data" as well, along the largest axis that it divides and "model" has not taken (ZeRO-3).
+        state: arrays under the parameters' names, once for each kind (masters, averages, moments of the optimizer).
+        cut: whether to cut over "data" as well, along the largest axis that it divides and "model" has not taken (ZeRO-3).
     """
 
     def place(path: Any, x: Any) -> NamedSharding:

@@ -51,12 +51,12 @@ def make_optimizer(config: OptimizerConfig, steps: int, rates: Mapping[str, Any]
 
 
 def decay(weight: float, pattern: str) -> optax.GradientTransformation:
-    """Adds so much of the parameters that the regex finds, single layers and kernels under LoRA too.
+    """Adds `weight` times the parameters that the regex finds to their updates, single layers and kernels under LoRA, too.
 
     `optax.add_decayed_weights` decays an array or does not, and here an array has the layers of a whole stack.
 
     Raises:
-        ValueError: by init; it finds none.
+        ValueError: from `init`, where the regex finds none.
     """
 
     def init(params: Any) -> optax.EmptyState:

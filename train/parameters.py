@@ -41,7 +41,7 @@ def build(config: TrOCRConfig, arrays: Mapping[str, Array], dtype: Dtype = jnp.f
 
 
 def finite(tree: Any) -> Array:
-    """[] bool: no number of a tree of arrays is infinite or none at all."""
+    """[] bool: whether all numbers in a tree of arrays are finite."""
     return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
@@ -58,7 +58,7 @@ def rates(arrays: Mapping[str, Any], rules: Iterable[str], layer_decay: float = 
         layer_decay: factor for every layer below the last one of its stack, and once more for what lies before the stack.
 
     Raises:
-        ValueError: a parameter that no rule finds, a rule that finds none, no rule at all, or only such as freeze.
+        ValueError: a parameter that no rule finds, a rule that finds none, no rule at all, or only rules that freeze.
     """
     parsed = [_rule(rule) for rule in rules]
     used: set[int] = set()
@@ -127,7 +127,7 @@ def _first(rules: list[tuple[re.Pattern[str], float]], name: str, used: set[int]
 
 
 def _below(name: str, depths: Mapping[str, int]) -> int:
-    """Layers between a parameter and the end of its stack: 0 for the last layer and all behind the stack."""
+    """Layers between a parameter and the end of its stack: 0 for the last layer and all that comes after the stack."""
     stack, *rest = name.split(".")
     if rest and rest[0] == "layers":
         return depths[stack] - 1 - int(rest[1])

@@ -79,7 +79,7 @@ def round_trips(tokenizer: Tokenizer, texts: Iterable[str]) -> str:
 
 
 def agreement(model: TrOCR, images: np.ndarray, config: StepConfig, length: int) -> str:
-    """What is generated step by step is what teacher forcing foretells from the same tokens: same start, mask and cache."""
+    """What is generated step by step is what teacher forcing predicts from the same tokens: same start, mask and cache."""
     result = read_pixels(model, jnp.asarray(images), GenerateConfig(max_new_tokens=length), config.mean, config.std)
     tokens, lengths = result.tokens[:, 0], np.asarray(result.lengths[:, 0])
     logits = np.asarray(_teacher_forced(model, jnp.asarray(images), tokens, config.mean, config.std))

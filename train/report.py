@@ -64,7 +64,7 @@ def _confusions(result: Result) -> str:
 
 
 def _worst(readings: Sequence[Reading]) -> str:
-    """By edits of the line: where the corpus' error comes from."""
+    """The lines with the most edits, where most of the corpus's error comes from."""
     ranked = sorted(readings, key=lambda r: -metrics.edit_distance(r.line.text, r.reference))
     figures = [_figure(r) for r in ranked[:WORST] if r.line.text != r.reference]
     return f"<h2>Worst lines</h2>{''.join(figures)}"

@@ -47,10 +47,10 @@ class Result:
 
     Attributes:
         beams: 1 is greedy.
-        readings: of every line.
+        readings: one for every line.
         scores: source -> score -> value and the ends of its interval; "all" holds all of them.
         calibration: expected calibration error, and its table.
-        lines_per_s: of the whole pass, reading files included.
+        lines_per_s: the rate of the whole pass, reading files included.
     """
 
     beams: int
@@ -67,12 +67,12 @@ class Result:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """Source -> lines that its scores are of."""
+        """Source -> how many lines its scores cover."""
         return {name: sum(r.scored and name in (r.source, ALL) for r in self.readings) for name in self.scores}
 
 
 def unreadable(readings: Sequence[Reading]) -> list[str]:
-    """What scores do not tell: lines they leave out, and lines that are wrong because their image is."""
+    """What scores do not show: lines they leave out, and lines that are wrong because their image is."""
     lost = [r for r in readings if not r.scored]
     wrong = [r for r in readings if r.scored and r.line.error]
     said = [(lost, "records cannot be read, not scored"), (wrong, "images cannot be read, counted as wrong")]

@@ -79,7 +79,7 @@ def start(config: StartConfig, seed: int) -> Start:
 
 
 def trimming(found: Start, trimmed: bool) -> Start:
-    """A model that says of itself whether its training leaves out empty columns."""
+    """The model with a processor that says whether training leaves out empty columns."""
     if found.processor.trimmed == trimmed:
         return found
     return with_processor(found, replace(found.processor, trimmed=trimmed))
@@ -115,7 +115,7 @@ def _scratch(config: StartConfig, seed: int) -> Start:
 
 
 def random_parameters(config: TrOCRConfig, seed: int) -> Arrays:
-    """Of a model to train from scratch.
+    """Random parameters for a model to train from scratch.
 
     The library initialises as the checkpoints were, normal(0.02), which suits a width of 768. Narrow models learn much faster
     with kernels of normal(1 / sqrt(fan-in)), and with image positions that start as sinusoids: neighbouring columns are alike
@@ -208,7 +208,7 @@ def _places(old: Tokenizer, new: Tokenizer) -> dict[int, int]:
 
 
 def _renumbered(settings: dict[str, Any], places: dict[int, int]) -> dict[str, Any]:
-    """Those of a generation_config.json with the ids that its tokens have now, without what names a token that is gone."""
+    """A generation_config.json's settings with the ids that its tokens have now, without those of tokens that are gone."""
     renumbered = {}
     for name, value in settings.items():
         try:

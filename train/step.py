@@ -59,12 +59,12 @@ class StepConfig:
         trained: paths of the parameters that are trained; under LoRA what `TrainState.lora` has of them.
         frozen: single layers of trained stacks that are not trained, as "encoder.layers.3.mlp.fc1.kernel".
         mean, std: how uint8 images are normalised.
-        dtype: of the computation; masters stay float32.
+        dtype: what to compute in; masters stay float32.
         remat: compute activations again in the backward pass instead of keeping them.
         accumulate: A, micro-batches that a batch is cut into.
         lora_scale: alpha / rank.
         ema: decay of the moving average a step; 0 is off.
-        tensor_parallel: the weights are cut over "model", which rules a GPU's own attention out.
+        tensor_parallel: the weights are cut over "model", which rules out a GPU's own attention kernel.
     """
 
     model: TrOCRConfig
@@ -197,7 +197,7 @@ def make_step(optimizer: optax.GradientTransformation, config: StepConfig, out_s
     On a mesh, placement decides the parallelism: a batch sharded over devices makes the gradient a sum over all of them.
 
     Args:
-        out_shardings: of the result, so that a state comes back as it was placed.
+        out_shardings: those of the result, so that a state comes back as it was placed.
     """
 
     @partial(jax.jit, donate_argnums=0, out_shardings=out_shardings)

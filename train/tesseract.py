@@ -42,12 +42,12 @@ class Config:
     Attributes:
         model: directory or hub name; by default the model in the package.
         count: lines of every level.
-        levels: of synthesis.LEVELS.
+        levels: names from synthesis.LEVELS.
         fonts: folder of fonts that training does not use.
-        seed: of the lines.
+        seed: decides the lines.
         max_length: characters of a text at most.
         batch_size: lines that the model reads at once.
-        language: of Tesseract: "eng", or "Latin" with letters of all Latin alphabets.
+        language: what Tesseract reads: "eng", or "Latin" with letters of all Latin alphabets.
         process_a_line: start Tesseract for every picture, as pytesseract does, instead of once a core.
         program: Tesseract's name or path.
         alone: run Tesseract without a model.
@@ -68,7 +68,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Score:
-    """What one of the two made of a level.
+    """How one of the two did on a level.
 
     Attributes:
         cer, low, high: character error rate in percent and the ends of its 95 % interval.

@@ -1,4 +1,4 @@
-"""Compiles the training step for a TPU that is not there: memory a chip, and what the chips tell each other.
+"""Compiles the training step for a TPU that this machine need not have: memory per chip, and what chips send each other.
 
 libtpu compiles for a described topology on any machine. What it prints are compiler figures, not measurements.
 
@@ -42,7 +42,7 @@ class Config:
         topology: as libtpu names it: v5e:2x2, v5e:16x16, v6e:2x2, v5p:2x2x1, ...
         models: presets.
         batch_size: lines a chip.
-        tokens: of a label.
+        tokens: how many tokens a label has.
         remat: compute activations twice instead of keeping them.
         fsdp: cut the state over the chips.
         dollars: price of a chip an hour; by default its list price.

@@ -1,4 +1,4 @@
-"""What a model reads of lines it never saw: of drawn ones at every level of damage, and of data sets."""
+"""How a model reads lines it never saw: drawn ones at every level of damage, and those of data sets."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def held_out(config: Config, processor: ImageProcessor) -> dict[str, Lines]:
 
 
 def drawn_lines(config: SyntheticConfig, processor: ImageProcessor, count: int | None) -> dict[str, Lines]:
-    """Those of `drawn_sets` that training would take for this model, in the fonts of training where none are held out.
+    """The lines of `drawn_sets` that training would take for this model, in the fonts of training where none are held out.
 
     Raises:
         SourceError: all lines of a level are too wide.
@@ -95,7 +95,7 @@ def _stored_line(place: str, source: Source, index: int, processor: ImageProcess
 
 
 def digest(groups: dict[str, Lines]) -> str:
-    """Tells whether two evaluations read the same lines, and so whether their scores compare."""
+    """A hash of the lines: scores of two evaluations compare where they read the same ones."""
     found = hashlib.sha256()
     for name, group in groups.items():
         found.update(repr((name, group.images.shape, group.texts)).encode())

@@ -33,7 +33,7 @@ NOISE = 0.02  # normal, for new tokens whose text the old vocabulary cannot writ
 def extended(tokenizer: Tokenizer, characters: Iterable[str]) -> Tokenizer:
     """The tokenizer with a token for every character that it writes as several, or not at all.
 
-    Byte-level vocabularies get merges behind their own, so that what they could write keeps its tokens; sentencepiece models
+    Byte-level vocabularies get merges after their own, so that what they could write keeps its tokens; sentencepiece models
     get pieces.
 
     Raises:
@@ -60,7 +60,7 @@ def _is_token(tokenizer: Tokenizer, character: str) -> bool:
 
 
 def _with_merges(tokenizer: Tokenizer, characters: list[str]) -> Tokenizer:
-    """Ids stay: what was added to the vocabulary, behind vocab.json, is written into it before the new tokens."""
+    """Ids stay: tokens that were added to the vocabulary after vocab.json are written into it before the new ones."""
     merges = _merges(tokenizer, characters)
     tokens = dict(sorted(tokenizer.vocabulary.items(), key=lambda item: item[1]))
     new = dict.fromkeys(left + right for left, right in merges if left + right not in tokens)
@@ -75,10 +75,10 @@ def _with_merges(tokenizer: Tokenizer, characters: list[str]) -> Tokenizer:
 
 
 def _merges(tokenizer: Tokenizer, characters: list[str]) -> dict[Pair, int]:
-    """Merges, by rank, of what the tokenizer makes of each character now: alone, and behind a space that takes its first byte.
+    """Merges, by rank, of what the tokenizer makes of each character now: alone, and after a space that takes its first byte.
 
-    A character of three parts needs a token for two of them, which other characters may have as well: of the two choices
-    the one that fewer have.
+    A character of three parts needs a token for two of them, which other characters may have as well: it takes the two
+    that fewer have.
     """
     model, others, merges = _byte_pairs(tokenizer), _pairs_of_others(tokenizer, characters), {}
     for character in characters:
@@ -91,7 +91,7 @@ def _merges(tokenizer: Tokenizer, characters: list[str]) -> dict[Pair, int]:
 
 
 def _merged(parts: list[str], merges: dict[Pair, int]) -> list[str]:
-    """The parts after the merges, the first of which goes first."""
+    """The parts after the merges, which apply in the order of their ranks."""
     while found := [(merges[pair], place) for place, pair in enumerate(pairwise(parts)) if pair in merges]:
         place = min(found)[1]
         parts = [*parts[:place], parts[place] + parts[place + 1], *parts[place + 2 :]]
@@ -99,7 +99,7 @@ def _merged(parts: list[str], merges: dict[Pair, int]) -> list[str]:
 
 
 def _pairs_of_others(tokenizer: Tokenizer, characters: list[str]) -> Counter[Pair]:
-    """How many other characters hold a pair of tokens: of those below U+10000, where nearly everything that is written lies."""
+    """How many other characters below U+10000, where nearly everything that is written lies, hold each pair of tokens."""
     model, counts = _byte_pairs(tokenizer), Counter()
     for character in {c for c in map(chr, range(0x10000)) if category(c) not in ("Cn", "Co", "Cs")} - set(characters):
         for text in (character, " " + character):

@@ -25,7 +25,7 @@ def da2(image: Image.Image, rng: Generator, stretched: bool = True) -> Image.Ima
     """The image (RGB) through one of the seven operations; sizes differ afterwards, the checkpoint's resize follows.
 
     Args:
-        stretched: that resize ignores the aspect ratio, as the original's.
+        stretched: whether that resize ignores the aspect ratio, as the original's does.
     """
     operations = list((DA2 if stretched else DA2 | LINES).values())
     return operations[int(rng.integers(len(operations)))](image.convert("RGB"), rng)
@@ -37,7 +37,7 @@ def rotate(image: Image.Image, rng: Generator) -> Image.Image:
 
 
 def tilt(image: Image.Image, rng: Generator) -> Image.Image:
-    """The same, of a long image by less."""
+    """`rotate`, with a smaller angle for a long image."""
     return _rotated(image, eased(rng.uniform(-10, 10), image))
 
 

@@ -3,7 +3,7 @@
 With probability 1/2 an image stays as it is; else three of the eight groups are drawn without replacement, one
 operation of each, with a magnitude 0, 1 or 2. Parameters are those of the TrOCR code (github.com/microsoft/unilm,
 trocr), which took them from straug (Atienza 2021) and ImageNet-C (Hendrycks & Dietterich 2019); slips of the original
-that decide what a model sees are kept and named. Three things are done otherwise, to the same parameters: curves are
+that decide what a model sees are kept and named. Three things are done differently, with the same parameters: curves are
 bent in closed form instead of by splines, glass blur takes neighbours instead of swapping them one by one, and frost is
 drawn, since its photographs are not ours.
 
@@ -33,7 +33,7 @@ def rand_augment(image: Image.Image, rng: Generator, stretched: bool = True) -> 
     """The image as RGB, damaged in half of all cases.
 
     Args:
-        stretched: to 384 x 384 first (bicubic), as the original does; otherwise the image keeps its size.
+        stretched: whether to stretch it to 384 x 384 first (bicubic), as the original does; otherwise it keeps its size.
     """
     image = image.convert("RGB")
     image = image.resize((384, 384), Image.Resampling.BICUBIC) if stretched else image
@@ -81,7 +81,7 @@ def _enhance(kind: type, image: Image.Image, rng: Generator, m: int) -> Image.Im
 
 
 def contrast(image: Image.Image, rng: Generator, m: int) -> Image.Image:
-    """Less of it, about the mean of each channel."""
+    """Less contrast, about the mean of each channel."""
     x = _array(image)
     mean = x.mean((0, 1))
     return _image((x - mean) * (0.4, 0.3, 0.2)[m] + mean)
@@ -206,7 +206,7 @@ def fog(image: Image.Image, rng: Generator, m: int) -> Image.Image:
 
 def _plasma(rng: Generator, shape: tuple[int, ...], decay: float) -> np.ndarray:
     """A cloud in 0..1 by the diamond-square algorithm on a torus; each halving divides the jitter by `decay`. Along a line it
-    repeats itself: as large as that is long it would be flat across, and take gigabytes.
+    repeats itself: made as large as the line is long, it would be flat across the line, and take gigabytes.
     """
     side = 1 << (min(shape) - 1).bit_length()
     cloud, step, jitter = np.zeros((side, side), np.float32), side, 1.0

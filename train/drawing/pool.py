@@ -70,7 +70,7 @@ class LinePool:
             self._drawers.append(drawer)
 
     def available(self, used: int) -> int:
-        """Lines to choose from when so many were used; nothing else decides, so that a resumed run repeats it."""
+        """Lines to choose from when `used` have been used; nothing else decides, so that a resumed run repeats it."""
         return min(self.config.lines, int(self.config.start + used * self.config.fresh))
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, str]:
@@ -151,7 +151,7 @@ def _images(folder: Path, shard: int) -> Path:
 
 
 def _digest(config: SyntheticConfig, processor: ImageProcessor) -> str:
-    """Of settings, fonts and drawing code; not of how many lines there are or how they are scheduled."""
+    """Hash of settings, fonts and drawing code; how many lines there are and how they are scheduled does not enter into it."""
     plain = to_plain(config)
     decisive = {name: plain[name] for name in ("seed", "min_length", "max_length", "max_squeeze")}
     folder = Path(config.fonts).expanduser()

@@ -41,7 +41,7 @@ class Lmdb:
 
 @cache
 def _opened(path: str, process: int) -> LineDatabase:
-    """One a path and process."""
+    """Opens a database, once for each path and process."""
     try:
         return LineDatabase(path)
     except ContainerError as error:

@@ -17,7 +17,7 @@ Box = tuple[int, int, int, int]
 
 
 def lines(files: list[Path]) -> Crops:
-    """The lines of all files that have a place and a text; images are looked for beside the XML. Says how many have not.
+    """The lines of all files that have a place and a text; images are looked for beside the XML. Says how many lack one.
 
     Raises:
         SourceError: a file is neither PAGE nor ALTO, does not measure in pixels, or its image is missing.
@@ -57,7 +57,7 @@ def _image_name(root: ElementTree.Element) -> str:
 
 
 def _box(line: ElementTree.Element) -> Box | None:
-    """Around the line's outline, in whole pixels; None where the file does not tell it."""
+    """The box around the line's outline, in whole pixels; None where the file gives none."""
     try:
         points = np.reshape(outline(line), (-1, 2)).astype(int)
     except NoOutlineError:
@@ -72,7 +72,7 @@ def _page_text(line: ElementTree.Element) -> str:
 
 
 def _equivalent(element: ElementTree.Element) -> str:
-    """Of an element's own readings, TextEquiv, the one with the lowest index, which PAGE calls the main one."""
+    """The element's own reading (TextEquiv) with the lowest index, which PAGE calls the main one; empty where it has none."""
     readings = sorted((child for child in element if tag(child) == "TextEquiv"), key=_index)
     texts = [child.text or "" for reading in readings for child in reading if tag(child) == "Unicode"]
     return texts[0] if texts else ""

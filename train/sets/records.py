@@ -62,7 +62,7 @@ def crop(page: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
 
 
 def row_names(places: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
-    """Data sets by a name for a row of a table: as few of the last parts of their paths as tell all of them apart.
+    """Name of a table's row -> data set: as few of the last parts of the paths as tell all of them apart.
 
     Args:
         taken: names of other rows.

@@ -104,7 +104,7 @@ class Files:
 class Transcripts:
     """Images of a line below a folder, with the text in a file beside each: `x.gt.txt` for `x.png`, `x.bin.png`, `x.tif`, ...
 
-    Neither may lie elsewhere, as `Files`.
+    Neither may lie elsewhere, as for `Files`.
     """
 
     def __init__(self, root: Path, texts: list[Path]):
