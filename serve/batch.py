@@ -49,9 +49,9 @@ class Config:
     input: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="INPUT")]
     """Folder, glob, list, .tar, .parquet or LMDB folder; a path, or a URL that fsspec knows (gs://, s3://, ...)."""
     output: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUTPUT")]
-    """A folder that all workers share: empty or absent, or of the job to go on with."""
+    """A folder that all workers share: empty or absent, or that of the job to continue."""
     format: Literal["jsonl", "parquet"] | None = None
-    """Of the parts. By default jsonl."""
+    """Format of the parts. By default jsonl."""
     page: bool = False
     """The images are pages: find their lines and read them in order. A row is a page then."""
     model: str | None = None
@@ -70,9 +70,9 @@ class Config:
     unit_lines: int | None = None
     """Images of a work unit, which is a part of OUTPUT. By default 1024, or 64 pages. A tar shard is always one unit."""
     image_column: str | None = None
-    """Of parquet files. By default image, img, bytes, ..."""
+    """Column of images in parquet files. By default image, img, bytes, ..."""
     id_column: str | None = None
-    """Of parquet files. By default id, key or __key__; without one, ids are file#row."""
+    """Column of ids in parquet files. By default id, key or __key__; without one, ids are file#row."""
     decoders: int | None = None
     """Processes that decode images. By default one a core."""
     give_up: bool = False
@@ -229,7 +229,7 @@ def _share(job: BatchJob, worker: Worker, config: Config, began: float) -> Share
 
 
 def _decoding(reader: Reader, settings: dict[str, Any]) -> GenerateConfig:
-    """As the model says, but for what the job was begun with."""
+    """How to decode: as the model says, except for what the job's settings say."""
     asked = {"num_beams": settings["beams"], "max_new_tokens": settings["max_tokens"], "pattern": settings["pattern"]}
     return reader.configured(**{name: value for name, value in asked.items() if value is not None})
 

@@ -31,7 +31,7 @@ class LineModelHandler(ModelHandler[Any, PredictionResult, Reader]):
         self._model, self._dtype, self._batch_size, self._options = model, dtype, batch_size, options
 
     def load_model(self) -> Reader:
-        """Once a process."""
+        """Loads the model, once for each process."""
         cache_compilations()
         return Reader.from_pretrained(self._model, dtype=self._dtype)
 

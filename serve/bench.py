@@ -48,7 +48,7 @@ class Config:
     tokens: tuple[int, ...] = (20,)
     """New tokens a line, exactly so many; each is measured."""
     dtype: tuple[str, ...] = ("float32",)
-    """Of our side: float32, bfloat16 or both. The first is what tokens are compared with."""
+    """Dtypes of our side: float32, bfloat16 or both. Tokens are compared with those of the first."""
     devices: int = 1
     """Devices that share a batch of ours."""
     rounds: int = 5
@@ -56,9 +56,9 @@ class Config:
     peers: bool = True
     """Run what else is installed: transformers on torch, ONNX Runtime, OpenVINO."""
     only: tuple[str, ...] = ()
-    """Of the peers, those whose names contain one of these. All at once need some 20 GB at base size."""
+    """Run only the peers whose names contain one of these. All at once need some 20 GB at base size."""
     price_per_hour: float = 0.0
-    """Of this machine, in any currency: gives the cost of 1,000 lines."""
+    """Price of this machine, in any currency: gives the cost of 1,000 lines."""
     cold_start: bool = False
     """Also start a new process that reads one batch: its seconds and its peak memory."""
     plot: Path | None = None
@@ -67,7 +67,7 @@ class Config:
     """A folder of line images to read with float32 and the faster modes, and with Tesseract, instead of random pixels. Of the
     other flags it takes --model and --rounds."""
     seed: int = 0
-    """Of images and random weights."""
+    """Seed of images and random weights."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @dataclass(frozen=True)
 class Response:
-    """Headers have lower-case names."""
+    """A response; its headers have lower-case names."""
 
     status: int
     headers: dict[str, str]
@@ -23,10 +23,10 @@ class Response:
 
 
 class Client:
-    """As many connections as there are requests at once.
+    """A client that keeps as many connections as there are requests at once.
 
     Args:
-        url: of a server whose answers have a length, as those of `serve` have unless they stream.
+        url: address of a server whose answers say their length, as those of `serve` do unless they stream.
     """
 
     def __init__(self, url: str):

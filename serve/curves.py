@@ -30,25 +30,25 @@ from .benchmark import roofline
 @dataclass(frozen=True)
 class Config:
     out: Path
-    """Where to, without an ending."""
+    """Where to write, without a file extension."""
     model: str = "microsoft/trocr-base-handwritten"
-    """Of which everything but the model size is measured."""
+    """The model for every curve but the one over model size."""
     models: tuple[str, ...] = tuple(f"microsoft/trocr-{size}-handwritten" for size in ("small", "base", "large"))
-    """For the curve over model size."""
+    """Models for the curve over model size."""
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Images a batch, for the curve over them."""
     tokens: tuple[int, ...] = (4, 8, 16, 32, 64)
     """New tokens a line, for the curve over them."""
     widths: tuple[int, ...] = (96, 192, 384, 768)
-    """Of the image, in pixels, for the curve over them."""
+    """Widths of the image, in pixels, for the curve over them."""
     batch: int = 4
     """Images a batch, where it does not vary."""
     length: int = 20
     """New tokens a line, where they do not vary."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and arithmetic."""
+    """Dtype of weights and arithmetic."""
     rounds: int = 2
-    """Of which the faster counts."""
+    """How often each point is measured; the fastest counts."""
 
 
 @dataclass(frozen=True)

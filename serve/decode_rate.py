@@ -41,7 +41,7 @@ class Config:
     workers: tuple[int, ...] = (1, usable_cores())
     """Threads, and then processes."""
     rounds: int = 3
-    """The best of so many counts."""
+    """How often to count; the best counts."""
 
 
 def run(config: Config) -> int:
@@ -83,7 +83,7 @@ def processes(images: list[str], processor: ImageProcessor, count: int, config: 
 
 
 def best(work: Callable[[], object], count: int, rounds: int) -> float:
-    """Of some rounds the quickest, in things a second."""
+    """The rate of the quickest of some rounds, in things a second."""
     seconds = []
     for _ in range(rounds):
         began = time.perf_counter()

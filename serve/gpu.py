@@ -1,4 +1,4 @@
-"""Compiles the reading programs for an H100 that is not there: memory, and the kernels and bytes of every loop's round.
+"""Compiles the reading programs for an H100 that this machine need not have: memory, and each loop's kernels and bytes a round.
 
 XLA's plugin for CUDA (`pip install 'trocr-jax[cuda]'`) compiles for a described GPU on any machine. Without one it cannot try
 kernels out: products are cuBLAS's here, where a GPU would choose between those and Triton's, and nothing was run or timed.
@@ -37,7 +37,7 @@ gpu_device_info {
 platform_name: "CUDA"  device_description_str: "NVIDIA H100 80GB HBM3"
 dnn_version_info { major: 9 minor: 8 }  runtime_version { major: 13 }
 """
-"""As XLA's `GpuTargetConfigProto`; figures of NVIDIA's data sheet for the H100 SXM5 and its CUDA programming guide."""
+"""An H100 as XLA's `GpuTargetConfigProto`; figures from NVIDIA's data sheet for the SXM5 and its CUDA programming guide."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def run(config: Config) -> int:
 
 
 def described_mesh() -> Mesh:
-    """One H100, described. Before anything else of jax, which reads these settings once.
+    """A mesh of one described H100. Comes before anything else of jax, which reads these settings once.
 
     Raises:
         ValueError: jax has no plugin for CUDA here.

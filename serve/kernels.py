@@ -1,7 +1,7 @@
 """What a GPU program does, read from its compiled text: its kernels, and the bytes that each moves from and to memory.
 
-XLA gives no cost analysis of programs for GPUs. A kernel is counted with what it reads and writes: of an array that it only
-takes slices from, the slices; of a buffer that it changes in place, the change.
+XLA gives no cost analysis of programs for GPUs. A kernel is counted with what it reads and writes: for an array that it only
+takes slices from, the slices; for a buffer that it changes in place, the change.
 """
 
 from __future__ import annotations

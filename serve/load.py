@@ -49,7 +49,7 @@ class Config:
     slots: int = 8
     """Slots of the engine, and the size of the batches it is compared with."""
     rounds: int = 3
-    """Of each comparison, its sides in turns; the best counts."""
+    """Rounds of each comparison, its sides in turns; the best counts."""
     shares: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9, 1.1)
     """Loads of the second table, as shares of what the server can do at most."""
     seconds: float = 15.0
@@ -57,7 +57,7 @@ class Config:
     plot: Path | None = None
     """A PNG to draw the second table to (needs matplotlib)."""
     seed: int = 0
-    """Of lengths and moments."""
+    """Seed of the lengths, and of the moments at which images are sent."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Level:
-    """A line of the second table. Seconds; `served` a second."""
+    """A line of the second table: times in seconds, `served` per second."""
 
     share: float
     offered: float

@@ -43,7 +43,7 @@ from .onnx.session import fast_session
 Precision = Literal["float32", "int8"]
 
 SMALL = 1 << 16
-"""Encoders with up to so many numbers for an image (tokens x width) have operators too short to be shared by threads: every core
+"""Encoders with up to this many numbers for an image (tokens x width) have operators too short to share among threads: every core
 reads batches of its own instead."""
 
 MANY = 100
@@ -87,10 +87,10 @@ class OnnxReader(Reader):
 
     @classmethod
     def from_pretrained(cls, name: str | Path | None = None, *, dtype: Any = None, precision: Precision = "int8") -> OnnxReader:
-        """As `Reader.from_pretrained`; `dtype` is that of the weights that the graphs are written from, float32 by default.
+        """Like `Reader.from_pretrained`; `dtype` is that of the weights that the graphs are written from, float32 by default.
 
         Raises:
-            ValueError: as there, and an unknown precision.
+            ValueError: as there, or an unknown precision.
         """
         reader = Reader.from_pretrained(name, dtype=dtype or "float32")
         return cls(reader.model, reader.tokenizer, reader.processor, reader.defaults, reader.name, precision=precision)
@@ -114,11 +114,11 @@ class OnnxReader(Reader):
         return self._pool.submit(lambda: [self.prepare(source) for source in sources])  # arrays and open images stay here
 
     def check(self, config: GenerateConfig) -> None:
-        """As `Reader.check`; of the options only the lengths can be followed."""
+        """Like `Reader.check`; only options for lengths and a constraint can be followed."""
         check(config, self.model.config)
 
     def start(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Wait:
-        """As `generate`, in another thread."""
+        """`generate` in another thread; returns a function that waits for the result."""
         return self._pool.submit(self.generate, pixels, config, seeds).result
 
     def generate(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Generation:

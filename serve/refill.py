@@ -27,11 +27,11 @@ class Config:
     spread: float = 3.5
     """Standard deviation of the lengths, drawn from a gamma distribution."""
     lines: int = 2_915
-    """How many."""
+    """How many lines."""
     batch_sizes: tuple[int, ...] = (8, 32, 128, 256)
     """Lines that are decoded at the same time; each is counted."""
     seed: int = 0
-    """Of the lengths."""
+    """Seed of the lengths."""
 
 
 def run(config: Config) -> int:

@@ -1,4 +1,4 @@
-"""Compiles the reading programs for a TPU that is not there: memory a chip, that the chips do not wait for each other, a price.
+"""Compiles the reading programs for a TPU that this machine need not have: memory per chip, that no chip awaits another, price.
 
 libtpu compiles for a described topology on any machine. What it prints are compiler figures, not measurements.
 

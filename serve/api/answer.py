@@ -55,9 +55,9 @@ class JobPart:
     """What one job reads: an image of the request, or a piece of one that is too long for the model.
 
     Attributes:
-        job: the engine's.
-        flags: of the image.
-        place: among the pieces of its image, 0 of the first or only one.
+        job: the engine's job.
+        flags: the image's flags.
+        place: its index among the pieces of its image, 0 for the first or only one.
         below: whether there are images before this one in the text.
         line: what was read, when nothing more will come: the job is over, or the answer's budget.
         kept: how many of the job's tokens are in that line.
@@ -106,15 +106,15 @@ class Answer:
     """One text for the images of a request.
 
     Args:
-        reader: of the model.
+        reader: the model's reader.
         parts: what is read, in order.
         budget: most tokens in all.
         stops: strings that end the text; they are not part of it.
         detailed: whether anybody wants the tokens.
 
     Attributes:
-        text: as far as it may be shown.
-        tokens: generated and counted, end tokens included.
+        text: what has been read, as far as it may be shown.
+        tokens: how many were generated and count, end tokens included.
         finish_reason: "stop" or "length" when the answer is complete.
     """
 
@@ -171,12 +171,12 @@ class Answer:
             part.job.cancel()
 
     def _end_parts(self) -> bool:
-        """Ends, in order, the parts of which nothing more will come; whether that is all that the answer will have."""
+        """Ends, in order, the parts of which nothing more will come; returns whether that is all the answer will have."""
         for part in self._parts:
             if part.line is not None:
                 continue
             over, produced, room = part.job.over, len(part.job.tokens), self._budget - self._kept  # over first: tokens may come
-            if room == 0:  # spent to the last token by the parts before: of this one nothing is read
+            if room == 0:  # the parts before have spent all of it: nothing of this one is read
                 return True
             if not over and produced < room:
                 return False
@@ -190,7 +190,7 @@ class Answer:
         return sum(part.kept for part in self._parts)
 
     def _lay_out(self, *, partial: bool) -> tuple[str, list[int]]:
-        """The text of the parts that have ended, if asked for with the next one as far as it is, and where each begins in it."""
+        """The text of the parts that have ended, with `partial` also the next one so far, and where each part begins in it."""
         text, starts, image = "", [], 0
         for part in self._parts:
             if part.line is None and not partial:
@@ -235,7 +235,7 @@ class Answer:
 
 
 def _after(before: str, shown: Entry) -> Entry:
-    """A token with what stands before it and is no token's: what is between its part and the one before."""
+    """A token's entry with the text before it that belongs to no token: what stands between its part and the one before."""
     return replace(shown, text=before + shown.text, data=before.encode() + shown.data)
 
 

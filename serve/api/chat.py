@@ -72,10 +72,10 @@ class ChatRequest(Conversation):
     max_completion_tokens: Count | None = None
     stop: Stop | Annotated[list[Stop], MaxLen(4)] | None = None
     seed: Seed | None = None
-    # whatever stands in these, the same text is read
+    # whatever the values of these, the same text is read
     reasoning_effort: str | None = None
     verbosity: str | None = None
-    # these would ask for what is not done here: only the values that ask for nothing are taken
+    # these would ask for what is not done here: only values that ask for nothing are accepted
     frequency_penalty: Zero | None = None
     presence_penalty: Zero | None = None
     logit_bias: Nothing | None = None

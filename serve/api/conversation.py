@@ -24,7 +24,7 @@ from .sources import RequestImage
 from .wire import Echoed, Empty, Name, Strict, Temperature, TopLogprobs, TopP, TrocrOptions, media_type, reply
 
 Detail = Literal["auto", "low", "high", "original"]
-"""Of an image: it has one size for the model whatever is asked for."""
+"""OpenAI's level of detail of an image, which changes nothing: every image has one size for the model."""
 
 
 class TextFormat(Strict):
@@ -34,7 +34,7 @@ class TextFormat(Strict):
 class MessagePart(Strict):
     """A part of a message."""
 
-    prompt_cache_breakpoint: dict[str, Any] | None = None  # whatever stands in it, the same text is read
+    prompt_cache_breakpoint: dict[str, Any] | None = None  # whatever its value, the same text is read
 
 
 class ImagePart(MessagePart):
@@ -54,7 +54,7 @@ class Conversation(Strict):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     trocr: TrocrOptions | None = None
-    # whatever stands in these, the same text is read
+    # whatever the values of these, the same text is read
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -63,7 +63,7 @@ class Conversation(Strict):
     metadata: dict[Echoed, Echoed] | None = None
     service_tier: str | None = None
     parallel_tool_calls: bool | None = None
-    # these would ask for what is not done here: only the values that ask for nothing are taken
+    # these would ask for what is not done here: only values that ask for nothing are accepted
     store: Literal[False] | None = None
     tools: Empty | None = None
     tool_choice: Literal["none", "auto"] | None = None
@@ -89,8 +89,8 @@ def last_images(messages: Sequence[Any], field: str, part_type: str) -> list[Req
     """The images of the last turn.
 
     Args:
-        messages: with a role; those of users with a content that is a text or a list of parts.
-        field: of the body, that holds the messages.
+        messages: each has a role; those of users have a content, too, which is a text or a list of parts.
+        field: the field of the body that holds the messages.
         part_type: what the API calls an ImagePart.
 
     Raises:

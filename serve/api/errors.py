@@ -21,7 +21,7 @@ class ApiError(Exception):
     """An answer that is no result.
 
     Args:
-        status: of HTTP.
+        status: the HTTP status.
         message: one sentence for a person.
         code: one word for a program.
         param: the field of the request that it is about, as a path like `messages[0].content[1]`.
@@ -69,13 +69,13 @@ def internal() -> ApiError:
 
 
 def unsupported_media_type(message: str) -> ApiError:
-    """415: the body's Content-Type is none that the route takes."""
+    """415: the body's Content-Type is not one that the route takes."""
     return ApiError(415, message, "unsupported_media_type")
 
 
 def from_validation(errors: Sequence[Any]) -> ApiError:
-    """One of pydantic's errors, the deepest: of a union's branches, that is the one that was meant. Of two as deep, the one that
-    took the value's type.
+    """Chooses the deepest of pydantic's errors: it is from the branch of a union that was meant. Of two as deep it chooses one
+    that is not about the value's type.
     """
     error = max(errors, key=lambda error: (len(error["loc"]), not error["type"].endswith("_type")))
     param, kind = path([part for part in error["loc"] if part != "body"]), error["type"]

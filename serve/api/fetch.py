@@ -71,8 +71,8 @@ class Fetcher:
     """Fetches images.
 
     Args:
-        hosts: that URLs may name; none means that nothing is fetched.
-        max_bytes, seconds: of one image.
+        hosts: those that URLs may name; none means that nothing is fetched.
+        max_bytes, seconds: limits for one image.
         allowed: decides on an address.
     """
 

@@ -17,7 +17,7 @@ class Gate:
 
     Args:
         limit: most units inside.
-        message: for who is refused.
+        message: for whoever is refused.
     """
 
     def __init__(self, limit: int, message: str, clock: Callable[[], float] = time.monotonic):

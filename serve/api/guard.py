@@ -84,7 +84,7 @@ class _Passage:
     # --- before ---
 
     def _admit(self) -> None:
-        """Raises ApiError for who is not let in."""
+        """Raises ApiError for whoever is not let in."""
         if b"transfer-encoding" in self.headers and b"content-length" in self.headers:  # two readings of one request: smuggling
             raise bad_request("a request has a length or a transfer encoding, not both", None, "bad_framing")
         if self.guard.local_only:
@@ -99,7 +99,7 @@ class _Passage:
             self.context.deadline = self.context.started + self.service.limits.request_seconds
 
     def _keep_local(self) -> None:
-        """Without keys any page that a browser shows here could ask. Raises ApiError for what another page sends (421, 403)."""
+        """Without keys any page in a browser on this machine could send requests. Raises ApiError for other pages' (421, 403)."""
         if not _is_local(self.headers.get(b"host", b"")):
             raise ApiError(421, "this server answers to localhost only, as long as it has no API key", "wrong_host")
         if self.scope["method"] == "POST" and _is_from_elsewhere(self.headers):

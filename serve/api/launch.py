@@ -50,7 +50,7 @@ def launch(config: Config) -> int:
 
 
 def _is_local_only(config: Config, keys: Keys) -> bool:
-    """Whether this machine alone is to be answered. Raises UsageError where all others would be without having been let in."""
+    """Whether to answer this machine alone. Raises UsageError where others would be answered although nobody let them in."""
     local = _is_loopback(config.host)
     if not (local or keys.required or config.no_key):
         raise UsageError(

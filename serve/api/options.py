@@ -21,11 +21,11 @@ class Options:
     """How a request wants its images read.
 
     Attributes:
-        config: of every image.
-        choices: n.
+        config: how to decode every image.
+        choices: n, the number of answers.
         budget: most tokens of one answer.
-        seed: of the draws.
-        alternatives: top_logprobs.
+        seed: for sampling.
+        alternatives: top_logprobs, the likeliest tokens to show for each.
         stops: strings that end an answer.
         detailed: whether it wants the tokens.
         stream: whether it wants them while they come.

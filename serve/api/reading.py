@@ -31,7 +31,7 @@ class Reading:
 
     Args:
         answers: `n` of them.
-        signal: that their jobs set.
+        signal: set by their jobs.
         deadline: on the event loop's clock, which is `time.monotonic`.
     """
 

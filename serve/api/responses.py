@@ -97,12 +97,12 @@ class ResponsesRequest(Conversation):
     stream_options: StreamOptions | None = None
     include: Annotated[list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]], MaxLen(2)] | None = None
     max_output_tokens: Count | None = None
-    # whatever stands in these, the same text is read
+    # whatever the values of these, the same text is read
     instructions: Echoed | None = None
     reasoning: dict[str, Any] | None = None
     max_tool_calls: int | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    # these would ask for what is not done here: only the values that ask for nothing are taken
+    # these would ask for what is not done here: only values that ask for nothing are accepted
     background: Literal[False] | None = None
     previous_response_id: None = None
     conversation: None = None

@@ -1,4 +1,4 @@
-"""The house behind the routes: models with their engines, admission, image decoding, and readings that always end.
+"""What stands behind the routes: models with their engines, admission, image decoding, and readings that always end.
 
 A request's images go from admission (`Gate`) through a bounded pool of threads (bytes -> pixels) to their model's engine, and
 come back as a `Reading`. Whatever happens to the request, its context closes the reading, which frees slots and room.
@@ -50,7 +50,7 @@ class RequestContext:
 
     Attributes:
         id: x-request-id.
-        key: whose it is, or "anonymous".
+        key: a name for its API key, or "anonymous".
         started, deadline: on `time.monotonic`, the clock of the event loop too.
         closers: called when the request is over, however it ends.
         refusal: the code of the error that it was answered with.
@@ -87,8 +87,8 @@ class Service:
     Args:
         readers: by the names under which they are served; the first one is the default.
         keys, limits: who may come in, and how much they may ask for.
-        hosts: from which images may be fetched by URL.
-        slots, batch: of each engine; see `Engine`.
+        hosts: those from which images may be fetched by URL.
+        slots, batch: those of each engine; see `Engine`.
         beams: numbers of beams that requests may ask for.
     """
 
@@ -145,7 +145,7 @@ class Service:
 
     @property
     def held_up(self) -> str:
-        """After `stop`: what a thread is still at, for which Python would wait at its exit; empty where nothing is."""
+        """After `stop`: what a thread is still doing, for which Python would wait at its exit; empty where there is nothing."""
         if self._thread.is_alive():
             return "the device or its compiler"
         return "an image" if _at_images() else ""
@@ -260,7 +260,7 @@ class Service:
             return await self._in_pool(served, replace(source, content=content))
 
     async def _in_pool(self, served: Served, source: RequestImage) -> Prepared:
-        """Decodes as many images at once as there are cores, but of large ones one, or memory would grow with the cores."""
+        """Decodes as many images at once as there are cores, but only one large one, or memory would grow with the cores."""
         run, most = asyncio.get_running_loop().run_in_executor, min(self.limits.pixels, MAX_PIXELS)
 
         def look() -> tuple[bytes, Prepared]:

@@ -166,7 +166,7 @@ def _parquet(file: Any, place: str) -> Any:
 
 @contextmanager
 def _arrow(place: str, reason: str) -> Iterator[None]:
-    """Turns what pyarrow has against a file into a PlaceError. What the file's storage raises through pyarrow stays as it is."""
+    """Turns pyarrow's complaint about a file into a PlaceError. What the file's storage raises through pyarrow stays as it is."""
     import pyarrow
 
     try:
@@ -214,7 +214,7 @@ def read_lmdb(unit: Unit, columns: Columns) -> Iterator[Item]:
 @contextmanager
 def _lmdb(place: str) -> Iterator[LineDatabase]:
     try:
-        with opened(f"{place}/data.mdb"):  # what LMDB has against a file does not tell damage from storage that is away
+        with opened(f"{place}/data.mdb"):  # LMDB's complaints about a file do not tell damage from storage that is away
             pass
         with closing(LineDatabase(place)) as database:
             yield database

@@ -88,9 +88,9 @@ class Decoders(Generic[T]):
     """A pool of decoding processes, each started when it is first needed.
 
     Args:
-        work: what is done with an image, of a module without jax; anything that can be pickled.
+        work: called with each image; from a module without jax, and picklable.
         count: processes.
-        failed: what an image gives that kills its process, from the reason.
+        failed: reason -> the result for an image that kills its process.
     """
 
     def __init__(self, work: Callable[[Any], T], count: int, failed: Callable[[str], T]):

@@ -57,7 +57,7 @@ def plan(place: str, unit_lines: int, listing: BinaryIO, columns: Columns) -> li
 
 
 def _check_one_kind(place: str, counts: dict[str, int]) -> None:
-    """Nothing is passed over in silence."""
+    """Raises PlaceError where there is nothing to read, or several kinds of it: nothing is silently passed over."""
     found = [f"{count:,} {kind}" for kind, count in counts.items() if count]
     if not found:
         raise PlaceError(place, "holds no images, tar shards, parquet files or data.mdb; a list ends in .txt, .list or .jsonl")
@@ -68,7 +68,7 @@ def _check_one_kind(place: str, counts: dict[str, int]) -> None:
 def count_new(place: str, units: Sequence[Unit], listing: Path) -> int:
     """How many files, or lines of a list, an input has that its plan does not know: they came later.
 
-    Of URLs and of an LMDB it is 0: to list a bucket again may take minutes, and a database is one file.
+    For URLs and for an LMDB it is 0: listing a bucket again may take minutes, and a database is one file.
 
     Raises:
         PlaceError, FetchError: the input cannot be read any more.
@@ -90,7 +90,7 @@ def read(unit: Unit, listing: Path, columns: Columns, root: str = "/") -> Iterat
     """The lines of a unit; what cannot be read is an Item with an error.
 
     Args:
-        root: of the input, see `places.check_mounted`.
+        root: the input's root folder, see `places.check_mounted`.
 
     Raises:
         FetchError: a container cannot be read now. From the iterator.
@@ -103,7 +103,7 @@ def read(unit: Unit, listing: Path, columns: Columns, root: str = "/") -> Iterat
 
 
 def _named(unit: Unit, items: Iterator[Item], root: str) -> Iterator[Item]:
-    """A container that breaks while it is read: what came before it counts."""
+    """A unit's items; where its container breaks while it is read, an error follows what came before, which counts."""
     try:
         yield from items
     except PlaceError as error:
@@ -150,7 +150,7 @@ def _list_item(line: bytes, folder: str, here: str, objects: bool) -> Item:
 
 
 def freeze(items: Iterable[Item], unit_lines: int, listing: BinaryIO) -> list[Unit]:
-    """Writes the items down and gives the stretches of it."""
+    """Writes the items to the listing and returns units that are stretches of it."""
     units, start, end = [], 0, 0
     for group in groups(items, unit_lines):
         end += listing.write("".join(json.dumps(asdict(item)) + "\n" for item in group).encode())  # ASCII: names may be anything

@@ -4,7 +4,7 @@ while the one before them is read out.
 Batches never cross a unit, and a unit's batches depend on its images alone. So a unit gives the same bytes whoever does it,
 after any number of restarts. Within a window of up to WINDOW lines, pictures of like shape share a batch: a batch decodes as
 long as its longest text, and a wide picture holds a long one. A short batch is filled up with copies of its last row: one
-program, and no longer texts. Of pages the same is done with the lines of a window of PAGES pages.
+program, and no longer texts. For pages the same is done with the lines of a window of PAGES pages.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from .prepare import Decoded
 from .units import Item, groups
 
 WINDOW = 1024
-"""Images of a window."""
+"""Images in a window."""
 WINDOW_BYTES = 256 << 20
 """Bytes of the files in a window, which the last one may exceed: a shard's images can be large, or a hostile one's all zeros."""
 PAGES = 16
-"""Pages of a window: they have about as many lines as WINDOW. A decoder gets one page at a time."""
+"""Pages in a window: they have about as many lines as WINDOW. A decoder gets one page at a time."""
 
 
 @dataclass
@@ -151,7 +151,7 @@ def _ready(result: Generation) -> float:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A batch on the device: of each row the image, the pieces of its line and the place among them, and what was seen before."""
+    """A batch on the device: for each row its image, the pieces of its line, its index among those, and the flags it has."""
 
     result: Generation
     rows: list[tuple[ImageReading, list[Line | None], int, tuple[str, ...]]]

@@ -34,7 +34,7 @@ PAUSES = (1.0, 5.0)
 DEADLINE = 120.0
 """Seconds in which a file must have come from a URL: not every scheme's package has an end of waiting."""
 MAX_BYTES = 8 * MAX_PIXELS
-"""Of an image: as many as the largest one that is decoded has without compression."""
+"""Most bytes of an image file: as many as the largest image that is decoded has without compression."""
 _PASSING = frozenset({408, 425, 429})  # of HTTP's 4xx, those that say: later
 _LOCAL = re.compile(r"(file|local)://", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*(::[a-z][a-z0-9+.-]*)*://", re.IGNORECASE)
@@ -86,10 +86,10 @@ def _meaning(place: str, error: Exception) -> Exception:
 
 
 def steadily(begin: Callable[[], Iterator[T]]) -> Iterator[T]:
-    """What cannot be read now is begun again, after longer and longer pauses, and what was given of it already passed over.
+    """Begins again what cannot be read now, after longer and longer pauses, and passes over what was already yielded of it.
 
     Raises:
-        FetchError: of the last try.
+        FetchError: that of the last try.
     """
     given = 0
     for pause in (*PAUSES, None):
@@ -114,20 +114,20 @@ def is_url(place: str) -> bool:
 
 
 def root_of(place: str) -> str:
-    """The folder of this machine that an input's files are below, or its list lies in; / of an input elsewhere."""
+    """The folder of this machine that holds an input's files or its list; / for an input elsewhere."""
     path = os.path.abspath(_path(place) or "/")
     return path if os.path.isdir(path) else os.path.abspath(_fixed(path))
 
 
 def _path(place: str) -> str | None:
-    """Of a place on this machine; None of one elsewhere."""
+    """The path of a place on this machine; None for a place elsewhere."""
     if _LOCAL.match(place):
         return _LOCAL.sub("", place)
     return None if is_url(place) else os.path.expanduser(place)
 
 
 def check_mounted(place: str, root: str) -> None:
-    """Where a place of this machine is not there, its storage must be: what is not mounted leaves an empty folder.
+    """Where a place on this machine is missing, its storage must not be: what is not mounted leaves an empty folder.
 
     Raises:
         FetchError: the input's root is gone, or the nearest folder that is there is empty.
@@ -241,7 +241,7 @@ def read_file(place: str, root: str) -> bytes:
     """An image file.
 
     Args:
-        root: of the input that named the place, see `check_mounted`.
+        root: the root folder of the input that named the place, see `check_mounted`.
 
     Raises:
         PlaceError, FetchError, UsageError: it cannot be read, or is larger than images are.
@@ -262,7 +262,7 @@ def _read(place: str) -> bytes:
 
 
 def _in_time(place: str, read: Callable[[], T]) -> T:
-    """In a thread, which is left behind where it hangs: nothing else ends what waits in another package."""
+    """Reads in a thread, which is left behind where it hangs: nothing else ends what waits in another package."""
     answer: Future[T] = Future()
 
     def work() -> None:

@@ -22,7 +22,7 @@ class Decoded:
 
     Attributes:
         lines: the image itself, or the lines of a page in reading order.
-        layout: of a page; None for a line, and for what could not be decoded, which is one line with an error.
+        layout: a page's layout; None for a line, and for what could not be decoded, which is one line with an error.
     """
 
     lines: list[Prepared]
@@ -37,7 +37,7 @@ def decode(image: Image, processor: ImageProcessor, pages: bool, root: str = "/"
     """One image as the device takes it. Any failure is in the result, but for what another try may mend.
 
     Args:
-        root: of the input, see `places.check_mounted`.
+        root: the input's root folder, see `places.check_mounted`.
 
     Raises:
         FetchError: a file cannot be read now, and it is not to be given up.

@@ -72,9 +72,9 @@ class Share:
     """What this process did of a job.
 
     Attributes:
-        lines: that it read.
+        lines: how many it read.
         seconds: from its start to its end.
-        startup: of these, until the device had its first images: loading, compiling, decoding the first window.
+        startup: how many of these passed until the device had its first images: loading, compiling, decoding the first window.
         waited: share of the time after that in which the device had nothing to do.
     """
 
@@ -88,7 +88,7 @@ class Share:
         return None if price_per_hour is None or not self.lines else price_per_hour * self.seconds / 3.6 / self.lines
 
     def told(self, price_per_hour: float | None) -> str:
-        """In a sentence."""
+        """The share in a sentence."""
         cost = self.cost(price_per_hour)
         money = "" if cost is None else f"; {cost:.4f} for 1,000 lines at {price_per_hour:g} an hour"
         return (
@@ -97,7 +97,7 @@ class Share:
         )
 
     def to_dict(self, price_per_hour: float | None) -> dict[str, Any]:
-        """In numbers."""
+        """The share in numbers."""
         return {
             "lines": self.lines, "seconds": round(self.seconds, 3), "lines_per_second": round(self._rate, 2),
             "startup_seconds": round(self.startup, 3), "device_waited": round(self.waited, 4),

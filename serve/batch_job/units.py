@@ -31,11 +31,11 @@ class Unit:
 
     Attributes:
         kind: "listing", "tar", "parquet", "lmdb", or "broken" for a container that could not be opened.
-        place: of the container; empty for the listing.
+        place: where the container is; empty for the listing.
         start, end: bytes of the listing, row groups of a parquet file, or indices of an LMDB.
         lines: how many images, None where only reading tells.
         first: the number of the first row in its parquet file.
-        name: what its lines' ids begin with; of a broken container, its id.
+        name: what its lines' ids begin with; for a broken container, its id.
         error: why a container is broken.
     """
 

@@ -44,9 +44,9 @@ class BatchJob:
     Attributes:
         folder: OUTPUT.
         settings: everything a result depends on beside the images.
-        units: by number.
+        units: all units, in the order of their numbers.
         listing: the file that units of kind "listing" point into.
-        suffix: of the parts, with its dot.
+        suffix: that of the parts' names, with its dot.
     """
 
     folder: Path
@@ -144,7 +144,7 @@ class Worker:
 
     Args:
         job: shared.
-        expiry: seconds after which an untouched lease is taken over. A holder on this machine is asked for directly.
+        expiry: seconds after which an untouched lease is taken over. A holder on this machine is looked for directly.
     """
 
     job: BatchJob
@@ -160,7 +160,7 @@ class Worker:
         """A unit that nobody works on; None when all are done, or after `close`. Waits while others hold the rest.
 
         Args:
-            waiting: told how many units others hold, once.
+            waiting: called once with how many units others hold.
         """
         told = False
         while not self.stopped.is_set():
@@ -280,7 +280,7 @@ def _namespace() -> dict[str, str | None]:
 
 
 def is_dead(lease: bytes) -> bool:
-    """Whether a lease's holder ran on this machine and runs no more; False where that cannot be told."""
+    """Whether a lease's holder ran on this machine and runs no more; False where that is unknown."""
     try:
         holder = json.loads(lease)
         here = all(holder[key] == value for key, value in _namespace().items())

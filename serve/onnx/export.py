@@ -179,7 +179,7 @@ def _attend_to_image(graph: Graph, query: str, memory: tuple[str, ...]) -> str:
 
 
 def _cross_attention(graph: Graph, x: str, memory: tuple[str, ...], module: Attention, size: int) -> str:
-    """As `decoder_layer.StepLayer` does it: the key's kernel moved to the query and the value's behind the sum."""
+    """Cross-attention as in `decoder_layer.StepLayer`: the key's kernel moved to the query, the value's to after the sum."""
     N, H = module.num_heads, size // module.num_heads
     key, value = (array(part.kernel).reshape(-1, N, H) for part in (module.key, module.value))  # [E,N,H]
     query = graph.op("Mul", graph.linear(x, module.query), graph.number(H**-0.5))

@@ -22,17 +22,17 @@ from .graph import Style
 from .session import fast_session
 
 ENDED_SHARE = 0.25
-"""With so many ended rows among those that a step reads, the others go on alone."""
+"""With this share of ended rows among those that a step reads, the others go on alone."""
 
 HEAD_SIZES = 8
-"""The attention with caches takes heads of a multiple of so many numbers."""
+"""The attention with caches takes heads of a multiple of this many numbers."""
 
 
 class OnnxModel:
     """The two graphs of a model, ready to run.
 
     Args:
-        model: whose weights they hold.
+        model: the one whose weights they hold.
         style: how they are written.
         open_session: what runs a graph, with `run` and `bound` of a `Session`; by default ONNX Runtime, as it is quickest.
 
@@ -51,7 +51,7 @@ class OnnxModel:
         """Greedy decoding of normalised pixels [B,height,width,3] float32; arrays of the result are numpy's, R is 1.
 
         Args:
-            pixels: of the model's width, or the left part of such images, where the graphs are not plain.
+            pixels: as wide as the model's images, or the left part of such images where the graphs are not plain.
 
         Raises:
             ValueError: an option other than max_new_tokens, min_new_tokens, constraint; more tokens than there are positions.
@@ -74,7 +74,7 @@ class Going:
     Args:
         model: its graphs.
         pixels: as for `OnnxModel.generate`.
-        tokens: that a row may get: so much room have the caches, where they do not grow.
+        tokens: how many a row may get: the caches have room for these, where they do not grow.
 
     Attributes:
         rows: indices of the rows among those of the batch, ascending.
@@ -101,7 +101,7 @@ class Going:
         return found["logprobs"]
 
     def keep(self, kept: np.ndarray, used: int) -> None:
-        """Goes on with these rows alone, of a mask [rows], after so many tokens."""
+        """Goes on only with the rows that the mask `kept` [rows] has; `used` tokens of each are cached."""
         self.rows, places = self.rows[kept], np.flatnonzero(kept)
         self._image = {name: _moved_up(array, places, array) for name, array in self._image.items()}
         self._caches = {name: _moved_up(cache, places, cache[:, :, :used]) for name, cache in self._caches.items()}
@@ -141,7 +141,7 @@ class _Found:
         self.ended[rows] |= tokens == self._ids.eos_token_id
 
     def _ruled(self, rows: np.ndarray, place: int, logprobs: np.ndarray) -> np.ndarray:
-        """-inf where a token may not come, as `loop.process` has it."""
+        """Log-probabilities with -inf where a token may not come, as in `loop.process`."""
         ruled = logprobs
         if place < self._min_new_tokens:
             ruled = logprobs.copy()

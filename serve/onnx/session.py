@@ -17,7 +17,7 @@ class Session:
     Args:
         model: the graph.
         without: names of optimizers that are on by default.
-        threads: that share an operator; 0 is one a core of the machine.
+        threads: how many share an operator; 0 is one for each core of the machine.
     """
 
     def __init__(self, model: onnx.ModelProto, without: tuple[str, ...] = (), threads: int = 0):
@@ -41,7 +41,7 @@ class Session:
 
 
 class Bound:
-    """A session and what it reads at every run; of one thread at a time."""
+    """A session and what it reads at every run; for one thread at a time."""
 
     def __init__(self, session: Any, outputs: Mapping[str, str | None], kept: Mapping[str, np.ndarray]):
         from onnxruntime import OrtValue
