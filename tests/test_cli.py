@@ -200,6 +200,7 @@ def test_pictures_that_are_not_read_are_told(capsys, model, tmp_path):
 def test_remarks_of_a_closed_stderr_do_not_go_among_the_results(capsys, model, folder, monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     assert cli.main(["read", str(folder / "1.png"), "--model", str(model), "--max-tokens", "8"]) == 0
+    sys.stderr.close()
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 

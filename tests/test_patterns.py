@@ -375,4 +375,4 @@ def test_what_its_lines_are_held_to_does_not_turn_a_page(turned, tmp_path, capsy
     found = json.loads(out)
     assert found["turned"] == turned and len(found["lines"]) > 3
     assert all(re.fullmatch("[a-z ]+", line["text"]) for line in found["lines"])
-    assert "lines have what the model hardly sees; a pattern may have forced them" in err
+    assert re.search("lines have what the model hardly sees .* a pattern may have forced them", err)

@@ -66,13 +66,6 @@ def losses(folder: Path) -> dict[int, float]:
     return {e["step"]: e["loss"] for e in read_log(folder / "run") if e["kind"] == "train"}
 
 
-@pytest.fixture(autouse=True)
-def _keep_the_signal_handler():
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory) -> Path:
     """20 steps without a pause."""
@@ -134,15 +127,30 @@ def test_a_run_goes_on_on_another_mesh(straight, killed, tmp_path, monkeypatch):
     np.testing.assert_allclose(list(b.values()), list(a.values()), rtol=1e-4)
 
 
-def test_sigterm_saves_exits_with_0_and_the_run_goes_on(straight, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_run_goes_on(straight, tmp_path, number, code):
     for part in ("start", "lines"):
         shutil.copytree(straight / part, tmp_path / part)
-    assert run_until(tmp_path, "train", 5, signal.SIGTERM) == 0
+    assert run_until(tmp_path, "train", 5, number) == code
     events = read_log(tmp_path / "run")
     assert [e["step"] for e in events if e["kind"] in ("terminated", "saved")] == [5, 5]
     assert not (tmp_path / "run" / "model").exists()
     assert train(tiny.config(tmp_path)) == 0
     tiny.equal_trees(arrays(straight), arrays(tmp_path))
+
+
+def test_who_interrupts_twice_does_not_wait(straight, tmp_path, monkeypatch):
+    """And handlers are there no longer than the run."""
+    before, codes = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)], []
+
+    def hurry(run, *_):
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("trocr_jax.train.loop.Run._report", hurry)
+    monkeypatch.setattr("trocr_jax.train.loop.os._exit", codes.append)
+    assert train(tiny.config(straight, out=tmp_path / "run", steps=1)) in (0, 130)
+    assert codes == [130, 130] and [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 def test_a_home_directory_is_one_in_flags_too(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ Its folder:
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import time
@@ -44,9 +45,11 @@ from .start import Start, opened, start, trimming
 from .step import Step, StepConfig, TrainState, inference, make_step, new_state
 from .validation import digest, evaluate, held_out
 
+INTERRUPTED = 130  # as a shell has it
+
 
 def train(config: Config) -> int:
-    """Runs or goes on with a run; returns the exit code, 0 also when a SIGTERM ended it after a checkpoint.
+    """Runs or goes on with a run; returns the exit code: 0 also when a SIGTERM ended it after a checkpoint, 130 after Ctrl-C.
 
     Raises:
         UsageError: a number makes no sense.
@@ -56,15 +59,21 @@ def train(config: Config) -> int:
     config = replace(config, out=files.expand(config.out))
     join_hosts(config)
     with claimed(config):
-        _train(config)
-    return 0
+        return _train(config)
 
 
-def _train(config: Config) -> None:
+def _train(config: Config) -> int:
     log = Log(config.out, config.steps, config.tensorboard, quiet=jax.process_index() > 0)
     checkpoints = Checkpoints(config.out / CHECKPOINTS, config.keep, log)
     newest = checkpoints.newest()
     run = Run(config, _fresh(config) if newest is None else opened(checkpoints.path(newest), numbers=False), checkpoints, log)
+    with run.signals():
+        return _follow(run, newest)
+
+
+def _follow(run: Run, newest: int | None) -> int:
+    """From the start or the newest checkpoint to the end, or to a signal."""
+    config, checkpoints, log = run.config, run.checkpoints, run.log
     state = run.place() if newest is None else checkpoints.load(newest, run.abstract())
     if config.optimizer.warmup >= config.steps:
         log("note", text=f"--optimizer.warmup {config.optimizer.warmup} outlasts --steps: the rate never reaches --optimizer.lr")
@@ -79,6 +88,7 @@ def _train(config: Config) -> None:
     if ended:
         publish(config, checkpoints, log)
     log.close()
+    return INTERRUPTED if run.interrupted and not ended else 0
 
 
 def _fresh(config: Config) -> Start:
@@ -108,12 +118,10 @@ class Run:
         self.shapes = jax.eval_shape(self.fresh, model.parameters)
         self.shardings = meshes.state_shardings(self.shapes, self.mesh, config.fsdp)
         self.rate = schedule(o, config.steps)
-        self.terminated = False
+        self.terminated = self.interrupted = False
         self._held_out = held_out(config, model.processor) if jax.process_index() == 0 else {}  # now: it may hold mistakes
         self._valid = digest(self._held_out)
         self._scores: list[float] = []  # of all evaluations of these lines so far, those before a pause too
-        if jax.process_count() == 1:  # several hosts have jax's own handler, which tells all of them
-            signal.signal(signal.SIGTERM, self._terminate)
 
     def fresh(self, parameters: Arrays) -> TrainState:
         """The state before the first step."""
@@ -252,8 +260,23 @@ class Run:
             return False
         return _on_all_hosts(bool(scores) and len(scores) - 1 - int(np.argmin(scores)) >= patience)
 
-    def _terminate(self, *_: Any) -> None:
-        self.terminated = True
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Lets SIGTERM and Ctrl-C end the run after a step; several hosts have jax's own handler, which tells all of them."""
+        caught = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        before = {number: signal.signal(number, self._terminate) for number in caught}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _terminate(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT:
+            if self.interrupted:
+                os._exit(INTERRUPTED)  # a KeyboardInterrupt while XLA's threads run crashes Python at its end
+            os.write(2, b"\ntrocr-jax: interrupted: ends and saves after this step; Ctrl-C once more ends at once\n")
+        self.terminated, self.interrupted = True, self.interrupted or number == signal.SIGINT
 
     def _stop_asked(self, step: int) -> bool:
         """Whether a SIGTERM came, to this host or another one: all of them must stop at the same step."""
