@@ -220,5 +220,5 @@ def run(step: Callable[[S], S], state: S, places: int) -> S:
 
 def widths(places: int) -> list[int]:
     """The widths that a cache for so many places has one after the other."""
-    narrower = itertools.takewhile(lambda width: width < places, (NARROW * WIDER**n for n in itertools.count()))
+    narrower = itertools.takewhile(lambda width: width * WIDER <= places, (NARROW * WIDER**n for n in itertools.count()))
     return [*narrower, places]
