@@ -213,12 +213,7 @@ def test_seeds_and_limits_are_one_an_image(small):
 def test_a_cache_that_grows_gives_the_same(small, mode, monkeypatch):
     model, pixels = small
     config, more = replace(MODES[mode], min_new_tokens=LIMIT), {"seeds": jnp.arange(6, dtype=jnp.uint32)}
-    assert (
-        loop.widths(LIMIT) == [LIMIT]
-        and loop.widths(124) == [124]
-        and loop.widths(256) == [32, 256]
-        and loop.widths(512) == [32, 128, 512]
-    )
+    assert [loop.widths(places) for places in (LIMIT, 124, 256, 512)] == [[LIMIT], [124], [32, 256], [32, 128, 512]]
     expected = read(model, pixels, config, **more)
     monkeypatch.setattr(loop, "NARROW", 4)
     monkeypatch.setattr(loop, "WIDER", 2)
