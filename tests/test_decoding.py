@@ -207,6 +207,8 @@ def test_seeds_and_limits_are_one_an_image(small):
     for name in ("seeds", "limits"):
         with pytest.raises(ValueError, match=f"{name} must be one an image, \\[6\\], not \\[3\\]"):
             read(model, pixels, MODES["greedy"], **{name: jnp.zeros(3, jnp.int32)})
+    with pytest.raises(ValueError, match="limits must be whole numbers of tokens, not bool"):
+        read(model, pixels, MODES["greedy"], limits=jnp.ones(6, bool))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -395,21 +397,21 @@ def test_the_loop_ends_when_all_rows_have(ending, monkeypatch, options):
         jax.debug.callback(lambda: steps.append(1))
         return step(*arguments)
 
-    def count(mask):
+    def count(limits):
         steps.clear()
-        result = jax.block_until_ready(decode(model, memory, config, seeds, mask))
+        result = jax.block_until_ready(decode(model, memory, config, seeds, jnp.asarray(limits)))
         jax.effects_barrier()
         return result, len(steps)
 
     monkeypatch.setattr(Decoder, "step", counted)
     decode = jax.jit(lambda model, memory, config, *more: generate.__wrapped__(model, memory, config, *more), static_argnums=2)
     memory = jax.jit(TrOCR.encode)(model, jnp.asarray(pixels))
-    result, taken = count(jnp.ones(8, bool))
+    result, taken = count(jnp.full(8, LIMIT))
     assert taken == LIMIT, "some lines do not end"
     early = result.lengths[:, 0] <= 5
-    result, taken = count(early)
+    result, taken = count(jnp.where(early, LIMIT, 0))
     assert taken == whole_chunks(int(result.lengths[early].max())) < LIMIT
-    result, taken = count(jnp.zeros(8, bool))
+    result, taken = count(jnp.zeros(8, jnp.int32))
     assert taken == 0 and (result.tokens == model.config.pad_token_id).all()
 
 

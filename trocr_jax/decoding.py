@@ -39,17 +39,15 @@ def generate(
             batch up.
 
     Raises:
-        ValueError: sampling without seeds, seeds or limits that are not one an image, more tokens than the checkpoint has
-            positions, or arrays on a mesh with Explicit axes.
+        ValueError: sampling without seeds, seeds or limits that are not one whole number an image, more tokens than the
+            checkpoint has positions, or arrays on a mesh with Explicit axes.
     """
     model, layers = model_of(model), layers_of(model)
     refuse_explicit(model, memory)
     if config.do_sample and seeds is None:
         raise ValueError("sampling needs seeds, one an image")
     config.check_positions(model.config.decoder.max_positions)
-    for name, given in (("seeds", seeds), ("limits", limits)):
-        if given is not None and given.shape != memory.shape[:1]:
-            raise ValueError(f"{name} must be one an image, [{memory.shape[0]}], not {list(given.shape)}")
+    _check_rows(memory.shape[0], seeds, limits)
     if memory.shape[0] == 0:
         return nothing(config)
     most = jnp.full(memory.shape[0], config.max_new_tokens)
@@ -57,6 +55,14 @@ def generate(
     if config.num_beams > 1:
         return beam_search(model, layers, memory, config, limits)
     return sample(model, layers, memory, config, seeds, limits)
+
+
+def _check_rows(images: int, seeds: Array | None, limits: Array | None) -> None:
+    for name, given in (("seeds", seeds), ("limits", limits)):
+        if given is not None and given.shape != (images,):
+            raise ValueError(f"{name} must be one an image, [{images}], not {list(given.shape)}")
+    if limits is not None and not jnp.issubdtype(limits.dtype, jnp.integer):  # a mask would be one token a row
+        raise ValueError(f"limits must be whole numbers of tokens, not {limits.dtype}")
 
 
 @partial(jax.jit, static_argnames=("config", "mean", "std"))

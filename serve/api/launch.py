@@ -31,12 +31,12 @@ MOST_ENCODED = 32
 
 def launch(config: Config) -> int:
     """Serves; the exit code."""
-    configure(config.log_level)
     config.limits.check()
     if config.pattern is not None:
         check_pattern(config.pattern)
     if wrong := [name for name in config.image_host if not is_host(name)]:
         raise UsageError(f"--image-host {wrong[0]} is no host's name: example.org, without https:// and what follows the name")
+    configure(config.log_level)
     keys = Keys(read_keys(config.api_key_file, os.environ.get(ENVIRONMENT)))
     local_only = _is_local_only(config, keys)
     listener = _listen(config.host, config.port)
