@@ -90,11 +90,12 @@ def test_copies_of_the_weights_never_wait_for_each_other(directory, options):
     found = {}
     for text in ("data=8", "data=4,model=2"):
         mesh = sharding.make_mesh(text)
-        images, mask = (
-            jax.device_put(x, NamedSharding(mesh, P("data"))) for x in (np.zeros((8, *tiny.SIZE, 3), np.uint8), np.ones(8, bool))
+        images, limits = (
+            jax.device_put(x, NamedSharding(mesh, P("data")))
+            for x in (np.zeros((8, *tiny.SIZE, 3), np.uint8), np.full(8, 4, np.int32))
         )
         program = sharding.partitioned if "model" in text else sharding.data_parallel
-        compiled = program.lower(sharding.place(small.model, mesh), images, None, mask, work, mesh).compile().as_text()
+        compiled = program.lower(sharding.place(small.model, mesh), images, None, limits, work, mesh).compile().as_text()
         found[text] = len(COLLECTIVE.findall(compiled))
     assert found["data=8"] == 0 and found["data=4,model=2"] > 0, found
 
