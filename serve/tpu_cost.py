@@ -36,7 +36,8 @@ class Workload:
 def reading_cost(mesh: Mesh, model: TrOCR, work: Workload, chip: Chip, engine: bool) -> Cost:
     """A batch on one chip. In the engine every row has a position of its own, which makes its writes scatters."""
     if not engine:  # whose cache is as wide as all of its rows may need
-        work = replace(work, places=next(width for width in widths(whole_chunks(work.places)) if width >= work.tokens))
+        wide = (width for width in widths(whole_chunks(work.places)) if width >= work.tokens)
+        work = replace(work, places=next(wide, work.places))
     parts = parts_of(model, work, engine)
     donate = {"decoder layer": (1,)}  # its carry
     costs = {name: cost(part, shapes, mesh, chip, donate.get(name, ())) for name, (part, shapes) in parts.items()}

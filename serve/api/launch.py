@@ -31,11 +31,7 @@ MOST_ENCODED = 32
 
 def launch(config: Config) -> int:
     """Serves; the exit code."""
-    config.limits.check()
-    if config.pattern is not None:
-        check_pattern(config.pattern)
-    if wrong := [name for name in config.image_host if not is_host(name)]:
-        raise UsageError(f"--image-host {wrong[0]} is no host's name: example.org, without https:// and what follows the name")
+    _check(config)
     configure(config.log_level)
     keys = Keys(read_keys(config.api_key_file, os.environ.get(ENVIRONMENT)))
     local_only = _is_local_only(config, keys)
@@ -47,6 +43,15 @@ def launch(config: Config) -> int:
         logging.shutdown()
         os._exit(code)
     return code
+
+
+def _check(config: Config) -> None:
+    """Raises UsageError for flags that are wrong by themselves, before a log is set up."""
+    config.limits.check()
+    if config.pattern is not None:
+        check_pattern(config.pattern)
+    if wrong := [name for name in config.image_host if not is_host(name)]:
+        raise UsageError(f"--image-host {wrong[0]} is no host's name: example.org, without https:// and what follows the name")
 
 
 def _is_local_only(config: Config, keys: Keys) -> bool:
