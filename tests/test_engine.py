@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import jax
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from trocr_jax.batching import device
+from trocr_jax.batching import device, search
 from trocr_jax.batching.jobs import Queue
 from trocr_jax.decoding import read_pixels
 from trocr_jax.engine import Engine, Job, QueueClosedError, QueueFullError
 from trocr_jax.engine_thread import EngineThread
+from trocr_jax.generation import loop
 from trocr_jax.reader import Reader
 
 PICTURES = sorted(path for path in (ROOT / "examples").glob("*.[pj][np]g") if path.stem != "typewriter")  # read in pieces
@@ -70,6 +72,15 @@ def run(engine, jobs):
     engine.submit(jobs)
     finish(engine)
     return jobs
+
+
+@contextmanager
+def compilations():
+    """The events of compiling inside of it."""
+    seen, compiled = [], []  # a listener stays until the process ends
+    jax.monitoring.register_event_duration_secs_listener(lambda event, duration_secs, **_: seen.append(event))
+    yield compiled
+    compiled += [event for event in seen if "backend_compile" in event]
 
 
 def ids(line):
@@ -152,17 +163,11 @@ def test_nothing_is_compiled_after_the_warm_up(reader, pixels):
     jax.clear_caches()  # of what other tests have compiled
     engine = make(reader, beams=(3,))
     engine.warm_up()
-    compiled = []
-
-    def listen(event, duration_secs, **_):
-        if "backend_compile" in event:
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
     drawn, searched = replace(reader.defaults, do_sample=True), replace(reader.defaults, num_beams=3)
-    for count in range(1, 2 * SLOTS):
-        run(engine, [Job(pixels[0], c) for c in (reader.defaults, drawn, searched) for _ in range(count)])
-        run(engine, [Job(pixels[0], reader.defaults, alternatives=20)] * 1)
+    with compilations() as compiled:
+        for count in range(1, 2 * SLOTS):
+            run(engine, [Job(pixels[0], c) for c in (reader.defaults, drawn, searched) for _ in range(count)])
+            run(engine, [Job(pixels[0], reader.defaults, alternatives=20)] * 1)
     assert not compiled
 
 
@@ -240,6 +245,52 @@ def test_cancelled_beams_never_reach_the_device(engine, reader, pixels):
     job.cancel()
     finish(engine)
     assert job.status == "cancelled" and engine.counts.encoded == encoded
+
+
+def test_a_search_goes_on_beside_the_slots_and_its_short_lines_leave_early(engine, reader, pixels, lines):
+    searched, order = replace(reader.defaults, num_beams=3), []
+    first, last = (pick(range(len(lines)), key=lambda i: len(lines[i].tokens)) for pick in (min, max))
+    jobs = [Job(pixels[last], searched), Job(pixels[first], searched), Job(pixels[first], reader.defaults)]
+    for job in jobs:
+        job.notify = lambda job=job: order.append(jobs.index(job))
+    engine.submit(jobs)
+    engine.turn()
+    assert [job.status for job in jobs] == ["running", "running", "waiting"], "encoded beside the search, in a slot the next turn"
+    turns = finish(engine)
+    assert order[-1] == 0 and len(lines[first].tokens) + 2 * device.STEPS < len(lines[last].tokens)
+    assert turns <= -(-len(jobs[0].tokens) // search.STEPS) + 1, "as many steps a turn as the slots"
+    for job, line in zip(jobs, reader.read([PICTURES[last], PICTURES[first]], num_beams=3), strict=False):
+        same(job, line)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "expired"])
+@pytest.mark.parametrize("left", [0, 1])
+def test_dropped_from_a_search(engine, reader, pixels, how, left):
+    """Others of it read on; where none is left, the device has nothing more to do."""
+    jobs = [Job(image, replace(reader.defaults, num_beams=3)) for image in pixels[:3]]
+    engine.submit(jobs)
+    engine.turn()
+    for job in jobs[left:]:
+        job.cancelled, job.deadline = how == "cancelled", time.monotonic() if how == "expired" else job.deadline
+    going_on = engine.turn()
+    assert {job.status for job in jobs[left:]} == {how} and not any(job.tokens for job in jobs[left:]) and going_on == bool(left)
+    finish(engine)
+    for job, line in zip(jobs[:left], reader.read(PICTURES[:left], num_beams=3), strict=True):
+        same(job, line)
+
+
+def test_a_search_whose_cache_grows(reader, pixels, monkeypatch):
+    monkeypatch.setattr(loop, "NARROW", search.STEPS)
+    monkeypatch.setattr(loop, "WIDER", 2)
+    defaults = replace(reader.defaults, max_new_tokens=63)  # programs of its own
+    assert loop.widths(63) == [4, 8, 16, 63]
+    engine, searched = make(reader, defaults, beams=(3,), slots=1, batch=1), replace(defaults, num_beams=3)
+    engine.warm_up()
+    with compilations() as compiled:
+        jobs = run(engine, [Job(image, searched) for image in pixels])
+    assert not compiled and max(len(job.tokens) for job in jobs) > 16
+    for job, line in zip(jobs, reader.read(PICTURES, num_beams=3), strict=True):
+        same(job, line)
 
 
 def test_the_search_that_has_waited_longest_is_next(reader, pixels):

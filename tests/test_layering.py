@@ -27,7 +27,7 @@ ORDER = [
     "lanes reader".split(),
     "generation.loop batching.jobs".split(),
     "decoding batching.device batching.jobs batching.slot_jobs engine".split(),
-    "decoding batching.jobs batching.search_jobs engine".split(),
+    "decoding batching.jobs batching.search batching.search_jobs engine".split(),
     "reader commands.read commands.doctor".split(),
     "decoding sharding reader".split(),
     "sharding ahead_of_time".split(),

@@ -14,8 +14,8 @@ One engine reads with one model. Each `turn` of it is sequential and does the sa
     advance    k decoding steps of all slots, dispatched
     encode     images from the queue, dispatched behind those steps, so that the device works while the host looks at them;
                on a CPU beside the steps (`lanes`)
-    search     one batch of beam searches, dispatched
-    harvest    waits for steps and searches: new tokens -> their jobs
+    search     one batch of beam searches is begun, where none is under way, and takes as many steps
+    harvest    waits for the steps of both: new tokens, and texts that were found -> their jobs
 
 Everything has a bound: slots, images encoded ahead, waiting jobs, tokens a job. Shapes are few and all of them are compiled by
 `warm_up`. The text of an image is the one that `Reader` gives, whatever it shares the slots with.
@@ -99,7 +99,7 @@ class Engine:
         self._taken: list[Job] = []  # from the queue, and not yet in a place
         self._encoded: deque[_Encoded] = deque()
         self._slots = SlotJobs(model, self._packed, slots, defaults.max_new_tokens, self.counts)
-        self._search = SearchJobs(self._packed, defaults, searches)
+        self._search = SearchJobs(self._packed, model.config, defaults, searches)
 
     # --- any thread ---
 
@@ -174,6 +174,7 @@ class Engine:
         self._slots.advance(self.rules)
         self._encode_next()
         self._search_next()
+        self._search.advance()
 
     def harvest(self) -> bool:
         """The part of a turn that waits for what `dispatch` started; False where that was nothing."""
@@ -211,7 +212,7 @@ class Engine:
     def _drop_unwanted(self) -> None:
         """Ends jobs that were cancelled or whose deadline has passed, so that the device does nothing more for them."""
         now = time.monotonic()
-        for jobs in (self._queue, self._slots, *self._encoded):
+        for jobs in (self._queue, self._slots, self._search, *self._encoded):
             for job in jobs.drop_unwanted(now):
                 self._end(job, "cancelled" if job.cancelled else "expired")
 
@@ -232,8 +233,8 @@ class Engine:
                 self._encoded.append(_Encoded(memory, deque(enumerate(jobs))))
 
     def _search_next(self) -> None:
-        """Starts a beam search for the job that has waited longest, together with others that want as many beams."""
-        if beams := self._queue.next_search():
+        """After the search before, begins one for the job that has waited longest, and others that want as many beams."""
+        if not self._search.busy and (beams := self._queue.next_search()):
             with self._encoding(beams) as (jobs, memory):
                 self._search.start(memory, jobs)
 

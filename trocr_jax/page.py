@@ -12,7 +12,7 @@ for found in read_page(Reader.from_pretrained(), "scan.png").lines:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
@@ -115,9 +115,16 @@ class Layout:
         return Page(self.width, self.height, tuple(map(PageLine, self.outlines, lines)))
 
 
-def prepare_page(image: Image.Image, processor: ImageProcessor) -> tuple[Layout, list[Prepared]]:
-    """The lines of an RGB page ready for the device, as `read_page` reads them."""
+def prepare_page(
+    image: Image.Image, processor: ImageProcessor, admit: Callable[[int], object] = lambda count: None
+) -> tuple[Layout, list[Prepared]]:
+    """The lines of an RGB page ready for the device, as `read_page` reads them.
+
+    Args:
+        admit: told the number of lines before they are cut out and take memory; what it raises is raised here.
+    """
     found = find_lines(image)
+    admit(len(found))
     return _layout(image, found), [prepare(_cut(image, quad), processor) for quad in found]
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
+from ..config import TrOCRConfig
 from ..model import TrOCR
 from ..network.decoder_layer import KVCache
 from ..network.layers import Array
@@ -75,11 +76,15 @@ class BeamState:
 
 def beam_search(model: TrOCR, layers: StepLayers | Unrolled, memory: Array, config: GenerateConfig, limits: Array) -> Generation:
     """memory [B,S,E], limits [B] of new tokens -> Generation with R sequences an image."""
-    places = whole_chunks(config.max_new_tokens)
-    state = varying(_start(model, config, places, limits), model, memory)
-    state = run(lambda s: _step(model, memory, config, layers, s), state, places)
-    best, T, R = state.best, config.max_new_tokens, config.num_return_sequences
-    found = finalize(best.tokens[:, :R, 1 : T + 1], best.logprobs[:, :R, :T], best.scores[:, :R], limits, model.config)
+    state = varying(begin(model, config, limits), model, memory)
+    state = run(lambda s: step(model, memory, config, layers, s), state, whole_chunks(config.max_new_tokens))
+    return result(state.best, limits, config, model.config)
+
+
+def result(best: Beams, limits: Array, config: GenerateConfig, ids: TrOCRConfig) -> Generation:
+    """The best sequences so far: of an image that is done, those that were looked for."""
+    T, R = config.max_new_tokens, config.num_return_sequences
+    found = finalize(best.tokens[:, :R, 1 : T + 1], best.logprobs[:, :R, :T], best.scores[:, :R], limits, ids)
     there = (best.ended[:, :R] & ~_repeats(found.tokens)).at[:, 0].set(True)  # also of a model that gives no numbers
     return replace(found, lengths=jnp.where(there, found.lengths, 0))
 
@@ -90,10 +95,12 @@ def _repeats(tokens: Array) -> Array:
     return jnp.tril(equal, -1).any(-1)
 
 
-def _start(model: TrOCR, config: GenerateConfig, P: int, limits: Array) -> BeamState:
-    images, K, ids = len(limits), config.num_beams, model.config
+def begin(model: TrOCR, config: GenerateConfig, limits: Array) -> BeamState:
+    """The state before the first step, of images with limits [B] of new tokens; the cache has the first of its `widths`."""
+    images, K, ids, P = len(limits), config.num_beams, model.config, whole_chunks(config.max_new_tokens)
     tokens = jnp.full((images, K, P + 1), ids.pad_token_id, jnp.int32).at[..., 0].set(ids.decoder_start_token_id)
-    shape, scores = (images, K), jnp.full((images, K), NEVER)
+    shape = (images, K)
+    scores = jnp.full(shape, NEVER, jnp.float32)  # of a dtype that stays, or the first step would be another program
     nothing = Beams(tokens, jnp.zeros((*shape, P)), scores, jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32))
     # only the first beam counts at first, or all K would hold the same sequence
     running = replace(nothing, scores=scores.at[:, 0].set(0.0))
@@ -101,7 +108,8 @@ def _start(model: TrOCR, config: GenerateConfig, P: int, limits: Array) -> BeamS
     return BeamState(running, nothing, jnp.ones(images, bool), limits <= 0, jnp.int32(0), limits, cache)
 
 
-def _step(model: TrOCR, memory: Array, config: GenerateConfig, layers: StepLayers | Unrolled, state: BeamState) -> BeamState:
+def step(model: TrOCR, memory: Array, config: GenerateConfig, layers: StepLayers | Unrolled, state: BeamState) -> BeamState:
+    """One more token for every running beam, of memory [B,S,E]; the cache must have a place for it."""
     logprobs, cache = _next_logprobs(model, memory, config, layers, state)
     candidates, parents = _extend(state, logprobs, config, model.config.eos_token_id)
     best = _merge(state, candidates, config)

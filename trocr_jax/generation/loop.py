@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -208,14 +209,19 @@ def bucket(count: int) -> int:
 
 def run(step: Callable[[S], S], state: S, places: int) -> S:
     """Steps until all are done, of whom none takes more than P steps; the state's cache has the first of the `widths`."""
-
-    def chunk(state: S) -> S:
-        return jax.lax.scan(lambda state, _: (step(state), None), state, length=STEPS_PER_CHUNK)[0]
-
     for width in widths(places):
         state = replace(state, cache=state.cache.widened(width))
-        state = jax.lax.while_loop(lambda state: ~jnp.all(state.done) & (state.position < width), chunk, state)  # noqa: B023
+        state = jax.lax.while_loop(partial(_going, width=width), partial(chunk, step), state)
     return state
+
+
+def _going(state: Carry, width: int) -> Array:
+    return ~jnp.all(state.done) & (state.position < width)
+
+
+def chunk(step: Callable[[S], S], state: S) -> S:
+    """STEPS_PER_CHUNK steps."""
+    return jax.lax.scan(lambda state, _: (step(state), None), state, length=STEPS_PER_CHUNK)[0]
 
 
 def widths(places: int) -> list[int]:
