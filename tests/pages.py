@@ -39,6 +39,14 @@ def fonts() -> tuple[Path, ...]:
     return tuple(path for path in system if path.stem in names)
 
 
+def printed(*texts: str) -> Image.Image:
+    """A page of lines, one below the other."""
+    image, font = Image.new("RGB", (1300, 100 + 70 * len(texts)), "white"), ImageFont.truetype(fonts()[0], 32)
+    for number, text in enumerate(texts):
+        ImageDraw.Draw(image).text((60, 50 + 70 * number), text, fill=(20, 20, 20), font=font)
+    return image
+
+
 def random_layout(number: int) -> Layout:
     """Of 1 to 3 columns, tilted by up to 3 degrees; every fourth on ruled paper."""
     rng = np.random.default_rng(number)

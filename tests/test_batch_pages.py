@@ -4,11 +4,11 @@ import json
 import math
 
 import batching
-import pages
 import pytest
 import tiny
 from batching import batch
-from PIL import Image, ImageDraw, ImageFont
+from pages import printed
+from PIL import Image
 
 from trocr_jax.line import Line
 from trocr_jax.page import prepare_page, read_page
@@ -91,14 +91,6 @@ def test_a_job_of_pages_goes_on_as_one(capsys, model, scans, tmp_path):
 
 
 LONG, SHORT = "the quick brown fox jumps over a lazy dog while many small boxes", "27 parcels on Friday"
-
-
-def printed(*texts: str) -> Image.Image:
-    """A page of lines, one below the other."""
-    image = Image.new("RGB", (1300, 100 + 70 * len(texts)), "white")
-    for number, text in enumerate(texts):
-        ImageDraw.Draw(image).text((60, 50 + 70 * number), text, fill=(20, 20, 20), font=ImageFont.truetype(pages.fonts()[0], 32))
-    return image
 
 
 def test_long_lines_of_pages_are_read_whole_and_after_an_interruption_as_well(capsys, tmp_path):

@@ -76,11 +76,10 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("family", ["A", "B", "C"])
 @pytest.mark.parametrize("options", SETTINGS, ids=lambda s: "-".join(f"{k}={v}" for k, v in s.items()) or "greedy")
-def test_tokens_are_those_of_transformers_prefix_allowed_tokens_fn(family, options):
+def test_tokens_are_those_of_transformers_prefix_allowed_tokens_fn(options):
     seed = SETTINGS.index(options)
-    config = random_config(family, seed)
+    config = random_config("ABC"[seed % 3], seed)
     reference, pixels = torch_model(config, seed, scale=0.15), random_pixels(config, 4, seed)
     held = automaton(config.decoder.vocab_size, config.eos_token_id, seed)
     with torch.no_grad():

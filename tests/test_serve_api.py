@@ -10,7 +10,7 @@ from openai.types.responses import Response
 from PIL import Image, ImageDraw, ImageFont
 from serving import MODEL, PICTURES, chat, data_url, lines, message, reader, serving, wait_until
 
-from trocr_jax.batching import device, search_jobs
+from trocr_jax.batching import device, search
 from trocr_jax.engine import Job
 
 LONGEST = max(range(len(PICTURES)), key=lambda i: len(lines()[i].tokens))
@@ -551,7 +551,7 @@ def test_a_long_line_counts_as_one(server, http, tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "name", "fields"),
-    [(device, "advance", {}), (search_jobs, "generate", {"trocr": {"num_beams": 2}})],
+    [(device, "advance", {}), (search, "advance", {"trocr": {"num_beams": 2}})],
     ids=["greedy", "beams"],
 )
 def test_the_time_to_the_first_token_holds_the_decoding_of_it(server, http, monkeypatch, module, name, fields):

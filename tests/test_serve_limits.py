@@ -36,6 +36,8 @@ from trocr_jax.serve.api.errors import ApiError
 from trocr_jax.serve.api.gate import Gate
 from trocr_jax.serve.api.keys import Keys, RateLimit
 from trocr_jax.serve.api.limits import Limits
+from trocr_jax.serve.api.options import Options
+from trocr_jax.serve.api.pictures import Picture
 from trocr_jax.serve.api.responses import OtherItem
 from trocr_jax.serve.api.service import RequestContext, Service
 from trocr_jax.serve.api.sources import RequestImage
@@ -343,16 +345,17 @@ def test_images_from_urls_do_not_pile_up_before_they_are_decoded(monkeypatch):
         nonlocal here
         time.sleep(0.01)
         here -= 1
-        return Prepared(np.zeros((1, 1, 3), np.uint8))
+        return Picture([Prepared(np.zeros((1, 1, 3), np.uint8))])
 
     async def ask():
         sources = [RequestImage(f"https://h/{name}", "x") for name in ("a", "bad") * 4]
-        return await asyncio.gather(*(service.prepare(RequestContext(), service.models[MODEL], sources, 1) for _ in range(3)))
+        served, options = service.models[MODEL], Options(reader().defaults)
+        return await asyncio.gather(*(service.prepare(RequestContext(), served, sources, options) for _ in range(3)))
 
-    monkeypatch.setattr(service.fetcher, "fetch", fetch)
-    monkeypatch.setattr(service, "_decode", decode)
+    monkeypatch.setattr(service.pictures.fetcher, "fetch", fetch)
+    monkeypatch.setattr("trocr_jax.serve.api.service.decode_line", decode)
     answers = asyncio.run(ask())
-    assert [sum(isinstance(item, Prepared) for item in items) for items in answers] == [4, 4, 4] and (here, most) == (0, 3)
+    assert [sum(isinstance(item, Picture) for item in items) for items in answers] == [4, 4, 4] and (here, most) == (0, 3)
 
 
 # --- too late ---

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import Browser, chromium
+from pages import printed
 from PIL import Image, ImageOps
 from serving import MODEL, PICTURES, lines, reader, serving, wait_until
 
@@ -98,6 +99,26 @@ def test_words_are_coloured_by_confidence(page):
 
 def level(confidence: float) -> str:
     return "sure" if confidence >= 0.9 else "unsure" if confidence >= 0.6 else "doubtful"
+
+
+def test_whole_pages_and_lines_that_turn_out_to_be_pages(page, tmp_path):
+    texts = ("Dear Sir or Madam,", "27 boxes of paper were sent", "to your village on Friday.")
+    printed(*texts).save(tmp_path / "letter.png")
+    page.drop(tmp_path / "letter.png")
+    page.until(DONE)
+    assert "several lines" in page.text(".note")[0]
+    assert page.run("[...document.querySelectorAll('.foot button')].map(b => b.textContent)") == ["Copy", "Read as a page"]
+    page.run("[...document.querySelectorAll('.foot button')].at(-1).click()")
+    page.until(f"{DONE} && document.querySelector('.note').textContent.includes('3 lines')")
+    page.run("document.getElementById('pages').click()")
+    assert page.text("#kind") == ["All lines of each are found and read."]
+    page.drop(tmp_path / "letter.png")
+    page.until(f"{DONE} && document.querySelectorAll('.line').length === 2")
+    assert page.text(".text") == ["\n".join(texts)] * 2 and "3 lines" in page.text(".note")[1]
+    assert page.run("document.querySelectorAll('.word').length") == 2 * sum(len(text.split()) for text in texts)
+    downloaded = page.run("results.map(result => result.lines.map(line => line.text))")
+    assert downloaded == [list(texts)] * 2 and page.run("results[0].flags") is None, "nothing is left of the line"
+    keep(page, "pages")
 
 
 def test_a_bad_file_says_so_and_hinders_no_other(page, tmp_path):

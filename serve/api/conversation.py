@@ -1,7 +1,7 @@
 """What /v1/chat/completions and /v1/responses share: a conversation whose last turn holds the images to read.
 
 The images of the last turn (the user messages after the last answer, or work on one, as of tools) are read, in order, and their
-lines joined with newlines.
+lines joined with newlines: one an image, or, as `trocr.page` asks, all that are found on it.
 Texts of any message are accepted and have no influence: TrOCR reads, it does not listen. Fields that would have one and cannot
 be obeyed are refused by name.
 """
@@ -81,7 +81,7 @@ class Conversation(Strict):
         return options_for(
             served.engine, limits, temperature=self.temperature, top_p=self.top_p, top_logprobs=self.top_logprobs or 0,
             num_beams=self.trocr.num_beams if self.trocr else None, beams_field="trocr.num_beams",
-            stream=bool(self.stream), **own,
+            page=bool(self.trocr and self.trocr.page), stream=bool(self.stream), **own,
         )  # fmt: skip
 
 
@@ -126,13 +126,13 @@ async def respond(request: Request, body: Conversation, begin: Callable[[Served,
     """Reads the images of the last turn.
 
     Args:
-        begin: makes the answer for a model and a number of images.
+        begin: makes the answer for a model and the number of images that it looked at.
     """
     service: Service = request.app.state.service
     served = service.model(body.model)
     sources, options = body.sources(), body.options(served, service.limits)
     reading = await service.read(request.state.context, served, sources, options)
-    answer = begin(served, len(sources))
+    answer = begin(served, reading.images)
     if body.stream:
         return StreamingResponse(answer.stream(reading), media_type="text/event-stream", headers={"cache-control": "no-store"})
     return reply(answer.whole(reading, await reading.complete()))

@@ -26,13 +26,16 @@ class Gate:
         # (time, units) of the last departures, after (time, 0) of the entry into an empty house
         self._left: deque[tuple[float, int]] = deque(maxlen=_REMEMBERED)
 
-    def enter(self, units: int) -> None:
+    def enter(self, units: int, held: int = 0) -> None:
         """Lets units in.
+
+        Args:
+            held: those of the same request that are inside already.
 
         Raises:
             ApiError: 503, and nothing was counted; 413 for what would not fit into the empty house either.
         """
-        if units > self.limit:
+        if held + units > self.limit:
             raise ApiError(413, "more than this server ever takes at once", "too_large")
         if self.inside + units > self.limit:
             raise overloaded(self.wait(), self.message)

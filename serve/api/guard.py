@@ -209,8 +209,7 @@ class _Passage:
             pass
 
     def _put_right(self) -> None:
-        for close in reversed(self.context.closers):
-            close()
+        self.context.close()
         self.service.bodies.leave(self.bytes + VALUE_BYTES * self.values)
         route = _route(self.scope["path"], self.guard.paths)
         seconds = time.monotonic() - self.context.started

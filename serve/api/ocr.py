@@ -1,4 +1,5 @@
-"""POST /v1/ocr: many images, a result each. An image that cannot be read has an error in its place and hinders no other.
+"""POST /v1/ocr: many images, a result each: the line that it shows or, of a page, all that are found there with their places.
+An image that cannot be read has an error in its place and hinders no other.
 
 As JSON (`images`: data: URLs, or URLs where allowed) or as a form with files.
 """
@@ -6,6 +7,8 @@ As JSON (`images`: data: URLs, or URLs where allowed) or as a form with files.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from itertools import islice
 from typing import Annotated, Any
 
 from annotated_types import MaxLen, MinLen
@@ -15,12 +18,13 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from trocr_jax.line import Line
-from trocr_jax.reader import Prepared
+from trocr_jax.page import is_lost
 
-from .answer import Answer
 from .errors import ApiError, bad_request, unsupported_media_type
 from .ids import fresh_id
 from .options import Options, options_for
+from .pictures import Picture
+from .reading import Reading
 from .service import RequestContext, Served, Service
 from .sources import RequestImage
 from .wire import ERRORS, Beams, Count, Name, Strict, line_object, media_type, now, reply
@@ -33,6 +37,7 @@ class OcrOptions(Strict):
     model: Name | None = None
     num_beams: Beams | None = None
     max_tokens: Count | None = None
+    page: bool | None = None
 
 
 class OcrRequest(OcrOptions):
@@ -56,35 +61,49 @@ async def create(request: Request) -> Response:
     service: Service = request.app.state.service
     body, sources = await _parse(request, service.limits.images)
     served = service.model(body.model)
-    options = options_for(served.engine, service.limits, num_beams=body.num_beams, max_tokens=body.max_tokens)
-    results, tokens = await _read(service, request.state.context, served, sources, options)
-    prompt_tokens = len(sources) * served.image_tokens
+    options = options_for(
+        served.engine, service.limits, num_beams=body.num_beams, max_tokens=body.max_tokens, page=bool(body.page)
+    )
+    results, reading = await _read(service, request.state.context, served, sources, options)
+    prompt_tokens = reading.images * served.image_tokens
     return reply({
         "id": fresh_id("ocr-"), "object": "ocr.result", "created": now(), "model": served.name, "results": results,
-        "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens},
+        "usage": {
+            "prompt_tokens": prompt_tokens, "completion_tokens": reading.tokens, "total_tokens": prompt_tokens + reading.tokens
+        },
     })  # fmt: skip
 
 
 async def _read(
     service: Service, context: RequestContext, served: Served, sources: list[RequestImage], options: Options
-) -> tuple[list[dict[str, Any]], int]:
-    """A result for each image, and the tokens of all."""
-    prepared = await service.prepare(context, served, sources, 1)
-    readable = [item for item in prepared if isinstance(item, Prepared)]
-    answers: list[Answer] = []
-    tokens = 0
-    if readable:
-        reading = service.submit(context, served, readable, options, together=False)
-        await reading.complete()
-        answers, tokens = reading.answers, reading.tokens
-    left = iter(answers)
-    return [_result(index, item if isinstance(item, ApiError) else next(left)) for index, item in enumerate(prepared)], tokens
+) -> tuple[list[dict[str, Any]], Reading]:
+    """A result for each image, and the reading of all."""
+    pictures = await service.prepare(context, served, sources, options)
+    lines = [line for picture in pictures if isinstance(picture, Picture) for line in picture.lines]
+    reading = service.submit(context, served, lines, options, together=False)
+    await reading.complete()
+    left = (answer.lines[0] for answer in reading.answers)
+    result = _page_result if options.page else _line_result
+    return [{"index": index, **result(picture, left)} for index, picture in enumerate(pictures)], reading
 
 
-def _result(index: int, outcome: Answer | ApiError) -> dict[str, Any]:
-    if isinstance(outcome, ApiError):
-        return {"index": index, **line_object(Line.failed(outcome.message)), "error": outcome.body["error"]}
-    return {"index": index, **line_object(outcome.lines[0]), "error": None}
+def _line_result(picture: Picture | ApiError, lines: Iterator[Line]) -> dict[str, Any]:
+    if isinstance(picture, ApiError):
+        return {**line_object(Line.failed(picture.message)), "error": picture.body["error"]}
+    return {**line_object(next(lines)), "error": None}
+
+
+def _page_result(picture: Picture | ApiError, lines: Iterator[Line]) -> dict[str, Any]:
+    """A page's text with a line a row, its size in pixels, whether hardly any line could be read, as of one on its side, and its
+    lines, each with its outline and the box around that.
+    """
+    if isinstance(picture, ApiError):
+        return {"text": "", "width": None, "height": None, "lost": False, "lines": [], "error": picture.body["error"]}
+    assert picture.layout is not None
+    page = picture.layout.page(list(islice(lines, len(picture.lines))))
+    found = [{"polygon": line.points, "box": line.box, **line_object(line.line)} for line in page.lines]
+    text = "\n".join(line.line.text for line in page.lines)
+    return {"text": text, "width": page.width, "height": page.height, "lost": is_lost(page), "lines": found, "error": None}
 
 
 async def _parse(request: Request, most: int) -> tuple[OcrOptions, list[RequestImage]]:
@@ -119,10 +138,17 @@ async def _form(request: Request, most: int) -> tuple[OcrOptions, list[RequestIm
     sources, fields = [], {}
     for name, value in form.multi_items():
         if isinstance(value, str):
-            fields[name] = int(value) if name in ("num_beams", "max_tokens") and value.isascii() and value.isdigit() else value
+            fields[name] = _from_form(name, value)
         else:
             sources.append(RequestImage(await value.read(), f"images[{len(sources)}]"))
     await form.close()
     if not sources:
         raise bad_request("the form has no file", "images", "image_required")
     return OcrOptions.model_validate(fields), sources
+
+
+def _from_form(name: str, text: str) -> Any:
+    """A form's field as JSON would have it; as text where it is none, for the error that names it."""
+    if name in ("num_beams", "max_tokens") and text.isascii() and text.isdigit():
+        return int(text)
+    return {"true": True, "false": False}.get(text, text) if name == "page" else text

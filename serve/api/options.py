@@ -29,6 +29,7 @@ class Options:
         stops: strings that end an answer.
         detailed: whether it wants the tokens.
         stream: whether it wants them while they come.
+        page: whether the images are pages, and not lines.
     """
 
     config: GenerateConfig
@@ -39,12 +40,14 @@ class Options:
     stops: tuple[str, ...] = ()
     detailed: bool = False
     stream: bool = False
+    page: bool = False
 
 
 def options_for(
     engine: Engine, limits: Limits, *, temperature: float | None = None, top_p: float | None = None, seed: int | None = None,
     n: int | None = None, max_tokens: int | None = None, num_beams: int | None = None, top_logprobs: int = 0,
-    stops: Sequence[str] = (), detailed: bool = False, stream: bool = False, beams_field: str = "num_beams",
+    stops: Sequence[str] = (), detailed: bool = False, stream: bool = False, page: bool = False,
+    beams_field: str = "num_beams",
 ) -> Options:  # fmt: skip
     """A request's fields as Options.
 
@@ -70,7 +73,7 @@ def options_for(
         config = replace(config, do_sample=True, temperature=float(temperature or 0), top_p=1.0 if top_p is None else top_p)
     return Options(
         config, choices, max_tokens or UNBOUNDED, random.getrandbits(32) if seed is None else seed % 2**32, top_logprobs,
-        tuple(stops), detailed, stream,
+        tuple(stops), detailed, stream, page,
     )  # fmt: skip
 
 

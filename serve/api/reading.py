@@ -33,10 +33,11 @@ class Reading:
         answers: `n` of them.
         signal: set by their jobs.
         deadline: on the event loop's clock, which is `time.monotonic`.
+        images: how many the model looks at, a page's lines one by one.
     """
 
-    def __init__(self, answers: list[Answer], signal: Signal, deadline: float):
-        self.answers, self._signal, self._deadline = answers, signal, deadline
+    def __init__(self, answers: list[Answer], signal: Signal, deadline: float, images: int):
+        self.answers, self.images, self._signal, self._deadline = answers, images, signal, deadline
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """(index of the answer, what it has grown by) until all are complete.

@@ -1,7 +1,7 @@
 """What stands behind the routes: models with their engines, admission, image decoding, and readings that always end.
 
-A request's images go from admission (`Gate`) through a bounded pool of threads (bytes -> pixels) to their model's engine, and
-come back as a `Reading`. Whatever happens to the request, its context closes the reading, which frees slots and room.
+A request's images go from admission (`Gate`) through a bounded pool of threads (`Pictures`) to their model's engine, and come
+back as a `Reading`. Whatever happens to the request, its context closes the reading, which frees slots and room.
 """
 
 from __future__ import annotations
@@ -10,22 +10,19 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
-from trocr_jax.cores import usable_cores
 from trocr_jax.engine import Engine, Job
 from trocr_jax.engine_thread import EngineThread
 from trocr_jax.generation.sampling import image_seed
-from trocr_jax.images import MAX_PIXELS, ImageError
 from trocr_jax.pixels.line_cutting import MOST_PIECES
 from trocr_jax.prepared import Prepared
 from trocr_jax.reader import Reader
 
 from .answer import Answer, JobPart
 from .errors import ApiError, bad_request, overloaded, timed_out
-from .fetch import Fetcher
 from .gate import Gate
 from .ids import fresh_id
 from .keys import Keys, RateLimit
@@ -33,15 +30,12 @@ from .limits import Limits
 from .logs import log
 from .metrics import Metrics
 from .options import Options
+from .pictures import Decode, Picture, Pictures, decode_line, decode_page, in_loop
 from .reading import Reading, Signal
 from .sources import RequestImage
 
 State = Literal["starting", "ready", "draining", "failed"]
-SMALL = 4_000_000  # pixels
-_POOLS = "images"
-_IDLE_SECONDS = 1.0  # for threads without an image to end by themselves
 _TURN_SECONDS = 5.0  # for the engines' last turn, which nobody waits for
-TOO_LARGE = str(ImageError("too_large"))
 
 
 @dataclass
@@ -52,7 +46,9 @@ class RequestContext:
         id: x-request-id.
         key: a name for its API key, or "anonymous".
         started, deadline: on `time.monotonic`, the clock of the event loop too.
+        units: of it in the house: its images, each times its `n`, and of pages the lines.
         closers: called when the request is over, however it ends.
+        over: whether it is.
         refusal: the code of the error that it was answered with.
         notes: fields of its log entry.
     """
@@ -61,9 +57,17 @@ class RequestContext:
     key: str = ""
     started: float = field(default_factory=time.monotonic)
     deadline: float = float("inf")
+    units: int = 0
     closers: list[Callable[[], None]] = field(default_factory=list)
+    over: bool = False
     refusal: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Puts right what the request has taken."""
+        self.over = True
+        for close in reversed(self.closers):
+            close()
 
 
 @dataclass
@@ -100,8 +104,6 @@ class Service:
         self.rate = RateLimit(limits.rate, limits.burst)
         self.images = Gate(limits.queue, "too many images are waiting, try again soon")
         self.bodies = Gate(limits.bodies_bytes, "too many requests are being received, try again soon")
-        self.fetcher = Fetcher(hosts, limits.url_bytes, limits.url_seconds)
-        self._fetched = asyncio.Semaphore(max(1, limits.bodies_bytes // limits.url_bytes))  # images from URLs in memory
         wake = threading.Event()
         self.models = {
             name: Served(name, reader, Engine(
@@ -111,9 +113,8 @@ class Service:
             for name, reader in readers.items()
         }  # fmt: skip
         self.metrics.watch({name: served.engine for name, served in self.models.items()})
+        self.pictures = Pictures(limits, hosts, self.metrics.decoded.inc)
         self.state: State = "starting"
-        self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix=_POOLS)
-        self._large = ThreadPoolExecutor(1, thread_name_prefix=f"{_POOLS}-large")
         engines = [served.engine for served in self.models.values()]
         self._thread = EngineThread(engines, wake, self._on_ready, self._on_error, self._on_death)
         self.on_ready: Callable[[], None] = lambda: None
@@ -136,19 +137,14 @@ class Service:
         time, see `held_up`.
         """
         await asyncio.to_thread(self._thread.stop, _TURN_SECONDS)
-        for pool in (self._pool, self._large):
-            pool.shutdown(wait=False, cancel_futures=True)
-        until = time.monotonic() + _IDLE_SECONDS
-        while time.monotonic() < until and _at_images():
-            await asyncio.sleep(0.01)
-        await self.fetcher.close()
+        await self.pictures.close()
 
     @property
     def held_up(self) -> str:
         """After `stop`: what a thread is still doing, for which Python would wait at its exit; empty where there is nothing."""
         if self._thread.is_alive():
             return "the device or its compiler"
-        return "an image" if _at_images() else ""
+        return "an image" if self.pictures.busy else ""
 
     def _on_ready(self) -> None:
         if self.state == "starting":
@@ -190,29 +186,50 @@ class Service:
         Raises:
             ApiError: too many images (400), no room (503), not an image (400), too late (504).
         """
-        prepared = await self.prepare(context, served, sources, options.choices)
-        for item in prepared:
+        pictures = []
+        for item in await self.prepare(context, served, sources, options):
             if isinstance(item, ApiError):
                 raise item
-        return self.submit(context, served, [item for item in prepared if isinstance(item, Prepared)], options)
+            pictures.append(item)
+        return self.submit(context, served, [line for picture in pictures for line in picture.lines], options)
 
     async def prepare(
-        self, context: RequestContext, served: Served, sources: Sequence[RequestImage], choices: int
-    ) -> list[Prepared | ApiError]:
+        self, context: RequestContext, served: Served, sources: Sequence[RequestImage], options: Options
+    ) -> list[Picture | ApiError]:
         """Admits images and decodes them; an error stands in the place of its image."""
         if len(sources) > self.limits.images:
             raise bad_request(f"at most {self.limits.images} images a request", sources[-1].param, "too_many_images")
-        units = len(sources) * choices
-        self.images.enter(units)
-        self.metrics.images.set(self.images.inside)
-        context.closers.append(lambda: self._leave(units))
-        self.rate.charge(context.key, units - 1, admit=False)
+        self._admit(context, len(sources) * options.choices, charged=1)
         context.notes |= {"model": served.name, "images": len(sources)}
+        decode = self._decoder(context, served, options)
         try:
             async with asyncio.timeout_at(context.deadline):
-                return list(await asyncio.gather(*(self._prepare(served, source) for source in sources)))
+                return list(await asyncio.gather(*(self.pictures.prepare(source, decode) for source in sources)))
         except TimeoutError:
             raise timed_out() from None
+
+    def _decoder(self, context: RequestContext, served: Served, options: Options) -> Decode:
+        if not options.page:
+            return partial(decode_line, served.reader)
+
+        def admit(lines: int) -> None:  # a page came in as one unit
+            self._admit(context, max(0, lines - 1) * options.choices)
+
+        return partial(decode_page, served.reader.processor, in_loop(admit))
+
+    def _admit(self, context: RequestContext, units: int, charged: int = 0) -> None:
+        """Lets units of a request in, until it is over, of which some were charged for. Only in the event loop.
+
+        Raises:
+            ApiError: no room now (503) or ever (413), or too late (504).
+        """
+        if context.over:
+            raise timed_out()
+        self.images.enter(units, context.units)
+        context.units += units
+        self.metrics.images.set(self.images.inside)
+        context.closers.append(lambda: self._leave(units))
+        self.rate.charge(context.key, units - charged, admit=False)
 
     def submit(
         self, context: RequestContext, served: Served, prepared: Sequence[Prepared], options: Options, *, together: bool = True
@@ -237,46 +254,10 @@ class Service:
         indices, samples = range(len(prepared)), range(options.choices)
         rows = [[x for i in indices for x in parts(i, s)] for s in samples] if together else [parts(i, 0) for i in indices]
         answers = [Answer(served.reader, row, options.budget, options.stops, options.detailed) for row in rows]
-        reading, jobs = Reading(answers, signal, context.deadline), [part.job for row in rows for part in row]
+        reading, jobs = Reading(answers, signal, context.deadline, len(prepared)), [part.job for row in rows for part in row]
         context.closers.append(lambda: self._close(context, served, reading, jobs))
         served.engine.submit(jobs)
         return reading
-
-    async def _prepare(self, served: Served, source: RequestImage) -> Prepared | ApiError:
-        try:
-            prepared = await (self._fetch(served, source) if source.remote else self._in_pool(served, source))
-        except ApiError as error:
-            return error
-        if prepared.pixels is None:
-            return bad_request(f"not a readable image: {prepared.error}", source.param, "invalid_image")
-        return prepared
-
-    async def _fetch(self, served: Served, source: RequestImage) -> Prepared:
-        """Fetches an image from a URL and decodes it. It keeps its place among `_fetched` as long as its bytes are in memory, or
-        images would pile up before the pool.
-        """
-        async with self._fetched:
-            content = await self.fetcher.fetch(str(source.content), source.param)
-            return await self._in_pool(served, replace(source, content=content))
-
-    async def _in_pool(self, served: Served, source: RequestImage) -> Prepared:
-        """Decodes as many images at once as there are cores, but only one large one, or memory would grow with the cores."""
-        run, most = asyncio.get_running_loop().run_in_executor, min(self.limits.pixels, MAX_PIXELS)
-
-        def look() -> tuple[bytes, Prepared]:
-            content = source.decode()
-            return content, self._decode(served, content, min(most, SMALL))
-
-        content, prepared = await run(self._pool, look)
-        if most > SMALL and (prepared.error or "").startswith(TOO_LARGE):  # by its header: nothing of it was decoded
-            prepared = await run(self._large, self._decode, served, content, most)
-        return prepared
-
-    def _decode(self, served: Served, content: bytes, most: int) -> Prepared:
-        prepared = served.reader.prepare(content, most)
-        if not (prepared.error or "").startswith(TOO_LARGE):
-            self.metrics.decoded.inc()
-        return prepared
 
     def _leave(self, units: int) -> None:
         self.images.leave(units)
@@ -294,7 +275,3 @@ class Service:
         if first := [job.first_token for job in jobs if job.first_token]:
             self.metrics.first_token_seconds.observe(min(first) - context.started)
 
-
-def _at_images() -> bool:
-    """Whether a thread that prepares images is alive."""
-    return any(thread.name.startswith(_POOLS) for thread in threading.enumerate())

@@ -64,6 +64,8 @@ class TrocrOptions(Strict):
     """What OpenAI's API has no word for."""
 
     num_beams: Beams | None = None
+    page: bool | None = None
+    """Whether the images are pages, of which all lines are found and read."""
 
 
 class ErrorObject(BaseModel):
