@@ -23,7 +23,7 @@ ORDER = [
         "generation.packed generation.processors generation.constraint generation.loop generation.sampling generation.beam "
         "decoding patterns reader"
     ).split(),
-    "lanes engine engine_thread".split(),
+    "lanes batching.search_jobs engine engine_thread".split(),
     "lanes reader".split(),
     "generation.loop batching.jobs".split(),
     "decoding batching.device batching.jobs batching.slot_jobs engine".split(),

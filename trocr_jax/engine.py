@@ -99,7 +99,7 @@ class Engine:
         self._taken: list[Job] = []  # from the queue, and not yet in a place
         self._encoded: deque[_Encoded] = deque()
         self._slots = SlotJobs(model, self._packed, slots, defaults.max_new_tokens, self.counts)
-        self._search = SearchJobs(self._packed, model.config, defaults, searches)
+        self._search = SearchJobs(self._packed, model.config, defaults, searches, self._lanes)
 
     # --- any thread ---
 
@@ -174,7 +174,7 @@ class Engine:
         self._slots.advance(self.rules)
         self._encode_next()
         self._search_next()
-        self._search.advance()
+        self._search.advance(beside=self._slots.busy)
 
     def harvest(self) -> bool:
         """The part of a turn that waits for what `dispatch` started; False where that was nothing."""

@@ -35,9 +35,10 @@ class Limits:
     choices: int = 8
     """Most answers of a request (`n`)."""
     queue: int = 256
-    """Images that wait or are being read, each times its `n`; when so many are there: 503 with Retry-After, the body unread."""
+    """Images, and lines of pages, that wait or are being read, each times its `n`; when so many are there: 503 with Retry-After,
+    the body unread."""
     rate: float = 0.0
-    """Images a minute and key; above: 429 with Retry-After. 0 is no limit."""
+    """Images, and lines of pages, a minute and key; above: 429 with Retry-After. 0 is no limit."""
     burst: int = 60
     """Images that a key may send at once before `rate` holds."""
     url_bytes: int = 10 << 20

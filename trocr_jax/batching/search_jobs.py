@@ -18,6 +18,7 @@ from ..decoding import GenerateConfig, Generation
 from ..generation.beam import BeamState
 from ..generation.loop import whole_chunks, widths
 from ..generation.packed import Packed
+from ..lanes import Lanes
 from ..network.layers import Array
 from . import search
 from .jobs import Job, Status
@@ -43,10 +44,11 @@ class SearchJobs:
         ids: with the numbers of special tokens.
         defaults: how to decode, except for the limit of new tokens, which every job sets for itself.
         beams: numbers of beams, above 1, that jobs may have.
+        lanes: for steps that are to run beside those of the slots.
     """
 
-    def __init__(self, packed: Packed, ids: TrOCRConfig, defaults: GenerateConfig, beams: Iterable[int]):
-        self._packed, self._ids = packed, ids
+    def __init__(self, packed: Packed, ids: TrOCRConfig, defaults: GenerateConfig, beams: Iterable[int], lanes: Lanes):
+        self._packed, self._ids, self._lanes = packed, ids, lanes
         self._configs = {b: replace(defaults, num_beams=b, num_return_sequences=b) for b in beams}
         self._batch: _Batch | None = None
 
@@ -61,7 +63,7 @@ class SearchJobs:
             batch = self._begun(memory, config, [])
             for width in widths(whole_chunks(config.max_new_tokens)):
                 batch.steps = width - search.STEPS
-                self._advance(batch)
+                self._advance(batch, beside=False)
             self._found(batch)
 
     def start(self, memory: Array, jobs: Sequence[Job]) -> None:
@@ -75,14 +77,17 @@ class SearchJobs:
         limits[: len(jobs)] = [job.config.max_new_tokens for job in jobs]
         return _Batch(memory, config, search.begin(self._packed, config, jax.device_put(limits)), list(jobs))
 
-    def advance(self) -> None:
-        """Dispatches some steps of the search, if there is one."""
+    def advance(self, beside: bool) -> None:
+        """Dispatches some steps of the search, if there is one; `beside` those of the slots, which a CPU then takes at once. A
+        search alone is slower so.
+        """
         if self._batch:
-            self._advance(self._batch)
+            self._advance(self._batch, beside)
 
-    def _advance(self, batch: _Batch) -> None:
+    def _advance(self, batch: _Batch, beside: bool) -> None:
         state = search.widened(batch.config, batch.state, batch.steps)
-        batch.state = search.advance(self._packed, batch.memory, batch.config, state)
+        arguments = self._packed, batch.memory, batch.config, state
+        batch.state = self._lanes.dispatch(search.advance, *arguments) if beside else search.advance(*arguments)
         batch.steps += search.STEPS
 
     def harvest(self) -> Iterator[tuple[Job, Status]]:
