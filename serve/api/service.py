@@ -274,4 +274,3 @@ class Service:
             self.metrics.lines.labels(served.name, line.finish_reason).inc()
         if first := [job.first_token for job in jobs if job.first_token]:
             self.metrics.first_token_seconds.observe(min(first) - context.started)
-
