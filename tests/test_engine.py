@@ -281,9 +281,9 @@ def test_dropped_from_a_search(engine, reader, pixels, how, left):
 
 def test_a_search_whose_cache_grows(reader, pixels, monkeypatch):
     monkeypatch.setattr(loop, "NARROW", search.STEPS)
-    monkeypatch.setattr(loop, "WIDER", 2)
+    monkeypatch.setattr(loop, "WIDER", 3)
     defaults = replace(reader.defaults, max_new_tokens=63)  # programs of its own
-    assert loop.widths(63) == [4, 8, 16, 63]
+    assert loop.widths(63) == [4, 12, 63]
     engine, searched = make(reader, defaults, beams=(3,), slots=1, batch=1), replace(defaults, num_beams=3)
     engine.warm_up()
     with compilations() as compiled:
