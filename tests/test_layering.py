@@ -31,11 +31,11 @@ ORDER = [
     "reader commands.read commands.doctor".split(),
     "decoding sharding reader".split(),
     "sharding ahead_of_time".split(),
-    "pages.formats page commands.page commands.read".split(),
+    "pages.words pages.formats page commands.page commands.read".split(),
     "cli commands.page commands.read".split(),  # for its UsageError; cli names verbs and imports none of them
     "cli commands.doctor".split(),
 ]
-NO_JAX = LEAVES | {"checkpoints.fairseq", "page", "pages.formats", "commands.page"}
+NO_JAX = LEAVES | {"checkpoints.fairseq", "page", "pages.formats", "pages.words", "commands.page"}
 APPS = ("convert", "train", "serve")
 REFERENCE_ALLOWED = {"convert/verify.py", "serve/benchmark/peers.py"}
 

@@ -221,11 +221,11 @@ def test_files_that_tell_no_lines_are_refused_in_a_line(content, message):
     assert "\n" not in str(error.value)
 
 
-def test_words_share_their_line_by_characters():
+def test_words_without_places_share_their_line_by_characters():
     line = line_from_tokens("ab cd", [5, 6], [-0.1, -0.2], [(0, 2), (2, 5)], True)
     text = render(Page(100, 20, (PageLine(((0, 0), (100, 0), (100, 20), (0, 20)), line),)), "alto", "x.png")
     places = [(int(e.get("HPOS")), int(e.get("WIDTH"))) for e in tags(ElementTree.fromstring(text), "String")]
-    assert places == [(0, 40), (60, 40)]
+    assert places == [(0, 44), (56, 44)]  # a space is half as wide as a letter
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ for found in read_page(Reader.from_pretrained(), "scan.png").lines:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
@@ -26,6 +26,7 @@ from .pages.formats import Page, PageLine, Points
 from .pages.line_detection import find_lines
 from .pages.orientation import TURNS, find_turned
 from .pages.outlines import PageFormatError, clockwise
+from .pages.words import InkColumns, ink_columns, place_words
 from .pixels.image_processor import ImageProcessor
 from .prepared import Prepared, prepare
 
@@ -97,22 +98,31 @@ def _some(outlines: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _read(reader: Any, image: Image.Image, outlines: list[np.ndarray], options: dict[str, Any]) -> Page:
-    cut = (_cut(image, outline) for outline in outlines)  # as they are read: together they may be larger than memory
-    lines: list[Line] = reader.read(cut, **options)
-    return _layout(image, outlines).page(lines)
+    ink: list[InkColumns] = []
+
+    def lines() -> Iterator[Image.Image]:  # as they are read: together they may be larger than memory
+        for outline in outlines:
+            line = _cut(image, outline)
+            ink.append(ink_columns(line))
+            yield line
+
+    found: list[Line] = reader.read(lines(), **options)
+    return _layout(image, outlines, ink).page(found)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A page's width and height in pixels, and the outlines of its lines in reading order."""
+    """A page's width and height in pixels, and of its lines in reading order the outlines and where there is ink in them."""
 
     width: int
     height: int
     outlines: tuple[Points, ...]
+    ink: tuple[InkColumns, ...]
 
     def page(self, lines: Sequence[Line]) -> Page:
         """The page with what was read in each outline."""
-        return Page(self.width, self.height, tuple(map(PageLine, self.outlines, lines)))
+        places = map(place_words, lines, self.ink)
+        return Page(self.width, self.height, tuple(map(PageLine, self.outlines, lines, places)))
 
 
 def prepare_page(
@@ -125,7 +135,12 @@ def prepare_page(
     """
     found = find_lines(image)
     admit(len(found))
-    return _layout(image, found), [prepare(_cut(image, quad), processor) for quad in found]
+    lines = [_prepared(_cut(image, quad), processor) for quad in found]
+    return _layout(image, found, [ink for ink, _ in lines]), [line for _, line in lines]
+
+
+def _prepared(line: Image.Image, processor: ImageProcessor) -> tuple[InkColumns, Prepared]:
+    return ink_columns(line), prepare(line, processor)
 
 
 def cut_out(image: Image.Image, polygon: np.ndarray) -> Image.Image:
@@ -186,7 +201,7 @@ def _paper(image: Image.Image) -> tuple[int, ...]:
     return tuple(int(channel) for channel in np.median(pixels, axis=0))
 
 
-def _layout(image: Image.Image, outlines: Sequence[np.ndarray]) -> Layout:
+def _layout(image: Image.Image, outlines: Sequence[np.ndarray], ink: Sequence[InkColumns]) -> Layout:
     """The outlines [n,2] as reported: whole pixels on the page, although a line may be cut out from beyond its border."""
     inside = (np.clip(np.rint(outline), 0, image.size).astype(int).tolist() for outline in outlines)
-    return Layout(image.width, image.height, tuple(tuple((x, y) for x, y in outline) for outline in inside))
+    return Layout(image.width, image.height, tuple(tuple((x, y) for x, y in outline) for outline in inside), tuple(ink))

@@ -19,6 +19,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from trocr_jax.line import Line
 from trocr_jax.page import is_lost
+from trocr_jax.pages.formats import with_boxes
 
 from .errors import ApiError, bad_request, unsupported_media_type
 from .ids import fresh_id
@@ -95,13 +96,13 @@ def _line_result(picture: Picture | ApiError, lines: Iterator[Line]) -> dict[str
 
 def _page_result(picture: Picture | ApiError, lines: Iterator[Line]) -> dict[str, Any]:
     """A page's text with a line a row, its size in pixels, whether hardly any line could be read, as of one on its side, and its
-    lines, each with its outline and the box around that.
+    lines, each with its outline, the box around that, and the boxes of its words.
     """
     if isinstance(picture, ApiError):
         return {"text": "", "width": None, "height": None, "lost": False, "lines": [], "error": picture.body["error"]}
     assert picture.layout is not None
     page = picture.layout.page(list(islice(lines, len(picture.lines))))
-    found = [{"polygon": line.points, "box": line.box, **line_object(line.line)} for line in page.lines]
+    found = [with_boxes(line, line_object(line.line)) for line in page.lines]
     text = "\n".join(line.line.text for line in page.lines)
     return {"text": text, "width": page.width, "height": page.height, "lost": is_lost(page), "lines": found, "error": None}
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from trocr_jax.line import Line
-from trocr_jax.pages.formats import Page
+from trocr_jax.pages.formats import Page, with_boxes
 
 Format = Literal["jsonl", "parquet"]
 
@@ -24,7 +24,7 @@ def page_row(name: str, page: Page | Line) -> dict[str, Any]:
     """A page as it is stored, with its lines in reading order; a Line where it could not be read."""
     if isinstance(page, Line):
         return {"id": _valid(name), "width": None, "height": None, "lines": [], "error": page.error}
-    lines = [{**_line(x.line), "box": list(x.box), "polygon": [list(point) for point in x.points]} for x in page.lines]
+    lines = [with_boxes(found, _line(found.line)) for found in page.lines]
     return {"id": _valid(name), "width": page.width, "height": page.height, "lines": lines, "error": None}
 
 
@@ -55,12 +55,14 @@ def table(rows: Sequence[dict[str, Any]], pages: bool = False) -> Any:
     """Rows as a pyarrow table whose types do not depend on them."""
     import pyarrow as pa
 
-    word = pa.struct([("text", pa.string()), ("start", pa.int32()), ("end", pa.int32()), ("confidence", pa.float64())])
+    box = ("box", pa.list_(pa.int32()))
+    word = [("text", pa.string()), ("start", pa.int32()), ("end", pa.int32()), ("confidence", pa.float64())]
+    words = ("words", pa.list_(pa.struct([*word, box] if pages else word)))
     line = [
-        ("text", pa.string()), ("confidence", pa.float64()), ("finish_reason", pa.string()), ("words", pa.list_(word)),
+        ("text", pa.string()), ("confidence", pa.float64()), ("finish_reason", pa.string()), words,
         ("flags", pa.list_(pa.string())), ("error", pa.string()),
     ]  # fmt: skip
-    placed = pa.struct([*line, ("box", pa.list_(pa.int32())), ("polygon", pa.list_(pa.list_(pa.int32())))])
+    placed = pa.struct([*line, box, ("polygon", pa.list_(pa.list_(pa.int32())))])
     page = [("width", pa.int32()), ("height", pa.int32()), ("lines", pa.list_(placed)), ("error", pa.string())]
     return pa.Table.from_pylist(list(rows), schema=pa.schema([("id", pa.string()), *(page if pages else line)]))
 

@@ -32,7 +32,7 @@ from trocr_jax.files import FilesError
 
 from .units import Unit
 
-VERSION = 7
+VERSION = 8
 POLL = 1.0
 """Seconds between looks at what others do."""
 

@@ -1,7 +1,6 @@
 """A page that was read, as other programs want it: JSON, hOCR, ALTO 4, PAGE-XML 2019, plain text. No jax here.
 
-Confidences go with the texts. The boxes of words are approximate: TrOCR says nothing of places, so a line is shared out by the
-number of its characters.
+Confidences go with the texts. The boxes of words are approximate, see `words`: TrOCR says nothing of places.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ..line import Line, one_line, to_json
+from .words import Share, by_characters
 
 Format = Literal["text", "json", "hocr", "alto", "page"]
 DOCUMENTS = ("hocr", "alto", "page")
@@ -29,10 +29,17 @@ _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 @dataclass(frozen=True)
 class PageLine:
-    """A line on a page: its outline, clockwise from the top left as the writing runs, and what was read there."""
+    """A line on a page.
+
+    Attributes:
+        points: its outline, clockwise from the top left as the writing runs.
+        line: what was read there.
+        places: where each of its words stands, in shares of the line's width.
+    """
 
     points: Points
     line: Line
+    places: tuple[Share, ...] = ()
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -77,19 +84,25 @@ def render(page: Page, form: Format, name: str, page_number: int = 1, created: d
 
 def to_dict(page: Page, name: str) -> dict[str, Any]:
     """A page as a dict to write as JSON."""
-    lines = [{"polygon": line.points, "box": line.box, **line.line.to_dict()} for line in page.lines]
+    lines = [with_boxes(line, line.line.to_dict()) for line in page.lines]
     return {"path": name, "width": page.width, "height": page.height, "turned": page.turned, "lines": lines}
 
 
-def words(line: PageLine) -> Iterator[tuple[str, float, Points]]:
+def with_boxes(found: PageLine, line: dict[str, Any]) -> dict[str, Any]:
+    """A dict of its Line, with the outline, the box around it, and a box in each word."""
+    boxes = (list(bounds(outline)) for _, _, outline in words(found))
+    of_words = [{**word, "box": box} for word, box in zip(line["words"], boxes, strict=True)]
+    return {"polygon": [list(point) for point in found.points], "box": list(found.box), **line, "words": of_words}
+
+
+def words(found: PageLine) -> Iterator[tuple[str, float, Points]]:
     """Text, confidence and approximate outline of every word."""
-    total = max(1, len(line.line.text))
-    corners = np.asarray(line.points, float)
+    corners = np.asarray(found.points, float)
     if len(corners) != 4:
-        left, top, right, bottom = line.box
+        left, top, right, bottom = found.box
         corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], float)
-    for word in line.line.words:
-        a, b = word.start / total, word.end / total
+    places = found.places or by_characters(found.line)
+    for word, (a, b) in zip(found.line.words, places, strict=True):
         (p, q), (s, r) = ((u + a * (v - u), u + b * (v - u)) for u, v in ((corners[0], corners[1]), (corners[3], corners[2])))
         yield word.text, word.confidence, tuple((round(x), round(y)) for x, y in (p, q, r, s))
 

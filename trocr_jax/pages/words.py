@@ -1,0 +1,91 @@
+"""Where the words of a line stand in its picture: what the model does not say, the ink does. No jax here.
+
+Of the gaps in the ink as many part words as the text has spaces: those that are wide, and near to where the spaces of the text
+would lie if its characters stood side by side. Shares are of the width of the line's picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+from PIL import Image
+
+from ..line import Line
+from ..pixels.line_normalization import ink_of
+from ..pixels.strokes import quantiles, rule_rows, runs, steps_along_rows, varied_channel, without_specks
+
+Share = tuple[float, float]
+"""From where to where, 0 to 1."""
+
+_ROWS = 96  # pictures are averaged down to fewer than twice as many rows
+_NOISE = 8  # grey levels by which half of all neighbours differ; on clean paper it is 0
+_INKED = 64  # of 255
+_AWAY = 0.1  # heights of a gap's width that a gap loses by being one height from where it is expected; four times it by two
+_NARROW = frozenset(" .,:;'`\"!|()[]-ijlIftr")  # characters half as wide as others
+
+
+@dataclass(frozen=True)
+class InkColumns:
+    """Where the picture of a line has ink, seen from above.
+
+    Attributes:
+        runs: the first column of each run of columns with ink, and the one behind its last; from the left.
+        width, height: of the picture that they are counted in.
+    """
+
+    runs: tuple[tuple[int, int], ...]
+    width: int
+    height: int
+
+
+def ink_columns(image: Image.Image) -> InkColumns:
+    """Of the RGB image of a line. Specks of noise and rules, which would fill the gaps, are no ink."""
+    factor = max(image.height // _ROWS, 1)
+    ink = ink_of(varied_channel(image.reduce(factor) if factor > 1 else image))
+    if quantiles(steps_along_rows(ink), 0.5)[0] >= _NOISE:
+        ink = without_specks(ink)
+    marks = ink >= _INKED
+    inked = np.asarray(marks[~rule_rows(np.uint8(255) * marks)].any(0))  # rules are often paler than writing
+    return InkColumns(tuple(runs(inked)), width=ink.shape[1], height=ink.shape[0])
+
+
+def place_words(line: Line, ink: InkColumns) -> tuple[Share, ...]:
+    """Where each word of a line stands. Where the ink has fewer gaps than the text, by the widths of its characters."""
+    if not line.words:
+        return ()
+    if not ink.runs:
+        return by_characters(line)
+    left, right = ink.runs[0][0], ink.runs[-1][1]
+    expected = [(left + (right - left) * first, left + (right - left) * last) for first, last in by_characters(line)]
+    gaps = np.array([(last, first) for (_, last), (first, _) in zip(ink.runs, ink.runs[1:], strict=False)]).reshape(-1, 2)
+    if len(gaps) < len(expected) - 1:
+        return tuple((first / ink.width, last / ink.width) for first, last in expected)
+    spaces = np.array([(last + first) / 2 for (_, last), (first, _) in zip(expected, expected[1:], strict=False)])
+    between = gaps[_best_gaps(gaps, spaces, ink.height)] / ink.width
+    edges = [left / ink.width, *between.ravel().tolist(), right / ink.width]
+    return tuple(zip(edges[::2], edges[1::2], strict=True))
+
+
+def by_characters(line: Line) -> tuple[Share, ...]:
+    """Where each word of a line would stand if the text filled the picture."""
+    ends = [0.0, *accumulate(0.5 if character in _NARROW else 1.0 for character in line.text)]
+    return tuple((ends[word.start] / ends[-1], ends[word.end] / ends[-1]) for word in line.words)
+
+
+def _best_gaps(gaps: np.ndarray, spaces: np.ndarray, height: int) -> Sequence[int]:
+    """Which of gaps [G,2] are the spaces that are expected at columns [n], n <= G: in order, and together the best."""
+    away = (gaps.mean(1) - spaces[:, None]) / height
+    worth = (gaps[:, 1] - gaps[:, 0]) / height - _AWAY * away**2
+    total, before = np.zeros(len(gaps) + 1), []
+    for own in worth:  # total[g]: the most that the spaces so far are worth in the first g gaps
+        reached = np.append(-np.inf, total[:-1] + own)
+        total = np.maximum.accumulate(reached)
+        before.append(np.maximum.accumulate(np.where(reached == total, np.arange(len(total)), 0)))
+    chosen, last = [], len(gaps)
+    for best in reversed(before):
+        chosen.append(int(best[last]) - 1)
+        last = chosen[-1]
+    return chosen[::-1]
