@@ -318,6 +318,43 @@ def test_a_picture_named_twice_is_read_once(capsys, model, folder):
     assert code == 0 and len(out) == 1
 
 
+def pipe(monkeypatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_an_image_may_come_through_a_pipe(capsys, monkeypatch, model, folder):
+    flags = ["--model", model, "--format", "tsv", "--max-tokens", 8]
+    _, expected, _ = call(capsys, "read", folder / "2.png", *flags)
+    pipe(monkeypatch, (folder / "2.png").read_bytes())
+    code, out, _ = call(capsys, "read", "-", folder / "2.png", *flags)
+    assert code == 0 and out == ["-" + expected[0].removeprefix(str(folder / "2.png")), *expected]
+
+
+@pytest.mark.parametrize("page", [[], ["--page"]])
+def test_nothing_in_a_pipe_or_no_pipe_is_an_unreadable_image(capsys, monkeypatch, model, page):
+    pipe(monkeypatch, b"")
+    code, _, err = call(capsys, "read", "-", "--model", model, *page)
+    assert code == 1 and "trocr-jax: -: the file is empty" in err
+    monkeypatch.setattr(sys, "stdin", None)
+    assert call(capsys, "read", "-", "--model", model, *page)[0] == 1
+
+
+def test_a_file_of_that_name_is_read(capsys, monkeypatch, model, folder, tmp_path):
+    (tmp_path / "-").write_bytes((folder / "3.png").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    pipe(monkeypatch, b"")
+    code, out, _ = call(capsys, "read", "-", "--model", model, "--max-tokens", 8)
+    assert code == 0 and out
+
+
+def test_all_pages_of_a_tiff_in_a_pipe_are_read(capsys, monkeypatch, model, folder, tmp_path):
+    first = Image.open(folder / "1.png")
+    first.save(tmp_path / "two.tif", save_all=True, append_images=[Image.open(folder / "2.png")])
+    pipe(monkeypatch, (tmp_path / "two.tif").read_bytes())
+    code, _, _ = call(capsys, "read", "-", "--page", "--model", model, "--max-tokens", 8, "--output", tmp_path / "out")
+    assert code == 0 and sorted(path.name for path in (tmp_path / "out").iterdir()) == ["stdin-1.txt", "stdin-2.txt"]
+
+
 def test_of_a_tiff_of_several_pages_it_is_said_that_one_was_read(capsys, model, tmp_path):
     first, path = Image.new("RGB", (90, 30), "white"), tmp_path / "two.tif"
     first.save(path, save_all=True, append_images=[first])

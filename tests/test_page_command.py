@@ -85,6 +85,7 @@ class Doubtful:
     """A reader that is not sure of anything."""
 
     def read(self, pictures, **options):
+        list(pictures)
         return [Line("a", flags=("repetition",)), Line("b", finish_reason="length"), Line("c", flags=("unlikely", "repetition"))]
 
 

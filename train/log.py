@@ -116,10 +116,12 @@ def draw_curves(folder: Path) -> None:
     """curves.png: loss, accuracy, error and speed over the steps; nothing where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogFormatter
     except ImportError:
         return
     events = read_log(folder)
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure = Figure(figsize=(10, 7))
+    figure.subplots_adjust(0.07, 0.07, 0.98, 0.95, 0.15, 0.3)  # matplotlib would draw it twice to find these
     for axes, (name, kind) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
         rows = sorted((e["step"], e) for e in events if e["kind"] == kind)
         for field in sorted({f for _, e in rows for f in e if f == name or (name == "score" and f.startswith("cer_"))}):
@@ -128,6 +130,8 @@ def draw_curves(folder: Path) -> None:
         axes.set(title="CER %" if name == "score" else name, xlabel="step")
         if name in ("loss", "score") and rows:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(LogFormatter())  # 40, not 4 x 10^1
+            axes.yaxis.set_minor_formatter(LogFormatter())
         if name == "score" and rows:
             axes.legend(fontsize=8)
         axes.grid(alpha=0.3)

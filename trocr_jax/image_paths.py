@@ -5,12 +5,16 @@ from __future__ import annotations
 import glob
 import os
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from .images import ImageError
 
 EXTENSIONS = frozenset(".png .jpg .jpeg .jpe .jfif .webp .tif .tiff .gif .bmp .ppm .pgm .pbm .pnm".split())
+
+STDIN = Path("-")
+"""Names standard input, unless a file is called so."""
 
 UNREAD = frozenset(".jp2 .j2k .jpx .jxl .avif .heic .heif .pdf .djvu .psd .svg .dng .ico .tga .pcx".split())
 """Extensions of pictures and documents that are not read here."""
@@ -24,6 +28,16 @@ def find_images(arguments: Iterable[str | os.PathLike[str]]) -> list[Path]:
     that names none.
     """
     return list(dict.fromkeys(path for argument in arguments for path in _expand(os.fspath(argument))))
+
+
+def is_stdin(path: Path) -> bool:
+    """Whether this is no file but the image in standard input."""
+    return path == STDIN and not path.exists()
+
+
+def standard_input() -> bytes:
+    """What is left in standard input; nothing where it is closed."""
+    return sys.stdin.buffer.read() if sys.stdin else b""
 
 
 def left_out(argument: str | os.PathLike[str]) -> list[Path]:

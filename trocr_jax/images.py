@@ -31,7 +31,9 @@ class HasArray(Protocol):
     def __array__(self) -> np.ndarray: ...
 
 
-Source = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | HasArray
+File = str | os.PathLike[str] | bytes | bytearray | memoryview
+"""A path, or the bytes of a file."""
+Source = File | IO[bytes] | Image.Image | HasArray
 """Where an image comes from: a path, the bytes of a file, a picture or an array; see `load`."""
 MAX_PIXELS = 50_000_000  # an A4 page at 600 dpi has 35 million; a decoded pixel takes up to 8 bytes on the way to RGB
 
@@ -104,9 +106,7 @@ def load(source: Source, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         return _decode(source, max_pixels)
-    if isinstance(source, bytes | bytearray | memoryview):
-        return _read(io.BytesIO(source), max_pixels)
-    if isinstance(source, str | os.PathLike):
+    if isinstance(source, bytes | bytearray | memoryview | str | os.PathLike):
         with _open(source) as stream:
             return _read(stream, max_pixels)
     if hasattr(source, "__array__"):
@@ -133,9 +133,9 @@ def _content(file: Any) -> bytes:
     return bytes(content)
 
 
-def count_pages(path: str | os.PathLike[str]) -> int:
+def count_pages(file: File) -> int:
     """Pages of a TIFF file, a damaged one included; 1 of any other file. Raises ImageError where it is no image."""
-    with _open(path) as stream:
+    with _open(file) as stream:
         image = _opened(stream)
         if not isinstance(image, TiffImageFile):
             return 1
@@ -150,9 +150,9 @@ def count_pages(path: str | os.PathLike[str]) -> int:
             count += 1
 
 
-def load_page(path: str | os.PathLike[str], number: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_page(file: File, number: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Page `number`, from 1, of a TIFF file, as `load` gives the first; raises ImageError."""
-    with _open(path) as stream:
+    with _open(file) as stream:
         image = _opened(stream)
         try:
             image.seek(number - 1)
@@ -161,10 +161,12 @@ def load_page(path: str | os.PathLike[str], number: int, max_pixels: int = MAX_P
         return _decode(image, max_pixels)
 
 
-def _open(path: str | os.PathLike[str]) -> BinaryIO:
+def _open(file: File) -> BinaryIO:
+    if isinstance(file, bytes | bytearray | memoryview):
+        return io.BytesIO(file)
     try:
-        regular = stat.S_ISREG(os.stat(path).st_mode)  # opening a pipe would wait for its writer
-        stream = open(path, "rb") if regular else None
+        regular = stat.S_ISREG(os.stat(file).st_mode)  # opening a pipe would wait for its writer
+        stream = open(file, "rb") if regular else None
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
         raise ImageError("missing") from None
     except OSError:

@@ -121,8 +121,9 @@ class Layout:
 
     def page(self, lines: Sequence[Line]) -> Page:
         """The page with what was read in each outline."""
-        places = map(place_words, lines, self.ink)
-        return Page(self.width, self.height, tuple(map(PageLine, self.outlines, lines, places)))
+        each = zip(self.outlines, lines, self.ink, strict=True)
+        found = tuple(PageLine(outline, line, place_words(line, ink)) for outline, line, ink in each)
+        return Page(self.width, self.height, found)
 
 
 def prepare_page(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from PIL import Image
 
 from .. import files, images, page
 from ..cli import UsageError, remark
+from ..image_paths import is_stdin, standard_input
 from ..line import UNLIKELY, one_line, to_json
 from ..pages.formats import DOCUMENTS, Page, render
 from ..pages.outlines import MAX_BYTES, PageFormatError, parse_lines
@@ -57,10 +58,12 @@ class Source:
     Attributes:
         path: its file.
         number: from 1, in a file that holds several.
+        content: what is in the file where that is standard input.
     """
 
     path: Path
     number: int | None = None
+    content: bytes | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return str(self.path) + (f"#page={self.number}" if self.number else "")
@@ -68,11 +71,11 @@ class Source:
     @property
     def stem(self) -> str:
         """What files that belong to the page are named after."""
-        return self.path.stem + (f"-{self.number}" if self.number else "")
+        return (self.path.stem if self.content is None else "stdin") + (f"-{self.number}" if self.number else "")
 
     def load(self) -> Image.Image:
         """The page; raises ImageError."""
-        return images.load_page(self.path, self.number or 1)
+        return images.load_page(self.path if self.content is None else self.content, self.number or 1)
 
 
 def sources(paths: list[Path]) -> list[Source]:
@@ -81,11 +84,12 @@ def sources(paths: list[Path]) -> list[Source]:
 
 
 def _sources(path: Path) -> list[Source]:
+    content = standard_input() if is_stdin(path) else None
     try:
-        count = images.count_pages(path)
+        count = images.count_pages(path if content is None else content)
     except images.ImageError:  # told when it is read
         count = 1
-    return [Source(path, number) for number in range(1, count + 1)] if count > 1 else [Source(path)]
+    return [Source(path, number, content) for number in range(1, count + 1)] if count > 1 else [Source(path, None, content)]
 
 
 def check(job: Job, pages: list[Source]) -> None:

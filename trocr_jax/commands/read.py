@@ -5,7 +5,6 @@ An image that cannot be read is reported and does not stop the others; the exit 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import tyro
 
 from .. import images
 from ..cli import UsageError, check_pattern, load, remark
-from ..image_paths import find_images, left_out
+from ..image_paths import find_images, is_stdin, left_out, standard_input
 from ..line import NO_TEXT, UNLIKELY, Line, one_line, to_json
 from ..pages.formats import DOCUMENTS
 from ..prepared import SEVERAL_LINES, SEVERAL_PAGES
@@ -36,7 +35,8 @@ INT8 = "trocr_jax.serve.onnx_backend"  # as the verbs are: named here, imported 
 @dataclass(frozen=True)
 class Config:
     paths: tyro.conf.Positional[tuple[str, ...]]
-    """Images, folders (without those in them; DIR/**/* descends) or globs; an image that is named twice is read once."""
+    """Images, folders (without those in them; DIR/**/* descends) or globs; an image that is named twice is read once. - is the
+    image in standard input."""
     format: Literal["text", "tsv", "json", "hocr", "alto", "page"] = "text"
     """text: a line an image; tsv: path<TAB>text; json: an object a line with confidence, words, tokens, flags. With --page
     text has a form feed between pages, json is an object a page, and hocr, alto and page (PAGE-XML) are documents."""
@@ -71,7 +71,7 @@ def run(config: Config) -> int:
     """Reads and prints; 1 where an image failed."""
     options = _checked(config)
     paths, without = _found(config.paths)
-    if not any(map(os.path.exists, paths)):  # no model is loaded for them
+    if not any(path.exists() or is_stdin(path) for path in paths):  # no model is loaded for them
         for path in paths:
             remark(str(images.ImageError("missing", str(path))))
         return 1
@@ -83,8 +83,6 @@ def _checked(config: Config) -> dict[str, Any]:
     """Options of `Reader.read`, after a look at all flags: a mistake is told before a model is loaded."""
     if not config.paths:
         raise UsageError("name at least one image, folder or glob; 'trocr-jax read --help' tells more")
-    if "-" in config.paths and not Path("-").exists():
-        raise UsageError("standard input is not read: name a file")
     if urls := [path for path in config.paths if "://" in path and not Path(path).exists()]:
         raise UsageError(f"URLs are not read here ({urls[0]}): 'trocr-jax batch' reads a list of them")
     options: dict[str, Any] = {"num_beams": config.beams, "max_new_tokens": config.max_tokens, "batch_size": config.batch_size}
@@ -136,7 +134,8 @@ def _found(arguments: tuple[str, ...]) -> tuple[list[Path], bool]:
 def _read_lines(paths: list[Path], config: Config, options: dict[str, Any]) -> bool:
     """Whether one failed."""
     failures = 0
-    for path, line in _with_progress(paths, _make_reader(config).stream(paths, **options)):
+    sources = (standard_input() if is_stdin(path) else path for path in paths)
+    for path, line in _with_progress(paths, _make_reader(config).stream(sources, **options)):
         print(render(path, line, config.format), flush=True)
         for doubt in _doubts(line):
             remark(f"{path}: {doubt}")

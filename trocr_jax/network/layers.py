@@ -10,6 +10,7 @@ softmax and LayerNorm statistics are float32 whatever it is.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -167,9 +168,27 @@ class Mlp(nnx.Module):
         return self.fc2(dropout(ACTIVATIONS[self.activation](self.fc1(x)), self.dropout, key))
 
 
+class Keys:
+    """All that flax's layers ask of `nnx.Rngs`, with the same keys. Its own counts in variables, which inside of a program takes
+    longer than all else that makes a layer.
+    """
+
+    def __init__(self, key: Array):
+        self._key, self._count = key, itertools.count()
+
+    def params(self) -> Array:
+        """Another key at every call."""
+        return jax.random.fold_in(self._key, next(self._count))
+
+
+def keys(key: Array) -> nnx.Rngs:
+    """Keys, as flax has them typed."""
+    return cast(nnx.Rngs, Keys(key))
+
+
 def stack(make: Callable[[nnx.Rngs], Any], count: int, rngs: nnx.Rngs) -> Any:
     """`count` modules as one, every parameter with a leading axis L."""
-    return jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))
+    return jax.vmap(lambda key: make(keys(key)))(jax.random.split(rngs.params(), count))
 
 
 def scan_layers(
