@@ -203,7 +203,7 @@ class Reader:
         settings = (config, self.processor.mean, self.processor.std)
         if self.mesh:
             return sharding.read_pixels(self.model, padded, *settings, draws, limits, mesh=self.mesh)
-        padded, draws, limits = (None if x is None else jnp.asarray(x) for x in (padded, draws, limits))
+        padded, draws, limits = jax.device_put((padded, draws, limits))
         return self._lanes.dispatch(read_pixels, self._ready(), padded, *settings, draws, limits)
 
     def _ready(self) -> Packed:
