@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import tiny
 from batching import batch, pictures
+from conftest import ROOT
 
 from trocr_jax.cli import UsageError
 from trocr_jax.prepared import Prepared
@@ -57,6 +59,24 @@ def test_jsonl_and_parquet_hold_what_the_reader_reads(capsys, model, images, tmp
             )  # fmt: skip
             assert math.isclose(row["confidence"], line.confidence, rel_tol=1e-4)
             assert [(w["text"], w["start"], w["end"]) for w in row["words"]] == [(w.text, w.start, w.end) for w in line.words]
+
+
+def test_int8_is_read_by_onnx_runtime_and_the_same_again(capsys, monkeypatch, tmp_path):
+    onnx_backend = pytest.importorskip("trocr_jax.serve.onnx_backend", reason="needs onnx")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    examples = sorted(path for path in (ROOT / "examples").iterdir() if path.suffix in (".png", ".jpg"))
+    for out in (tmp_path / "one", tmp_path / "other"):
+        code, summary, _ = batch(capsys, ROOT / "examples", out, "--dtype", "int8", options=[])
+        assert code == 0 and summary["lines"] == len(examples)
+    assert batching.parts(tmp_path / "one") == batching.parts(tmp_path / "other")
+    lines = onnx_backend.OnnxReader.from_pretrained().read(examples)
+    assert [row["text"] for row in batching.rows(tmp_path / "one")] == [line.text for line in lines]
+    with pytest.raises(UsageError, match="leave --beams out"):
+        batch_module.run(batch_module.Config(str(ROOT / "examples"), tmp_path / "beams", dtype="int8", beams=4))
+    assert not (tmp_path / "beams").exists()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, _, err = batch(capsys, ROOT / "examples", tmp_path / "without", "--dtype", "int8")
+    assert code == 1 and "--dtype int8 needs the Python package 'onnxruntime': pip install 'trocr-jax[onnx]'" in err
 
 
 def test_the_report(capsys, model, images, tmp_path):

@@ -1,5 +1,6 @@
 """The command line as a person meets it: results on stdout, one clear line for a mistake, the right exit code."""
 
+import gc
 import io
 import json
 import os
@@ -61,6 +62,20 @@ def test_an_unknown_command_is_named(capsys):
 def test_version(capsys):
     code, out, _ = call(capsys, "--version")
     assert code == 0 and re.fullmatch(r"\d+\.\d+\.\d+|unknown", out[0])
+
+
+def test_a_process_of_its_own_collects_seldom_and_no_other(monkeypatch):
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
+    assert cli.main(["--version"]) == 0
+    assert gc.get_threshold() == before
+    monkeypatch.setattr(sys, "argv", ["trocr-jax", "--version"])
+    monkeypatch.setattr("atexit.register", lambda call: call())
+    try:
+        assert cli.main() == 0
+        assert gc.get_threshold()[0] > before[0] and gc.get_freeze_count() > frozen
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
 
 
 def test_a_name_cannot_forge_a_line_on_stderr(capsys, tmp_path):

@@ -29,6 +29,7 @@ VERBS = {
     "bench": ("trocr_jax.serve.bench", "measure speed beside other implementations"),
     "doctor": ("trocr_jax.commands.doctor", "check this machine and a checkpoint"),
 }
+INT8 = "trocr_jax.serve.onnx_backend"
 EXTRAS = {"train": "train", "eval": "train", "batch": "batch"}
 
 
@@ -136,6 +137,20 @@ def load(module: str, wanted: str, extra: str | None = None) -> Any:
             raise
         ours = f"trocr-jax[{extra}]" if extra else "trocr-jax"
         raise ValueError(f"{wanted} needs the Python package {error.name!r}: pip install '{ours}'") from None
+
+
+def int8_reader(model: str | None) -> Any:
+    """What --dtype int8 reads with, an OnnxReader on the CPU.
+
+    Raises ValueError where ONNX Runtime is missing or not for this machine, or as `Reader.from_pretrained` does.
+    """
+    try:
+        load("onnxruntime", "--dtype int8", "onnx")  # the backend imports it late
+        backend = load(INT8, "--dtype int8", "onnx")
+    except ImportError as error:
+        raise ValueError(f"--dtype int8: {error}") from None
+    load("jax", "--dtype int8").config.update("jax_platforms", "cpu")  # a GPU or TPU is left to others
+    return backend.OnnxReader.from_pretrained(model, precision="int8")
 
 
 def check_writable(path: Path, flag: str) -> None:

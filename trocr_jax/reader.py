@@ -53,8 +53,8 @@ AHEAD = 2
 PATTERNS = 8
 """Patterns whose automata a reader keeps."""
 
-Wait = Callable[[], Generation | None]
-"""Gives the result of a batch when it is there; None where no image of the batch could be read."""
+Wait = Callable[[], Generation]
+"""Gives the result of a batch when it is there."""
 
 
 class Reader:
@@ -156,7 +156,7 @@ class Reader:
 
     def _read(self, batches: Iterable[list[Piece]], config: GenerateConfig, seed: int) -> Iterator[tuple[int, Line]]:
         """(place, Line) of every piece, in the order of the batches."""
-        pending: deque[tuple[list[Piece], Wait]] = deque()
+        pending: deque[tuple[list[Piece], Wait | None]] = deque()
         for batch in batches:
             pending.append((batch, self._submit(batch, config, seed)))
             if len(pending) > self.ahead:
@@ -244,16 +244,17 @@ class Reader:
         result = self.generate(pixels, config, seeds)
         return lambda: result
 
-    def _submit(self, batch: list[Piece], config: GenerateConfig, seed: int) -> Wait:
+    def _submit(self, batch: list[Piece], config: GenerateConfig, seed: int) -> Wait | None:
+        """None where no image of the batch could be prepared."""
         readable = [(source, item.pixels) for _, source, item in batch if item.pixels is not None]
         if not readable:
-            return lambda: None
+            return None
         index = np.array([source for source, _ in readable], np.uint64)
         return self.start(np.stack([pixels for _, pixels in readable]), config, image_seed(index, seed))
 
-    def _lines(self, batch: list[Piece], wait: Wait) -> Iterator[tuple[int, Line]]:
-        result, readable = wait(), [item for _, _, item in batch if item.pixels is not None]
-        lines = iter(()) if result is None else self.lines(result, [item.flags for item in readable])
+    def _lines(self, batch: list[Piece], wait: Wait | None) -> Iterator[tuple[int, Line]]:
+        readable = [item for _, _, item in batch if item.pixels is not None]
+        lines = self.lines(wait(), [item.flags for item in readable]) if wait else iter(())
         for place, _, item in batch:
             yield place, Line.failed(item.error) if item.error else next(lines)
 

@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 import jax
 import numpy as np
 
-from trocr_jax.decoding import GenerateConfig, Generation
+from trocr_jax.decoding import GenerateConfig
 from trocr_jax.line import Line, joined
 from trocr_jax.page import Layout
 from trocr_jax.pages.formats import Page
 from trocr_jax.prepared import Prepared
-from trocr_jax.reader import Reader
+from trocr_jax.reader import Reader, Wait
 
 from .decode import CHUNK, Decoders
 from .prepare import Decoded
@@ -121,8 +121,8 @@ class DeviceClock:
         self._pool = ThreadPoolExecutor(1, "device-clock")
         self._spans: list[tuple[float, Future[float]]] = []
 
-    def submitted(self, result: Generation) -> None:
-        self._spans.append((time.perf_counter(), self._pool.submit(_ready, result)))
+    def submitted(self, wait: Wait) -> None:
+        self._spans.append((time.perf_counter(), self._pool.submit(_ready, wait)))
 
     @property
     def first(self) -> float | None:
@@ -144,8 +144,8 @@ class DeviceClock:
         self._pool.shutdown()
 
 
-def _ready(result: Generation) -> float:
-    jax.block_until_ready(result)
+def _ready(wait: Wait) -> float:
+    jax.block_until_ready(wait())
     return time.perf_counter()
 
 
@@ -153,7 +153,7 @@ def _ready(result: Generation) -> float:
 class Submitted:
     """A batch on the device: for each row its image, the pieces of its line, its index among those, and the flags it has."""
 
-    result: Generation
+    wait: Wait
     rows: list[tuple[ImageReading, list[Line | None], int, tuple[str, ...]]]
 
 
@@ -215,9 +215,9 @@ class Pipeline:
         for indices in batches(prepared, self.batch_size):
             pixels = [image for i in indices if (image := prepared[i].pixels) is not None]
             full = np.stack(pixels + pixels[-1:] * (self.batch_size - len(pixels)))
-            result = self.reader.generate(full, self.config)
-            self.clock.submitted(result)
-            self._flying.append(Submitted(result, [(*rows[i], prepared[i].flags) for i in indices]))
+            wait = self.reader.start(full, self.config)
+            self.clock.submitted(wait)
+            self._flying.append(Submitted(wait, [(*rows[i], prepared[i].flags) for i in indices]))
             while len(self._flying) > self.reader.ahead:  # a CPU works on two at a time
                 self._read_out()
         self._store_complete()
@@ -225,7 +225,7 @@ class Pipeline:
     def _read_out(self) -> None:
         """The oldest batch on the device as lines."""
         batch = self._flying.popleft()
-        lines = self.reader.lines(batch.result, [flags for *_, flags in batch.rows])
+        lines = self.reader.lines(batch.wait(), [flags for *_, flags in batch.rows])
         for (_, pieces, place, _), line in zip(batch.rows, lines, strict=True):
             pieces[place] = line
         self.progress(sum(image.done for image in {id(image): image for image, *_ in batch.rows}.values()))

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .. import images
-from ..cli import UsageError, check_pattern, load, remark
+from ..cli import UsageError, check_pattern, int8_reader, remark
 from ..image_paths import find_images, is_stdin, left_out, standard_input
 from ..line import NO_TEXT, UNLIKELY, Line, one_line, to_json
 from ..pages.formats import DOCUMENTS
@@ -29,7 +29,6 @@ REMARKS = {
     UNLIKELY: "its text has what the model hardly sees (below 1 in 100); a pattern may have forced it",
 }
 """What is told of an image whose line has a flag."""
-INT8 = "trocr_jax.serve.onnx_backend"  # as the verbs are: named here, imported where it is asked for
 
 
 @dataclass(frozen=True)
@@ -163,27 +162,16 @@ def _read_pages(paths: list[Path], config: Config, options: dict[str, Any]) -> b
 
 def _make_reader(config: Config) -> Any:
     """A Reader, introduced on stderr."""
-    import jax
-
     from ..reader import Reader, cache_compilations
 
     cache_compilations()
     if config.dtype == "int8":
-        jax.config.update("jax_platforms", "cpu")  # a GPU or TPU is left to others
-        reader = _int8_backend().OnnxReader.from_pretrained(config.model, precision="int8")
+        reader = int8_reader(config.model)
         print(f"{reader.name} on the CPU with ONNX Runtime, int8, greedy", file=sys.stderr)
     else:
         reader = Reader.from_pretrained(config.model, dtype=config.dtype, mesh=config.mesh)
         _introduce(reader)
     return reader
-
-
-def _int8_backend() -> Any:
-    try:
-        load("onnxruntime", "--dtype int8", "onnx")  # the backend imports it late
-        return load(INT8, "--dtype int8", "onnx")
-    except ImportError as error:  # installed, and not for this machine
-        raise ValueError(f"--dtype int8: {error}") from None
 
 
 def _told(failures: int, count: int, what: str) -> bool:
