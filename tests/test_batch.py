@@ -438,10 +438,10 @@ class Result:
 def test_the_device_clock_counts_when_nothing_was_to_do():
     clock = batch_pipeline.DeviceClock()
     assert clock.waited() == 0.0
-    clock.submitted(Result(0.1))
+    clock.submitted(lambda: Result(0.1))
     time.sleep(0.3)  # nothing for 0.2 s
-    clock.submitted(Result(0.1))
-    clock.submitted(Result(0.1))
+    clock.submitted(lambda: Result(0.1))
+    clock.submitted(lambda: Result(0.1))
     assert 0.3 < clock.waited() < 0.5
     clock.close()
 
