@@ -70,6 +70,20 @@ def test_a_thousand_images_compile_one_program_a_bucket(reader, drawn):
     assert decoding.read_pixels._cache_size() <= 5, "buckets of 1, 2, 4, 8 and 16"
 
 
+def test_where_compiling_takes_long_the_last_batch_is_filled_up(directory, drawn, tmp_path):
+    reader = Reader.from_pretrained(directory)
+    (tmp_path / "empty.png").touch()
+    images = [*drawn[:9], tmp_path / "empty.png", drawn[9]]
+    options = {"batch_size": 4, "max_new_tokens": 5}
+    expected = reader.read(images, **options), reader.read(images, do_sample=True, **options)
+    decoding.read_pixels.clear_cache()
+    reader.fills = True
+    found = reader.read(images, **options)
+    assert decoding.read_pixels._cache_size() == 1
+    assert texts(found) == texts(expected[0]) and texts(reader.read(images, do_sample=True, **options)) == texts(expected[1])
+    assert len(reader.read(drawn[:1], **options)) == 1 and decoding.read_pixels._cache_size() == 3, "one image is not filled up"
+
+
 def test_buckets():
     assert [bucket(n) for n in (1, 2, 3, 4, 5, 8, 9, 128)] == [1, 2, 4, 4, 8, 8, 16, 128]
 

@@ -75,6 +75,7 @@ class Reader:
         self.model, self.tokenizer, self.processor, self.defaults, self.name = model, tokenizer, processor, defaults, name
         self.mesh, self._lanes, self.batch_size = mesh, Lanes(), default_batch_size() * sharding.rows_for(1, mesh)
         self.together, self.ahead = TOGETHER, AHEAD
+        self.fills = jax.default_backend() != "cpu"  # where a program takes longer to compile than rows in vain to read
         self._packed: tuple[TrOCR, Packed] | None = None
         self._constraint = lru_cache(PATTERNS)(partial(constraint, tokenizer=tokenizer))
         if model.config.encoder.num_channels != 3:
@@ -157,8 +158,10 @@ class Reader:
     def _read(self, batches: Iterable[list[Piece]], config: GenerateConfig, seed: int) -> Iterator[tuple[int, Line]]:
         """(place, Line) of every piece, in the order of the batches."""
         pending: deque[tuple[list[Piece], Wait | None]] = deque()
+        rows = 0
         for batch in batches:
-            pending.append((batch, self._submit(batch, config, seed)))
+            rows = max(rows, len(batch)) if self.fills else 0
+            pending.append((batch, self._submit(batch, config, seed, rows)))
             if len(pending) > self.ahead:
                 yield from self._lines(*pending.popleft())
         for batch, wait in pending:
@@ -244,13 +247,17 @@ class Reader:
         result = self.generate(pixels, config, seeds)
         return lambda: result
 
-    def _submit(self, batch: list[Piece], config: GenerateConfig, seed: int) -> Wait | None:
-        """None where no image of the batch could be prepared."""
+    def _submit(self, batch: list[Piece], config: GenerateConfig, seed: int, rows: int) -> Wait | None:
+        """None where no image of the batch could be prepared. Fewer than so many rows are filled up with copies of the last one:
+        they would take a program of their own.
+        """
         readable = [(source, item.pixels) for _, source, item in batch if item.pixels is not None]
         if not readable:
             return None
         index = np.array([source for source, _ in readable], np.uint64)
-        return self.start(np.stack([pixels for _, pixels in readable]), config, image_seed(index, seed))
+        copies = max(rows - len(readable), 0)
+        pixels = np.stack([pixels for _, pixels in readable] + [readable[-1][1]] * copies)
+        return self.start(pixels, config, image_seed(np.pad(index, (0, copies), "edge"), seed))
 
     def _lines(self, batch: list[Piece], wait: Wait | None) -> Iterator[tuple[int, Line]]:
         readable = [item for _, _, item in batch if item.pixels is not None]
