@@ -25,7 +25,7 @@ import tyro
 
 from trocr_jax import files
 from trocr_jax.checkpoints import generation_files
-from trocr_jax.cli import UsageError, check_pattern, int8_reader
+from trocr_jax.cli import UsageError, check_pattern, int8_backend
 from trocr_jax.cores import usable_cores
 from trocr_jax.files import FilesError
 from trocr_jax.page import is_lost
@@ -130,10 +130,13 @@ def _begin(folder: Path, config: Config) -> BatchJob:
     return begin_job(folder, settings, lambda listing: inputs.plan(config.input, settings["unit_lines"], listing, columns))
 
 
-def _defaults(config: Config) -> tuple[str, int | None]:
-    """What numbers to read in and how many images a step, by default as this machine does best; in int8 as the model says."""
+def _defaults(config: Config) -> tuple[str, int]:
+    """What numbers to read in, and how many images a step: by default as this machine does best, in int8 as the model does."""
     if config.dtype == "int8":
-        return config.dtype, config.batch_size
+        from trocr_jax.pretrained import open_checkpoint
+
+        backend = int8_backend()
+        return config.dtype, config.batch_size or backend.default_batch_size(open_checkpoint(config.model).config)
     from trocr_jax.reader import default_batch_size, default_dtype
 
     return config.dtype or default_dtype(), config.batch_size or default_batch_size()
@@ -221,8 +224,7 @@ def _share(job: BatchJob, worker: Worker, config: Config, began: float) -> Share
     decoders = Decoders(work, config.decoders or usable_cores(), Decoded.failed)
     progress = ProgressBar(job)
     writer = Writer(job, worker, progress)
-    size = settings["batch_size"] or reader.batch_size
-    pipeline = Pipeline(reader, _decoding(reader, settings), size, writer.store, progress.advance)
+    pipeline = Pipeline(reader, _decoding(reader, settings), settings["batch_size"], writer.store, progress.advance)
     try:
         units = iter(partial(worker.claim, progress.waiting), None)
         pipeline.run((x for number in units for x in windows(number, _items(job, number), decoders, pages)), worker.close)
@@ -241,7 +243,7 @@ def _reader(settings: dict[str, Any]) -> Reader:
 
     cache_compilations()
     if settings["dtype"] == "int8":
-        return int8_reader(settings["model"])
+        return int8_backend().OnnxReader.from_pretrained(settings["model"], precision="int8")
     return Reader.from_pretrained(settings["model"], dtype=settings["dtype"])
 
 

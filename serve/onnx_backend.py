@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trocr_jax.config import TrOCRConfig
 from trocr_jax.cores import usable_cores
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.generation.loop import Generation
@@ -56,6 +57,15 @@ MARGIN = 32
 """Columns of paper that are left at the right of the longest line of a batch; with fewer the last letters are misread."""
 
 
+def is_small(config: TrOCRConfig) -> bool:
+    return config.encoder.num_tokens * config.encoder.hidden_size <= SMALL
+
+
+def default_batch_size(config: TrOCRConfig) -> int:
+    """Images a batch."""
+    return SMALL_BATCH if is_small(config) else CPU_BATCH
+
+
 class OnnxReader(Reader):
     """A `Reader` whose pixels are read by ONNX Runtime; greedy, whatever the checkpoint says.
 
@@ -71,11 +81,10 @@ class OnnxReader(Reader):
         if precision not in ("float32", "int8"):
             raise ValueError(f"precision must be 'float32' or 'int8', not {precision!r}")
         super().__init__(model, tokenizer, processor, defaults, name)
-        encoder, cores = self.model.config.encoder, usable_cores()
-        self._small = encoder.num_tokens * encoder.hidden_size <= SMALL
-        self.batch_size = CPU_BATCH
+        cores = usable_cores()
+        self._small, self.batch_size = is_small(model.config), default_batch_size(model.config)
         if self._small:
-            self.batch_size, self.together, self.ahead = SMALL_BATCH, SMALL_TOGETHER, cores
+            self.together, self.ahead = SMALL_TOGETHER, cores
         self._pool = ThreadPoolExecutor(cores if self._small else 1, "onnx")
         self._decoders = Decoders(partial(prepare, processor=self.processor), cores, _crashed)
         weakref.finalize(self, self._decoders.close)

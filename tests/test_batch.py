@@ -76,6 +76,7 @@ def test_int8_is_read_by_onnx_runtime_and_the_same_again(capsys, monkeypatch, tm
     assert not (tmp_path / "beams").exists()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, _, err = batch(capsys, ROOT / "examples", tmp_path / "without", "--dtype", "int8")
+    assert not (tmp_path / "without").exists(), "the job is not begun"
     assert code == 1 and "--dtype int8 needs the Python package 'onnxruntime': pip install 'trocr-jax[onnx]'" in err
 
 

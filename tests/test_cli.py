@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -347,19 +349,21 @@ def test_an_image_may_come_through_a_pipe(capsys, monkeypatch, model, folder):
 
 @pytest.mark.parametrize("page", [[], ["--page"]])
 def test_nothing_in_a_pipe_or_no_pipe_is_an_unreadable_image(capsys, monkeypatch, model, page):
-    pipe(monkeypatch, b"")
-    code, _, err = call(capsys, "read", "-", "--model", model, *page)
-    assert code == 1 and "trocr-jax: -: the file is empty" in err
-    monkeypatch.setattr(sys, "stdin", None)
-    assert call(capsys, "read", "-", "--model", model, *page)[0] == 1
+    unreadable = SimpleNamespace(buffer=SimpleNamespace(read=partial(os.read, -1)))  # as of a descriptor that is open for writing
+    for stdin in (io.TextIOWrapper(io.BytesIO()), None, unreadable):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        code, _, err = call(capsys, "read", "-", "--model", model, *page)
+        assert code == 1 and "trocr-jax: -: the file is empty" in err
 
 
-def test_a_file_of_that_name_is_read(capsys, monkeypatch, model, folder, tmp_path):
+def test_a_file_of_that_name_is_named_with_its_folder(capsys, monkeypatch, model, folder, tmp_path):
     (tmp_path / "-").write_bytes((folder / "3.png").read_bytes())
     monkeypatch.chdir(tmp_path)
-    pipe(monkeypatch, b"")
-    code, out, _ = call(capsys, "read", "-", "--model", model, "--max-tokens", 8)
-    assert code == 0 and out
+    pipe(monkeypatch, (folder / "1.png").read_bytes())
+    code, out, _ = call(capsys, "read", "-", "./-", "--model", model, "--max-tokens", 8, "--format", "json")
+    found = [json.loads(line)["confidence"] for line in out]
+    _, out, _ = call(capsys, "read", folder / "1.png", folder / "3.png", "--model", model, "--max-tokens", 8, "--format", "json")
+    assert code == 0 and found == [json.loads(line)["confidence"] for line in out] and found[0] != found[1]
 
 
 def test_all_pages_of_a_tiff_in_a_pipe_are_read(capsys, monkeypatch, model, folder, tmp_path):

@@ -249,6 +249,15 @@ def test_parameters_that_were_cast_decide_the_dtype_of_the_computation(family, m
     assert logits[0].tobytes() == logits[1].tobytes() == logits[2].tobytes()
 
 
+def test_abstract_models_know_nothing_of_a_mesh_and_are_nobodys():
+    config = random_config("A", 7)
+    with jax.set_mesh(jax.make_mesh((1,), ("data",))):
+        first = TrOCR.abstract(config)
+    assert {x.sharding for x in jax.tree.leaves(first)} == {None}
+    first.decoder = None
+    assert TrOCR.abstract(config).decoder is not None
+
+
 def test_layer_norms_may_stay_in_float32():
     """As mixed precision often leaves them; everything else still computes in bfloat16."""
     config = random_config("A", 2)

@@ -16,6 +16,7 @@ from trocr_jax.pages import words
 from trocr_jax.pages.formats import PageLine, render
 from trocr_jax.pages.words import InkColumns, by_characters, ink_columns, place_words
 
+PRINTED = "The quick brown fox", "jumps, it seems"
 SENTENCES = (
     "the quick brown fox jumps over a lazy dog", "1,350 parcels (or more) on Friday", "I. i, ii, iii. WWW MMM", "village",
     "a b c d e f g h i j k l m", "Illinois will fill illicit mills",
@@ -73,6 +74,25 @@ def test_damage_moves_no_word(damage):
     assert overlap(place_words(of_text(text), ink_columns(worn(image, damage))), truth).min() > 0.8
 
 
+@pytest.mark.parametrize("marks", ["left", "right", "left and right"])
+@pytest.mark.parametrize("mark", [(0, 0, 3, 50), (2, 20, 6, 24)], ids=["the side of a frame", "a speck"])
+def test_marks_at_the_ends_of_a_line_are_no_words(mark, marks):
+    text, (image, truth) = SENTENCES[0], drawn(SENTENCES[0], 0)
+    wider = Image.new("RGB", (image.width + 160, image.height), image.getpixel((0, 0)))
+    wider.paste(image, (80, 0))
+    left, top, right, bottom = mark
+    for side in marks.split(" and "):
+        first, last = (left, right) if side == "left" else (wider.width - 1 - right, wider.width - 1 - left)
+        ImageDraw.Draw(wider).rectangle((first, top, last, bottom), fill="black")
+    assert overlap(place_words(of_text(text), ink_columns(wider)), (truth * image.width + 80) / wider.width).min() > 0.8
+
+
+@pytest.mark.parametrize("text", ["1      the quick brown", "the quick brown       1", "I       saw       l"])
+def test_a_sign_that_stands_apart_is_a_word(text):
+    image, truth = drawn(text, 0)
+    assert overlap(place_words(of_text(re.sub(" +", " ", text)), ink_columns(image)), truth).min() > 0.7
+
+
 def test_a_text_with_mistakes_still_has_its_words_in_their_places():
     image, truth = drawn("the quick brown fox jumps over a lazy dog", 1)
     assert overlap(place_words(of_text("tbe quiok brovn fx jumpss ovor a lqzy dog."), ink_columns(image)), truth).min() > 0.8
@@ -122,17 +142,28 @@ def test_of_all_choices_of_gaps_the_best_is_taken(seed):
 
 @pytest.fixture(scope="module")
 def page():
-    return read_page(Reader.from_pretrained(), pages.printed("The quick brown fox", "jumps, it seems"))
+    found = read_page(Reader.from_pretrained(), pages.printed(*PRINTED))
+    assert [line.line.text for line in found.lines] == list(PRINTED)
+    return found
+
+
+def starts_of(text: str) -> list[float]:
+    font = ImageFont.truetype(pages.fonts()[0], 32)
+    return [60 + font.getlength(text[: match.start()]) for match in re.finditer(r"\S+", text)]
 
 
 def test_a_page_that_was_read_has_the_places_of_its_words(page):
-    font, left = ImageFont.truetype(pages.fonts()[0], 32), 60
-    for found in page.lines:
-        text, boxes = found.line.text, [word["box"] for word in json.loads(render(page, "json", "x.png"))["lines"][0]["words"]]
-        assert len(found.places) == len(found.line.words)
-        if found is page.lines[0]:
-            starts = [left + font.getlength(text[: word.start]) for word in found.line.words]
-            assert [box[0] for box in boxes] == pytest.approx(starts, abs=4)
+    lines = json.loads(render(page, "json", "x.png"))["lines"]
+    for line, text in zip(lines, PRINTED, strict=True):
+        assert [word["box"][0] for word in line["words"]] == pytest.approx(starts_of(text), abs=4)
+
+
+@pytest.mark.parametrize("left", [0, -400])
+def test_an_outline_that_reaches_over_the_border_moves_no_word(left):
+    image = pages.printed(*PRINTED)
+    polygon = np.array([[left, 30], [500, 30], [500, 110], [left, 110]], float)
+    (found,) = read_page(Reader.from_pretrained(), image, [polygon]).lines
+    assert [box[0][0] for box in words_of(found)] == pytest.approx(starts_of(found.line.text), abs=4)
 
 
 @pytest.mark.parametrize("form", ["hocr", "alto", "page"])

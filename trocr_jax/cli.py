@@ -64,8 +64,8 @@ def program(module: str) -> int:
 
 
 def _collect_seldom() -> None:
-    """Python's garbage collector looks through JAX's modules 400 times while they are loaded, and twice more at exit: together a
-    quarter of the time in which one picture is read.
+    """Python's garbage collector looks through JAX's modules 400 times while they are loaded, and again at exit, which is a sixth of
+    the time in which one picture is read.
     """
     gc.set_threshold(50_000, *gc.get_threshold()[1:])
     atexit.register(gc.freeze)
@@ -139,18 +139,17 @@ def load(module: str, wanted: str, extra: str | None = None) -> Any:
         raise ValueError(f"{wanted} needs the Python package {error.name!r}: pip install '{ours}'") from None
 
 
-def int8_reader(model: str | None) -> Any:
-    """What --dtype int8 reads with, an OnnxReader on the CPU.
+def int8_backend() -> Any:
+    """What --dtype int8 reads with, `serve.onnx_backend`, on the CPU: a GPU or TPU is left to others.
 
-    Raises ValueError where ONNX Runtime is missing or not for this machine, or as `Reader.from_pretrained` does.
+    Raises ValueError where ONNX Runtime is missing or not for this machine.
     """
+    load("jax", "--dtype int8").config.update("jax_platforms", "cpu")
     try:
         load("onnxruntime", "--dtype int8", "onnx")  # the backend imports it late
-        backend = load(INT8, "--dtype int8", "onnx")
+        return load(INT8, "--dtype int8", "onnx")
     except ImportError as error:
         raise ValueError(f"--dtype int8: {error}") from None
-    load("jax", "--dtype int8").config.update("jax_platforms", "cpu")  # a GPU or TPU is left to others
-    return backend.OnnxReader.from_pretrained(model, precision="int8")
 
 
 def check_writable(path: Path, flag: str) -> None:

@@ -14,7 +14,9 @@ from .images import ImageError
 EXTENSIONS = frozenset(".png .jpg .jpeg .jpe .jfif .webp .tif .tiff .gif .bmp .ppm .pgm .pbm .pnm".split())
 
 STDIN = Path("-")
-"""Names standard input, unless a file is called so."""
+"""This object, and no equal one, stands for standard input; ./- is a file."""
+LARGEST = 1 << 29
+"""Bytes that are read of it at most, so that one without an end does not fill the memory."""
 
 UNREAD = frozenset(".jp2 .j2k .jpx .jxl .avif .heic .heif .pdf .djvu .psd .svg .dng .ico .tga .pcx".split())
 """Extensions of pictures and documents that are not read here."""
@@ -30,14 +32,12 @@ def find_images(arguments: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return list(dict.fromkeys(path for argument in arguments for path in _expand(os.fspath(argument))))
 
 
-def is_stdin(path: Path) -> bool:
-    """Whether this is no file but the image in standard input."""
-    return path == STDIN and not path.exists()
-
-
 def standard_input() -> bytes:
-    """What is left in standard input; nothing where it is closed."""
-    return sys.stdin.buffer.read() if sys.stdin else b""
+    """What is left in standard input; nothing where it is closed or cannot be read."""
+    try:
+        return sys.stdin.buffer.read(LARGEST) if sys.stdin else b""
+    except OSError:
+        return b""
 
 
 def left_out(argument: str | os.PathLike[str]) -> list[Path]:

@@ -23,8 +23,9 @@ from .network.mesh_axes import refuse_explicit
 
 @lru_cache(maxsize=8)
 def _shapes(kind: type[TrOCR], config: TrOCRConfig, dtype: Dtype) -> TrOCR:
-    """A model of shapes, which takes NNX a tenth of a second."""
-    return jax.eval_shape(lambda: kind(config, dtype=dtype, rngs=keys(jax.random.key(0))))
+    """A model of shapes, which takes NNX a tenth of a second; without the shardings of the mesh that is set when it is made."""
+    made = jax.eval_shape(lambda: kind(config, dtype=dtype, rngs=keys(jax.random.key(0))))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), made)
 
 
 class TrOCR(nnx.Module):

@@ -103,7 +103,7 @@ def _read(reader: Any, image: Image.Image, outlines: list[np.ndarray], options: 
     def lines() -> Iterator[Image.Image]:  # as they are read: together they may be larger than memory
         for outline in outlines:
             line = _cut(image, outline)
-            ink.append(ink_columns(line))
+            ink.append(_ink(image, outline, line))
             yield line
 
     found: list[Line] = reader.read(lines(), **options)
@@ -136,12 +136,12 @@ def prepare_page(
     """
     found = find_lines(image)
     admit(len(found))
-    lines = [_prepared(_cut(image, quad), processor) for quad in found]
-    return _layout(image, found, [ink for ink, _ in lines]), [line for _, line in lines]
-
-
-def _prepared(line: Image.Image, processor: ImageProcessor) -> tuple[InkColumns, Prepared]:
-    return ink_columns(line), prepare(line, processor)
+    ink, lines = [], []
+    for quad in found:
+        line = _cut(image, quad)
+        ink.append(_ink(image, quad, line))
+        lines.append(prepare(line, processor))
+    return _layout(image, found, ink), lines
 
 
 def cut_out(image: Image.Image, polygon: np.ndarray) -> Image.Image:
@@ -202,7 +202,17 @@ def _paper(image: Image.Image) -> tuple[int, ...]:
     return tuple(int(channel) for channel in np.median(pixels, axis=0))
 
 
+def _ink(image: Image.Image, outline: np.ndarray, line: Image.Image) -> InkColumns:
+    """Where there is ink along an outline as it is reported, which ends where the page does; `line` was cut out by all of it."""
+    inside = _inside(image, outline)
+    return ink_columns(line if (inside == outline).all() else _cut(image, inside))
+
+
+def _inside(image: Image.Image, outline: np.ndarray) -> np.ndarray:
+    return np.clip(outline, 0, image.size)
+
+
 def _layout(image: Image.Image, outlines: Sequence[np.ndarray], ink: Sequence[InkColumns]) -> Layout:
     """The outlines [n,2] as reported: whole pixels on the page, although a line may be cut out from beyond its border."""
-    inside = (np.clip(np.rint(outline), 0, image.size).astype(int).tolist() for outline in outlines)
+    inside = (np.rint(_inside(image, outline)).astype(int).tolist() for outline in outlines)
     return Layout(image.width, image.height, tuple(tuple((x, y) for x, y in outline) for outline in inside), tuple(ink))

@@ -6,6 +6,7 @@ As JSON (`images`: data: URLs, or URLs where allowed) or as a form with files.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from itertools import islice
@@ -83,9 +84,13 @@ async def _read(
     lines = [line for picture in pictures if isinstance(picture, Picture) for line in picture.lines]
     reading = service.submit(context, served, lines, options, together=False)
     await reading.complete()
-    left = (answer.lines[0] for answer in reading.answers)
-    result = _page_result if options.page else _line_result
-    return [{"index": index, **result(picture, left)} for index, picture in enumerate(pictures)], reading
+    found = [answer.lines[0] for answer in reading.answers]
+    return await asyncio.to_thread(_results, pictures, found, options), reading  # of thousands of lines they take a second
+
+
+def _results(pictures: list[Picture | ApiError], lines: list[Line], options: Options) -> list[dict[str, Any]]:
+    left, result = iter(lines), _page_result if options.page else _line_result
+    return [{"index": index, **result(picture, left)} for index, picture in enumerate(pictures)]
 
 
 def _line_result(picture: Picture | ApiError, lines: Iterator[Line]) -> dict[str, Any]:

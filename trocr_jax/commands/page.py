@@ -17,7 +17,7 @@ from PIL import Image
 
 from .. import files, images, page
 from ..cli import UsageError, remark
-from ..image_paths import is_stdin, standard_input
+from ..image_paths import STDIN, standard_input
 from ..line import UNLIKELY, one_line, to_json
 from ..pages.formats import DOCUMENTS, Page, render
 from ..pages.outlines import MAX_BYTES, PageFormatError, parse_lines
@@ -84,7 +84,7 @@ def sources(paths: list[Path]) -> list[Source]:
 
 
 def _sources(path: Path) -> list[Source]:
-    content = standard_input() if is_stdin(path) else None
+    content = standard_input() if path is STDIN else None
     try:
         count = images.count_pages(path if content is None else content)
     except images.ImageError:  # told when it is read

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .. import images
-from ..cli import UsageError, check_pattern, int8_reader, remark
-from ..image_paths import find_images, is_stdin, left_out, standard_input
+from ..cli import UsageError, check_pattern, int8_backend, remark
+from ..image_paths import STDIN, find_images, left_out, standard_input
 from ..line import NO_TEXT, UNLIKELY, Line, one_line, to_json
 from ..pages.formats import DOCUMENTS
 from ..prepared import SEVERAL_LINES, SEVERAL_PAGES
@@ -70,7 +70,7 @@ def run(config: Config) -> int:
     """Reads and prints; 1 where an image failed."""
     options = _checked(config)
     paths, without = _found(config.paths)
-    if not any(path.exists() or is_stdin(path) for path in paths):  # no model is loaded for them
+    if not any(path is STDIN or path.exists() for path in paths):  # no model is loaded for them
         for path in paths:
             remark(str(images.ImageError("missing", str(path))))
         return 1
@@ -116,6 +116,9 @@ def _found(arguments: tuple[str, ...]) -> tuple[list[Path], bool]:
     """
     paths, without = [], False
     for argument in arguments:
+        if argument == "-":
+            paths.append(STDIN)
+            continue
         try:
             paths += find_images([argument])
         except images.ImageError as error:
@@ -127,13 +130,13 @@ def _found(arguments: tuple[str, ...]) -> tuple[list[Path], bool]:
         if others := left_out(argument):
             kinds = ", ".join(sorted({path.suffix.lower() for path in others}))
             remark(f"{argument}: {len(others)} files left out, of kinds that are not read or links to nothing ({kinds})")
-    return list(dict.fromkeys(paths)), without
+    return list({(path, path is STDIN): path for path in paths}.values()), without
 
 
 def _read_lines(paths: list[Path], config: Config, options: dict[str, Any]) -> bool:
     """Whether one failed."""
     failures = 0
-    sources = (standard_input() if is_stdin(path) else path for path in paths)
+    sources = (standard_input() if path is STDIN else path for path in paths)
     for path, line in _with_progress(paths, _make_reader(config).stream(sources, **options)):
         print(render(path, line, config.format), flush=True)
         for doubt in _doubts(line):
@@ -166,7 +169,7 @@ def _make_reader(config: Config) -> Any:
 
     cache_compilations()
     if config.dtype == "int8":
-        reader = int8_reader(config.model)
+        reader = int8_backend().OnnxReader.from_pretrained(config.model, precision="int8")
         print(f"{reader.name} on the CPU with ONNX Runtime, int8, greedy", file=sys.stderr)
     else:
         reader = Reader.from_pretrained(config.model, dtype=config.dtype, mesh=config.mesh)

@@ -24,6 +24,10 @@ _ROWS = 96  # pictures are averaged down to fewer than twice as many rows
 _NOISE = 8  # grey levels by which half of all neighbours differ; on clean paper it is 0
 _INKED = 64  # of 255
 _AWAY = 0.1  # heights of a gap's width that a gap loses by being one height from where it is expected; four times it by two
+_MARK, _APART = (
+    0.2,
+    0.8,
+)  # heights: ink at either end of a line that is narrower, and farther from the next, is no word of letters
 _NARROW = frozenset(" .,:;'`\"!|()[]-ijlIftr")  # characters half as wide as others
 
 
@@ -58,15 +62,30 @@ def place_words(line: Line, ink: InkColumns) -> tuple[Share, ...]:
         return ()
     if not ink.runs:
         return by_characters(line)
-    left, right = ink.runs[0][0], ink.runs[-1][1]
+    runs = _without_marks(ink, line)
+    left, right = runs[0][0], runs[-1][1]
     expected = [(left + (right - left) * first, left + (right - left) * last) for first, last in by_characters(line)]
-    gaps = np.array([(last, first) for (_, last), (first, _) in zip(ink.runs, ink.runs[1:], strict=False)]).reshape(-1, 2)
+    gaps = np.array([(last, first) for (_, last), (first, _) in zip(runs, runs[1:], strict=False)]).reshape(-1, 2)
     if len(gaps) < len(expected) - 1:
         return tuple((first / ink.width, last / ink.width) for first, last in expected)
     spaces = np.array([(last + first) / 2 for (_, last), (first, _) in zip(expected, expected[1:], strict=False)])
     between = gaps[_best_gaps(gaps, spaces, ink.height)] / ink.width
     edges = [left / ink.width, *between.ravel().tolist(), right / ink.width]
     return tuple(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _without_marks(ink: InkColumns, line: Line) -> tuple[tuple[int, int], ...]:
+    """The runs less a speck, or the side of a frame, at either end; a word of one sign may be as narrow, and as far apart."""
+    narrow, apart, found = _MARK * ink.height, _APART * ink.height, ink.runs
+    if len(line.words[0].text) > 1 and len(found) > 1 and _is_mark(found[0], found[1][0] - found[0][1], narrow, apart):
+        found = found[1:]
+    if len(line.words[-1].text) > 1 and len(found) > 1 and _is_mark(found[-1], found[-1][0] - found[-2][1], narrow, apart):
+        found = found[:-1]
+    return found
+
+
+def _is_mark(run: tuple[int, int], gap: int, narrow: float, apart: float) -> bool:
+    return run[1] - run[0] < narrow and gap > apart
 
 
 def by_characters(line: Line) -> tuple[Share, ...]:
