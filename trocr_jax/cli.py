@@ -64,8 +64,8 @@ def program(module: str) -> int:
 
 
 def _collect_seldom() -> None:
-    """Python's garbage collector looks through JAX's modules 400 times while they are loaded, and again at exit. Without, one picture
-    is read in a sixth less time.
+    """Has Python's garbage collector look seldom: it looks through JAX's modules 400 times while they are loaded, and again at
+    exit. One picture is read in a sixth less time.
     """
     gc.set_threshold(50_000, *gc.get_threshold()[1:])
     atexit.register(gc.freeze)
