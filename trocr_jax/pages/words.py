@@ -24,10 +24,8 @@ _ROWS = 96  # pictures are averaged down to fewer than twice as many rows
 _NOISE = 8  # grey levels by which half of all neighbours differ; on clean paper it is 0
 _INKED = 64  # of 255
 _AWAY = 0.1  # heights of a gap's width that a gap loses by being one height from where it is expected; four times it by two
-_MARK, _APART = (
-    0.2,
-    0.8,
-)  # heights: ink at either end of a line that is narrower, and farther from the next, is no word of letters
+_MARK = 0.2  # heights: ink at an end of a line that is narrower
+_APART = 0.8  # heights: and farther from the next ink, is no word of several letters
 _NARROW = frozenset(" .,:;'`\"!|()[]-ijlIftr")  # characters half as wide as others
 
 
@@ -76,16 +74,16 @@ def place_words(line: Line, ink: InkColumns) -> tuple[Share, ...]:
 
 def _without_marks(ink: InkColumns, line: Line) -> tuple[tuple[int, int], ...]:
     """The runs less a speck, or the side of a frame, at either end; a word of one sign may be as narrow, and as far apart."""
-    narrow, apart, found = _MARK * ink.height, _APART * ink.height, ink.runs
-    if len(line.words[0].text) > 1 and len(found) > 1 and _is_mark(found[0], found[1][0] - found[0][1], narrow, apart):
+    found = ink.runs
+    if len(line.words[0].text) > 1 and len(found) > 1 and _is_mark(found[0], found[1][0] - found[0][1], ink.height):
         found = found[1:]
-    if len(line.words[-1].text) > 1 and len(found) > 1 and _is_mark(found[-1], found[-1][0] - found[-2][1], narrow, apart):
+    if len(line.words[-1].text) > 1 and len(found) > 1 and _is_mark(found[-1], found[-1][0] - found[-2][1], ink.height):
         found = found[:-1]
     return found
 
 
-def _is_mark(run: tuple[int, int], gap: int, narrow: float, apart: float) -> bool:
-    return run[1] - run[0] < narrow and gap > apart
+def _is_mark(run: tuple[int, int], gap: int, height: int) -> bool:
+    return run[1] - run[0] < _MARK * height and gap > _APART * height
 
 
 def by_characters(line: Line) -> tuple[Share, ...]:
