@@ -34,7 +34,7 @@ class PageLine:
     Attributes:
         points: its outline, clockwise from the top left as the writing runs.
         line: what was read there.
-        places: where each of its words stands, in shares of the line's width; by default as if all characters were written evenly.
+        places: where each of its words stands, in shares of the line's width; by default by its characters.
     """
 
     points: Points

@@ -24,8 +24,8 @@ _ROWS = 96  # pictures are averaged down to fewer than twice as many rows
 _NOISE = 8  # grey levels by which half of all neighbours differ; on clean paper it is 0
 _INKED = 64  # of 255
 _AWAY = 0.1  # heights of a gap's width that a gap loses by being one height from where it is expected; four times it by two
-_MARK = 0.2  # heights: ink at an end of a line that is narrower
-_APART = 0.8  # heights: and farther from the next ink, is no word of several letters
+_MARK = 0.2  # heights: narrower ink at an end of a line is a mark, and no word of several letters,
+_APART = 0.8  # heights: where it is farther from the next
 _NARROW = frozenset(" .,:;'`\"!|()[]-ijlIftr")  # characters half as wide as others
 
 
