@@ -127,17 +127,23 @@ def test_pictures_of_any_size_have_columns(size):
 def test_of_all_choices_of_gaps_the_best_is_taken(seed):
     """Held to trying all of them."""
     rng = np.random.default_rng(seed)
-    edges = np.sort(rng.choice(200, 2 * int(rng.integers(1, 9)), replace=False)).reshape(-1, 2)
-    spaces = np.sort(rng.uniform(0, 200, int(rng.integers(0, len(edges) + 1))))
+    gaps = int(rng.integers(1, 9))
+    worth = rng.normal(size=(int(rng.integers(0, gaps + 1)), gaps))
 
-    def worth(chosen) -> float:
-        gaps = edges[list(chosen)]
-        away = (gaps.mean(1) - spaces) / 20
-        return float(((gaps[:, 1] - gaps[:, 0]) / 20 - words._AWAY * away**2).sum())
+    def of(chosen) -> float:
+        return float(sum(worth[row, gap] for row, gap in enumerate(chosen)))
 
-    chosen = words._best_gaps(edges, spaces, 20)
-    best = max(map(worth, itertools.combinations(range(len(edges)), len(spaces))))
-    assert list(chosen) == sorted(set(chosen)) and worth(chosen) == pytest.approx(best)
+    chosen = words._best(worth)
+    assert list(chosen) == sorted(set(chosen)) and len(chosen) == len(worth)
+    assert of(chosen) == pytest.approx(max(map(of, itertools.combinations(range(gaps), len(worth)))))
+
+
+@pytest.mark.parametrize("wide", [1, 2, 4])
+def test_columns_far_apart_move_no_word(wide):
+    """As a row of a table, or a page's head with a number at its other end."""
+    text = "a few words in front".replace(" in ", " " * 8 * wide + "in ") + " " * 4 * wide + "12"
+    image, truth = drawn(text, 0)
+    assert overlap(place_words(of_text(re.sub(" +", " ", text)), ink_columns(image)), truth).min() > 0.8
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 from PIL import Image
@@ -24,6 +24,7 @@ _ROWS = 96  # pictures are averaged down to fewer than twice as many rows
 _NOISE = 8  # grey levels by which half of all neighbours differ; on clean paper it is 0
 _INKED = 64  # of 255
 _AWAY = 0.1  # heights of a gap's width that a gap loses by being one height from where it is expected; four times it by two
+_SPACE = 0.4  # heights: the width of a space
 _MARK = 0.2  # heights: narrower ink at an end of a line is a mark, and no word of several letters,
 _APART = 0.8  # heights: where it is farther from the next
 _NARROW = frozenset(" .,:;'`\"!|()[]-ijlIftr")  # characters half as wide as others
@@ -61,14 +62,12 @@ def place_words(line: Line, ink: InkColumns) -> tuple[Share, ...]:
     if not ink.runs:
         return by_characters(line)
     runs = _without_marks(ink, line)
-    left, right = runs[0][0], runs[-1][1]
-    expected = [(left + (right - left) * first, left + (right - left) * last) for first, last in by_characters(line)]
-    gaps = np.array([(last, first) for (_, last), (first, _) in zip(runs, runs[1:], strict=False)]).reshape(-1, 2)
-    if len(gaps) < len(expected) - 1:
-        return tuple((first / ink.width, last / ink.width) for first, last in expected)
-    spaces = np.array([(last + first) / 2 for (_, last), (first, _) in zip(expected, expected[1:], strict=False)])
-    between = gaps[_best_gaps(gaps, spaces, ink.height)] / ink.width
-    edges = [left / ink.width, *between.ravel().tolist(), right / ink.width]
+    left, length, shares = runs[0][0], runs[-1][1] - runs[0][0], by_characters(line)
+    gaps = np.array([(last, first) for (_, last), (first, _) in pairwise(runs)]).reshape(-1, 2)
+    if len(gaps) < len(shares) - 1:
+        return tuple(((left + length * first) / ink.width, (left + length * last) / ink.width) for first, last in shares)
+    between = gaps[_best_gaps(gaps - left, length, shares, ink.height)]
+    edges = [edge / ink.width for edge in (left, *between.ravel().tolist(), left + length)]
     return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
@@ -92,16 +91,26 @@ def by_characters(line: Line) -> tuple[Share, ...]:
     return tuple((ends[word.start] / ends[-1], ends[word.end] / ends[-1]) for word in line.words)
 
 
-def _best_gaps(gaps: np.ndarray, spaces: np.ndarray, height: int) -> Sequence[int]:
-    """Which of gaps [G,2] are the spaces that are expected at columns [n], n <= G: in order, and together the best."""
-    away = (gaps.mean(1) - spaces[:, None]) / height
-    worth = (gaps[:, 1] - gaps[:, 0]) / height - _AWAY * away**2
-    total, before = np.zeros(len(gaps) + 1), []
+def _best_gaps(gaps: np.ndarray, length: int, words: Sequence[Share], height: int) -> Sequence[int]:
+    """Which of gaps [G,2] in so many columns lie between words, of which each is expected at a share of them: together the best.
+
+    A gap of columns in a table says nothing of where characters stand: places are counted as if none were wider than a space.
+    """
+    widths = gaps[:, 1] - gaps[:, 0]
+    more = np.maximum(widths - _SPACE * height, 0)
+    places = gaps.mean(1) - more.cumsum() + more / 2
+    spaces = (length - more.sum()) * np.array([(last + first) / 2 for (_, last), (first, _) in pairwise(words)])
+    return _best(widths / height - _AWAY * ((places - spaces[:, None]) / height) ** 2)
+
+
+def _best(worth: np.ndarray) -> Sequence[int]:
+    """Of worth [n,G], n <= G, the columns to choose, one a row and each behind the one before, to be worth the most."""
+    total, before = np.zeros(worth.shape[1] + 1), []
     for own in worth:  # total[g]: the most that the spaces so far are worth in the first g gaps
         reached = np.append(-np.inf, total[:-1] + own)
         total = np.maximum.accumulate(reached)
         before.append(np.maximum.accumulate(np.where(reached == total, np.arange(len(total)), 0)))
-    chosen, last = [], len(gaps)
+    chosen, last = [], worth.shape[1]
     for best in reversed(before):
         chosen.append(int(best[last]) - 1)
         last = chosen[-1]
