@@ -62,7 +62,7 @@ class Config:
     """Images a step. By default 8 on CPU (24 in int8 with a small model), 128 on TPU and GPU."""
     dtype: Literal["float32", "bfloat16", "int8"] | None = None
     """By default float32 on CPU, bfloat16 on TPU and GPU. int8 is the fastest on a CPU, with ONNX Runtime (the extra "onnx"): it
-    is always greedy, and reads some lines otherwise; others again on another kind of CPU."""
+    is always greedy, and reads some lines otherwise, on another kind of CPU perhaps others."""
     pattern: str | None = None
     """A regular expression that every text shall match as a whole, as [0-9]{2}/[0-9]{2}/[0-9]{4}; needs the extra "pattern".
     Of a page every line is held to it, of a line that is too long to be read at once every piece."""
