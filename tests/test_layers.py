@@ -1,6 +1,7 @@
 """Layers that keep less for their backward pass have the gradients of the plain expression."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from flax import nnx
 from reference import random_config
 from transformers.activations import ACT2FN
 
-from trocr_jax.network import attention, layers
+from trocr_jax.network import attention, encoder, layers
 from trocr_jax.network.decoder_layer import DecoderLayer
 from trocr_jax.network.encoder import EncoderLayer
 
@@ -57,6 +58,16 @@ def test_attention_in_bfloat16_rounds_neither_scores_nor_their_sums(attend):
     found = attend(q, k, v)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.astype(jnp.float32), exact, atol=0.03)
+
+
+@pytest.mark.parametrize("key", [None, jax.random.key(0)], ids=["reading", "training"])
+def test_images_of_many_tokens_one_by_one(key, monkeypatch):
+    """A CPU takes them so when it reads; and gradients are those of all at once either way."""
+    monkeypatch.setattr(encoder, "_image_by_image", Mock(wraps=encoder._image_by_image))
+    layer = EncoderLayer(random_config("A", 1).encoder, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x = normal((2, encoder.TOKENS_APART, layer.attention.query.in_features), 0)
+    same_gradients(lambda x: layer(x, key), layer.together, (x,))
+    assert encoder._image_by_image.called == (key is None)
 
 
 def test_attention_has_forward_derivatives_too():

@@ -31,9 +31,25 @@ class EncoderLayer(nnx.Module):
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
         """[B,S,D] -> [B,S,D]"""
+        if key is None and x.shape[0] > 1 and x.shape[1] >= TOKENS_APART:
+            return jax.lax.platform_dependent(self, x, cpu=_image_by_image, default=EncoderLayer.together)
+        return self.together(x, key)
+
+    def together(self, x: Array, key: Array | None = None) -> Array:
+        """All images at once, [B,S,D] -> [B,S,D]"""
         attention_key, key1, key2 = split(key, 3)
         x = x + dropout(self.attention(self.norm1(x), key=attention_key), self.dropout, key1)
         return x + dropout(self.mlp(self.norm2(x)), self.dropout, key2)
+
+
+TOKENS_APART = 512
+"""Image tokens from which a CPU takes the images one by one, as those of one fill its cores and what a layer makes of them stays
+in its cache. Not where there is a key: the gradients of training would be added up image by image.
+"""
+
+
+def _image_by_image(layer: EncoderLayer, x: Array) -> Array:
+    return jax.lax.map(lambda image: layer.together(image[None])[0], x)
 
 
 class Encoder(nnx.Module):
