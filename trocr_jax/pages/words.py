@@ -15,14 +15,11 @@ from PIL import Image
 
 from ..line import Line
 from ..pixels.line_normalization import ink_of
-from ..pixels.strokes import quantiles, rule_rows, runs, steps_along_rows, varied_channel, without_specks
+from ..pixels.strokes import INKED, averaged, rule_rows, runs, settle
 
 Share = tuple[float, float]
 """From where to where, 0 to 1."""
 
-_ROWS = 96  # pictures are averaged down to fewer than twice as many rows
-_NOISE = 8  # grey levels by which half of all neighbours differ; on clean paper it is 0
-_INKED = 64  # of 255
 _AWAY = 0.1  # heights of a gap's width that a gap loses by being one height from where it is expected; four times it by two
 _SPACE = 0.4  # heights: the width of a space
 _MARK = 0.2  # heights: narrower ink at an end of a line is a mark, and no word of several letters,
@@ -46,11 +43,9 @@ class InkColumns:
 
 def ink_columns(image: Image.Image) -> InkColumns:
     """Of the RGB image of a line. Specks of noise and rules, which would fill the gaps, are no ink."""
-    factor = max(image.height // _ROWS, 1)
-    ink = ink_of(varied_channel(image.reduce(factor) if factor > 1 else image))
-    if quantiles(steps_along_rows(ink), 0.5)[0] >= _NOISE:
-        ink = without_specks(ink)
-    marks = ink >= _INKED
+    channel, _ = averaged(image)
+    ink, _, _ = settle(ink_of(channel))
+    marks = ink >= INKED
     inked = np.asarray(marks[~rule_rows(np.uint8(255) * marks)].any(0))  # rules are often paler than writing
     return InkColumns(tuple(runs(inked)), width=ink.shape[1], height=ink.shape[0])
 

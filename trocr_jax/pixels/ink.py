@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from .strokes import packing_slope, places_of, quantiles, runs, steps_along_rows, varied_channel
+from .strokes import averaged, packing_slope, places_of, quantiles, runs, steps_along_rows
 
 _ROWS = 256  # images are averaged down to fewer than twice as many rows
 _PAGE_ROWS = 512, 1024  # for closer looks, as at pages: their lines are too close together for fewer rows
@@ -77,8 +77,7 @@ def holds_several_lines(rows: np.ndarray) -> bool:
 
 def _plane(image: Image.Image, rows: int = _ROWS) -> np.ndarray:
     """RGB or L image to uint8 [height, width]: its most varied channel, averaged to fewer than twice as many rows."""
-    factor = max(image.height // rows, 1)
-    return np.asarray(varied_channel(image.reduce(factor) if factor > 1 else image))
+    return np.asarray(averaged(image, rows)[0])
 
 
 def _has_strokes(plane: np.ndarray) -> bool:

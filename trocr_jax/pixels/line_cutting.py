@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .strokes import rule_rows
+from .strokes import INKED, rule_rows
 
 _ROOMY = 3 / 4  # of the model's image: what is longer is read in pieces
 _PIECE = 5 / 8  # of the model's image, on the average of a line's pieces
@@ -20,7 +20,6 @@ _GAP = 7  # columns; in lines of 32 rows spaces are hardly narrower
 _SPACE = 5  # columns from ink to ink, that are none yet: what is farther apart are words
 _AMID = 0.25  # of the ink that is usual around a column: with less, what is closer are words with noise or little space between
 _WIDE = 1.5  # heights of a line: paper that is wider parts what is read apart, as in a table of contents
-_INKED = 64  # of 255: a column with less is paper
 LONGEST = 8 * _PIECE  # of the model's images: what is longer is squeezed into so much
 MOST_PIECES = 16  # of a line, as there may be as many wide gaps as cuts
 
@@ -38,7 +37,7 @@ def parts(line: np.ndarray, width: int) -> list[Part]:
     the line; all of it where it is short and without wide gaps.
     """
     letters = _without_rules(line)
-    inked = np.flatnonzero(letters.max(0) >= _INKED)
+    inked = np.flatnonzero(letters.max(0) >= INKED)
     ends = _ends(letters, inked, width)
     if len(ends) <= 2 or not inked.size:
         return [Part(0, line.shape[1], False)]

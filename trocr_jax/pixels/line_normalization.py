@@ -20,29 +20,16 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from . import line_cutting
-from .strokes import (
-    packing_slope,
-    places_of,
-    quantiles,
-    quantiles_of,
-    rule_rows,
-    runs,
-    steps_along_rows,
-    varied_channel,
-    without_specks,
-)
+from .strokes import INKED, averaged, packing_slope, places_of, quantiles, quantiles_of, rule_rows, runs, settle
 
-_ROWS = 96  # images are averaged down to fewer than twice as many rows
 _FILLED = 2 / 3  # of a picture's height: a line with so much around is not looked at again
 _REACH = 3.3  # rows kept on either side of the middle of the writing, in standard deviations of its stroke edges
 _VALLEY = 0.25  # of the edges of the fullest row; what lies between two lines has fewer
 _SLOPES = np.tan(np.radians(np.arange(-4.5, 5.0, 0.5))).astype(np.float32)
 _PARTS = 1000  # of a line, each with a paper of its own: a picture of one row of pixels would have millions
 _WALL = 8  # columns at either end
-_INKED = 64  # of 255
 _ROUGH = 0.18  # of all stroke edges, on rules: smooth ones have up to 0.15 where letters stand on them, rough ones from 0.22 on
 _RULE_LENGTH = 4  # heights of what is written
-_NOISE = 8  # grey levels by which half of all neighbours differ; on clean paper it is 0
 _LEAST_CONTRAST = 24  # grey levels; less is noise or JPEG, and is not made louder
 
 
@@ -111,10 +98,10 @@ class Writing:
 def _without_walls(line: Image.Image) -> Image.Image:
     """Less the sides of a frame, as of a table's cell: strokes at either end from above all letters to below all of them."""
     ink = np.asarray(line)
-    walls = np.flatnonzero(ink.min(0) > _INKED)
+    walls = np.flatnonzero(ink.min(0) > INKED)
     if not walls.size:
         return line
-    paper = np.flatnonzero(ink[np.logical_not(rule_rows(ink))].max(0, initial=0) <= _INKED)
+    paper = np.flatnonzero(ink[np.logical_not(rule_rows(ink))].max(0, initial=0) <= INKED)
     after, before = paper[paper > walls[0]], paper[paper < walls[-1]]
     left = int(after[0]) if walls[0] < _WALL and after.size else 0
     right = int(before[-1]) + 1 if walls[-1] >= line.width - _WALL and before.size else line.width
@@ -133,27 +120,24 @@ def find_writing(image: Image.Image) -> Writing:
 
     Of a line that fills little of a high picture too few rows are left once that is averaged down: there it looks again.
     """
-    writing, factor = _writing(image), _factor(image)
+    writing, factor = _writing(image)
     if factor == 1:
         return writing
     first, last = (factor * row for row in _around(writing))
     if last - first > _FILLED * image.height:
         return writing
-    return _writing(image.crop((0, max(first, 0), image.width, min(last, image.height))))
+    return _writing(image.crop((0, max(first, 0), image.width, min(last, image.height))))[0]
 
 
-def _factor(image: Image.Image) -> int:
-    return max(image.height // _ROWS, 1)
-
-
-def _writing(image: Image.Image) -> Writing:
-    factor = _factor(image)
-    ink = ink_of(varied_channel(image.reduce(factor) if factor > 1 else image))
+def _writing(image: Image.Image) -> tuple[Writing, int]:
+    """What the averaged image shows of writing, and how many rows are one there."""
+    channel, factor = averaged(image)
+    ink = ink_of(channel)
     rows, columns = _edges(ink)
     slope = packing_slope(rows, columns, _SLOPES) if rows.size else 0.0
     pivot = float(np.median(columns)) if rows.size else 0.0
     cut = bool((rows <= 1).any()), bool((rows >= len(ink) - 2).any())
-    return Writing(ink, rows - np.float32(slope) * (columns - np.float32(pivot)), columns, slope, pivot, cut)
+    return Writing(ink, rows - np.float32(slope) * (columns - np.float32(pivot)), columns, slope, pivot, cut), factor
 
 
 def _around(writing: Writing) -> tuple[int, int]:
@@ -202,10 +186,7 @@ def _edges(ink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Noise has some in every row: with them writing would pass for taller than it is, and be scaled down too far.
     """
-    steps = steps_along_rows(ink)
-    if (noise := quantiles(steps, 0.5)[0]) >= _NOISE:
-        steps = steps_along_rows(without_specks(ink))
-        noise = quantiles(steps, 0.5)[0]
+    _, steps, noise = settle(ink)
     rows, columns = places_of(steps > max(64, 4 * noise))
     return rows.astype(np.float32), (columns + 1).astype(np.float32)
 

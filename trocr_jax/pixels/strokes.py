@@ -11,6 +11,11 @@ from itertools import accumulate
 import numpy as np
 from PIL import Image, ImageChops
 
+INKED = 64
+"""Levels of ink, 0 to 255, from which a place is written on."""
+
+_ROWS = 96  # show the strokes of one line
+_NOISE = 8  # grey levels by which half of all neighbours differ; on clean paper it is 0
 _EDGES = 1000  # as many show the tilt of a line
 _HALF = 127  # of 255
 _FULL = 0.85  # of the columns inked: letters leave more paper in every row, unless they are bold and blurred
@@ -34,13 +39,29 @@ def _variance(channel: Image.Image) -> float:
     return float(counts @ np.square(levels - mean) / counts.sum())
 
 
+def averaged(image: Image.Image, rows: int = _ROWS) -> tuple[Image.Image, int]:
+    """The most varied channel of an image, averaged to fewer than twice as many rows; and how many of its rows are one there."""
+    factor = max(image.height // rows, 1)
+    return varied_channel(image.reduce(factor) if factor > 1 else image), factor
+
+
 def steps_along_rows(levels: np.ndarray) -> np.ndarray:
     """How much neighbours but one in a row differ: uint8 [height, width] -> uint8 [height, width - 2]."""
     left, right = levels[:, :-2], levels[:, 2:]
     return np.maximum(left, right) - np.minimum(left, right)
 
 
-def without_specks(levels: np.ndarray) -> np.ndarray:
+def settle(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """uint8 [height, width], without specks where it is noisy; its steps along rows; and the median of these, its noise."""
+    steps = steps_along_rows(levels)
+    if (noise := quantiles(steps, 0.5)[0]) >= _NOISE:
+        levels = _without_specks(levels)
+        steps = steps_along_rows(levels)
+        noise = quantiles(steps, 0.5)[0]
+    return levels, steps, noise
+
+
+def _without_specks(levels: np.ndarray) -> np.ndarray:
     """Medians of three, of uint8 [height, width] first along the columns, then along the rows: noise goes, strokes stay."""
     settled = levels.copy()
     settled[1:-1] = _middle_of(levels[:-2], levels[1:-1], levels[2:])
