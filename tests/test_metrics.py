@@ -115,3 +115,18 @@ def test_calibration_by_hand():
     assert metrics.calibration([1.0, 1.0], [True, True])[0] == 0.0
     lines = [n for n, *_ in metrics.calibration([0.0, 0.15, 0.85, 0.95, 1.0], 5 * [True])[1]]
     assert lines == [1, 1, 1, 2], "1 lies in the last bin"
+
+
+@pytest.mark.parametrize("risk", [0.0, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("seed", range(20))
+def test_as_many_lines_are_believed_as_may_be(risk, seed):
+    """Beside every threshold there is; few steps of confidence, so that many lines share one."""
+    rng = np.random.default_rng(seed)
+    sure, right = rng.integers(0, 6, 30) / 5, rng.random(30) < 0.8
+    shares = {t: (sure >= t).mean() for t in sure if (~right[sure >= t]).mean() <= risk}
+    expected = max(shares.items(), key=lambda each: each[1], default=None)
+    assert metrics.coverage(sure.tolist(), right.tolist(), risk) == expected
+
+
+def test_of_no_lines_none_is_believed():
+    assert metrics.coverage([], [], 0.5) is None

@@ -236,7 +236,24 @@ def test_the_published_number_stands_beside_ours_in_table_and_json(places):
 def result(pairs: Sequence[tuple[str, str]]) -> Result:
     readings = [Reading("s", f"n{i}", b"", wanted, Line(text=read, confidence=0.5)) for i, (wanted, read) in enumerate(pairs)]
     texts = [[r.line.text for r in readings], [r.reference for r in readings]]
-    return Result(1, readings, {"s": metrics.score(["cer"], *texts)}, metrics.calibration([0.5], [True]), 1.0)
+    return Result(1, readings, {"s": metrics.score(["cer"], *texts)}, 1.0)
+
+
+def test_table_json_and_page_tell_which_lines_to_believe(places):
+    """Of a hundred lines the surest is wrong, and the least sure fifty are."""
+    lines = [Line(text="a", confidence=1 - i / 100) for i in range(100)]
+    readings = [Reading("s", f"n{i}", b"", "b" if i == 0 or i >= 50 else "a", line) for i, line in enumerate(lines)]
+    found = Result(1, readings, {}, 1.0)
+    (row,) = evaluate.summary([found], [], Reader.from_pretrained(places[0]), Config())["results"]
+    assert row["coverage"] == [
+        {"risk": 0.01, "confidence": None, "coverage": 0.0},
+        {"risk": 0.02, "confidence": 0.51, "coverage": 0.5},
+        {"risk": 0.05, "confidence": 0.5, "coverage": 0.51},
+    ]
+    table, page = evaluate.table(found, []), render([found], [], "m")
+    assert "with at most 1% of them wrong: none\n" in table
+    assert "with at most 2% of them wrong: those of confidence 0.510 and more, 50.0% of all\n" in table
+    assert "<td>1%</td><td>none</td><td>0.0%</td>" in page and "<td>2%</td><td>0.510</td><td>50.0%</td>" in page
 
 
 def test_the_report_shows_the_worst_lines_first_and_escapes_everything():

@@ -147,10 +147,7 @@ def measure(reader: Reader, tasks: Sequence[Task], names: Sequence[str], beams: 
     if len(tasks) > 1:
         groups[ALL] = readings
     scores = {name: _scores(names, [r for r in group if r.scored], reader, config) for name, group in groups.items()}
-    read = [reading for reading in readings if reading.line.error is None]
-    right = [reading.line.text == reading.reference for reading in read]
-    known = metrics.calibration([reading.line.confidence for reading in read], right)
-    return Result(beams, readings, scores, known, len(readings) / seconds)
+    return Result(beams, readings, scores, len(readings) / seconds)
 
 
 def _scores(
@@ -198,10 +195,16 @@ def table(result: Result, tasks: Sequence[Task]) -> str:
         rows.append(f"  {name:<24}{result.counts[name]:>7} lines  " + "  ".join(cells))
     rows += [f"  {remark}" for remark in unreadable(result.readings)]
     rows.append(f"  expected calibration error {result.calibration[0]:.3f}")
+    rows += [f"  {_believed(risk, found)}" for risk, found in result.coverage.items()]
     if result.confusions:
         common = result.confusions.most_common(CONFUSIONS)
         rows.append(f"  most confused: {', '.join(f'{wanted!r} as {read!r} {count}' for (wanted, read), count in common)}")
     return "\n".join(rows)
+
+
+def _believed(risk: float, found: tuple[float, float] | None) -> str:
+    said = "none" if found is None else f"those of confidence {found[0]:.3f} and more, {found[1]:.1%} of all"
+    return f"lines to believe with at most {risk:.0%} of them wrong: {said}"
 
 
 def _beside(published: dict[str, float], score: str) -> str:
@@ -223,12 +226,19 @@ def summary(results: Sequence[Result], tasks: Sequence[Task], reader: Reader, co
                 "left_out": sum(not reading.scored for reading in result.readings),
                 "lines_per_s": round(result.lines_per_s, 2),
                 "ece": round(result.calibration[0], 4),
+                "coverage": [_coverage(risk, found) for risk, found in result.coverage.items()],
                 "scores": {source: _rounded(scores, published.get(source, {})) for source, scores in result.scores.items()},
                 "confusions": [[*pair, count] for pair, count in result.confusions.most_common(CONFUSIONS)],
             }
             for result in results
         ],
     }
+
+
+def _coverage(risk: float, found: tuple[float, float] | None) -> dict[str, float | None]:
+    """The confidence unrounded, as lines may be just as sure."""
+    threshold, covered = found or (None, 0.0)
+    return {"risk": risk, "confidence": threshold, "coverage": round(covered, 4)}
 
 
 def _rounded(scores: dict[str, tuple[float, float, float]], published: dict[str, float]) -> dict[str, dict[str, float]]:

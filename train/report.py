@@ -55,7 +55,13 @@ def _calibration(result: Result) -> str:
     rows = [(str(lines), f"{sure:.3f}", f"{right:.3f}") for lines, sure, right in bins]
     table = _table(("lines", "mean confidence", "share right"), rows)
     said = f"Expected calibration error {error:.3f}: 0 would be a model that knows when it is right."
-    return f"<h2>Confidence</h2><p>{said}</p>{table}"
+    return f"<h2>Confidence</h2><p>{said}</p>{table}{_coverage(result)}"
+
+
+def _coverage(result: Result) -> str:
+    found = ((f"{risk:.0%}", *(covered or (None, 0.0))) for risk, covered in result.coverage.items())
+    rows = [(risk, "none" if sure is None else f"{sure:.3f}", f"{share:.1%}") for risk, sure, share in found]
+    return _table(("wrong among those believed, at most", "confidence from", "share of all lines"), rows)
 
 
 def _confusions(result: Result) -> str:

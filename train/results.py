@@ -14,6 +14,7 @@ from trocr_jax.line import Line
 from .sets.records import Source
 
 ALL = "all"  # the row of all data sets together
+RISKS = (0.01, 0.02, 0.05)  # shares of wrong lines among those that are believed
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,29 @@ class Result:
         beams: 1 is greedy.
         readings: one for every line.
         scores: source -> score -> value and the ends of its interval; "all" holds all of them.
-        calibration: expected calibration error, and its table.
         lines_per_s: the rate of the whole pass, reading files included.
     """
 
     beams: int
     readings: list[Reading]
     scores: dict[str, dict[str, tuple[float, float, float]]]
-    calibration: tuple[float, list[tuple[int, float, float]]]
     lines_per_s: float
+
+    @cached_property
+    def confidences(self) -> tuple[list[float], list[bool]]:
+        """Of every line that could be read the confidence, and whether it is right to the last character."""
+        read = [r for r in self.readings if r.line.error is None]
+        return [r.line.confidence for r in read], [r.line.text == r.reference for r in read]
+
+    @property
+    def calibration(self) -> tuple[float, list[tuple[int, float, float]]]:
+        """Expected calibration error, and its table."""
+        return metrics.calibration(*self.confidences)
+
+    @property
+    def coverage(self) -> dict[float, tuple[float, float] | None]:
+        """For each of RISKS from which confidence on lines can be believed, and how many of them."""
+        return {risk: metrics.coverage(*self.confidences, risk) for risk in RISKS}
 
     @cached_property
     def confusions(self) -> Counter[tuple[str, str]]:

@@ -202,3 +202,20 @@ def calibration(confidences: Sequence[float], right: Sequence[bool]) -> tuple[fl
     groups = [places == b for b in range(BINS) if (places == b).any()]
     table = [(int(own.sum()), float(sure[own].mean()), float(good[own].mean())) for own in groups]
     return sum(n * abs(s - g) for n, s, g in table) / max(len(sure), 1), table
+
+
+def coverage(confidences: Sequence[float], right: Sequence[bool], risk: float) -> tuple[float, float] | None:
+    """How many lines can be believed as they are (selective classification, El-Yaniv and Wiener, 2010).
+
+    Args:
+        risk: the share of wrong lines that may be among them.
+
+    Returns:
+        The confidence from which on lines are believed, and their share of all lines; as many as can be. None where even the
+        surest are wrong too often.
+    """
+    order = np.argsort(confidences)[::-1]
+    sure, wrong = np.asarray(confidences, np.float64)[order], ~np.asarray(right, bool)[order]
+    ends = np.append(sure[:-1] != sure[1:], True)[: len(sure)]  # lines of the same confidence are believed together
+    kept = np.flatnonzero(ends & (wrong.cumsum() <= risk * np.arange(1, len(sure) + 1)))
+    return (float(sure[kept[-1]]), (int(kept[-1]) + 1) / len(sure)) if kept.size else None
