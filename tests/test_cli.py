@@ -142,12 +142,15 @@ def test_tsv_in_the_order_given(capsys, model, folder):
 
 
 def test_json(capsys, model, folder):
-    code, out, _ = call(capsys, "read", f"{folder}/*.png", "--model", model, "--format", "json", "--beams", 2, "--max-tokens", 8)
+    asked = ["--format", "json", "--beams", 2, "--alternatives", 1, "--max-tokens", 8]
+    code, out, _ = call(capsys, "read", f"{folder}/*.png", "--model", model, *asked)
     rows = [json.loads(row) for row in out]
     assert code == 0 and len(rows) == 3
     for row in rows:
         assert {"path", "text", "confidence", "finish_reason", "flags", "words", "tokens", "error"} <= row.keys()
         assert len(row["tokens"]) <= 8 and 0 <= row["confidence"] <= 1
+        (other,) = row["alternatives"]
+        assert other["confidence"] <= row["confidence"] and other["tokens"] != row["tokens"]
 
 
 @pytest.fixture
@@ -238,6 +241,9 @@ def test_mistakes_get_one_line_and_a_code(capsys, model, folder, tmp_path):
         (1, str(tmp_path), ["read", tmp_path, "--model", model]),
         (1, "config.json", ["read", folder, "--model", tmp_path]),
         (2, "at least 1", ["read", folder, "--model", model, "--beams", 0]),
+        (2, "at least 0", ["read", folder, "--format", "json", "--alternatives", -1]),
+        (2, "--format json alone", ["read", folder, "--beams", 3, "--alternatives", 2]),
+        (2, "needs --beams 3 or more", ["read", folder, "--format", "json", "--beams", 2, "--alternatives", 2]),
         (2, "URLs are not read here", ["read", "https://example.org/a.png"]),
         (2, "leave --beams and --mesh out", ["read", folder, "--dtype", "int8", "--beams", 4]),
         (2, "leave --beams and --mesh out", ["read", folder, "--dtype", "int8", "--mesh", "data=2"]),

@@ -51,6 +51,8 @@ class Config:
     """Hub name (NAME@REVISION pins a commit, tag or branch) or directory. By default the model in the package: no network."""
     beams: Annotated[int | None, tyro.conf.arg(aliases=("-k",))] = None
     """Beams of the search; 1 is greedy. By default as the checkpoint says."""
+    alternatives: int = 0
+    """With --format json: so many of the next best readings of each line, of at least one more --beams."""
     batch_size: int | None = None
     """Images a step. By default 8 on CPU (24 in int8 with a small model), 128 on TPU and GPU."""
     dtype: Literal["float32", "bfloat16", "int8"] | None = None
@@ -91,12 +93,24 @@ def _checked(config: Config) -> dict[str, Any]:
     if not config.page and (config.lines or config.output or config.format in DOCUMENTS):
         raise UsageError("--lines, --output and the formats hocr, alto and page are for --page")
     _check_mesh(config.mesh)
+    if config.alternatives:
+        _check_alternatives(config)
+        options["num_return_sequences"] = 1 + config.alternatives
     if config.pattern is not None:
         check_pattern(config.pattern)
         options["pattern"] = config.pattern
     if config.dtype == "int8" and (config.mesh or (config.beams or 1) > 1):
         raise UsageError("--dtype int8 reads greedily and on the CPU: leave --beams and --mesh out")
     return options
+
+
+def _check_alternatives(config: Config) -> None:
+    if config.alternatives < 0:
+        raise UsageError("--alternatives must be at least 0")
+    if config.format != "json":
+        raise UsageError("--alternatives are told by --format json alone")
+    if config.alternatives >= (config.beams or 1):
+        raise UsageError(f"--alternatives {config.alternatives} needs --beams {config.alternatives + 1} or more")
 
 
 def _check_mesh(text: str | None) -> None:
