@@ -46,43 +46,49 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
+    """What to read, where its results go, and how.
+
+    Attributes:
+        input: Folder, glob, list, .tar, .parquet or LMDB folder; a path, or a URL that fsspec knows (gs://, s3://, ...).
+        output: A folder that all workers share: empty or absent, or that of the job to continue.
+        format: Format of the parts. By default jsonl.
+        page: The images are pages: find their lines and read them in order. A row is a page then.
+        model: Hub name or directory. By default the model in the package.
+        beams: Beams of the search; 1 is greedy. By default as the checkpoint says.
+        batch_size: Images a step. By default 8 on CPU (24 in int8 with a small model), 128 on TPU and GPU.
+        dtype: By default float32 on CPU, bfloat16 on TPU and GPU. int8 is the fastest on a CPU, with ONNX Runtime (the
+            extra "onnx"): it is always greedy, and reads some lines otherwise, on another kind of CPU perhaps others.
+        pattern: A regular expression that every text shall match as a whole, as [0-9]{2}/[0-9]{2}/[0-9]{4}; needs the
+            extra "pattern". Of a page every line is held to it, of a line that is too long to be read at once every piece.
+        max_tokens: Most new tokens a line. By default as the checkpoint says, else 128.
+        unit_lines: Images of a work unit, which is a part of OUTPUT. By default 1024, or 64 pages. A tar shard is always
+            one unit.
+        image_column: Column of images in parquet files. By default image, img, bytes, ...
+        id_column: Column of ids in parquet files. By default id, key or __key__; without one, ids are file#row.
+        decoders: Processes that decode images. By default one a core.
+        give_up: Store as an error what cannot be read in three tries of a listed file or URL, as where its host is gone. By
+            default this worker ends there, and the same command tries again.
+        lease: Seconds after which the work of a worker on another machine that gives no sign of life is done by others.
+        price_per_hour: What this machine costs, to report the cost of 1,000 lines.
+    """
+
     input: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="INPUT")]
-    """Folder, glob, list, .tar, .parquet or LMDB folder; a path, or a URL that fsspec knows (gs://, s3://, ...)."""
     output: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUTPUT")]
-    """A folder that all workers share: empty or absent, or that of the job to continue."""
     format: Literal["jsonl", "parquet"] | None = None
-    """Format of the parts. By default jsonl."""
     page: bool = False
-    """The images are pages: find their lines and read them in order. A row is a page then."""
     model: str | None = None
-    """Hub name or directory. By default the model in the package."""
     beams: Annotated[int | None, tyro.conf.arg(aliases=("-k",))] = None
-    """Beams of the search; 1 is greedy. By default as the checkpoint says."""
     batch_size: int | None = None
-    """Images a step. By default 8 on CPU (24 in int8 with a small model), 128 on TPU and GPU."""
     dtype: Literal["float32", "bfloat16", "int8"] | None = None
-    """By default float32 on CPU, bfloat16 on TPU and GPU. int8 is the fastest on a CPU, with ONNX Runtime (the extra "onnx"): it
-    is always greedy, and reads some lines otherwise, on another kind of CPU perhaps others."""
     pattern: str | None = None
-    """A regular expression that every text shall match as a whole, as [0-9]{2}/[0-9]{2}/[0-9]{4}; needs the extra "pattern".
-    Of a page every line is held to it, of a line that is too long to be read at once every piece."""
     max_tokens: int | None = None
-    """Most new tokens a line. By default as the checkpoint says, else 128."""
     unit_lines: int | None = None
-    """Images of a work unit, which is a part of OUTPUT. By default 1024, or 64 pages. A tar shard is always one unit."""
     image_column: str | None = None
-    """Column of images in parquet files. By default image, img, bytes, ..."""
     id_column: str | None = None
-    """Column of ids in parquet files. By default id, key or __key__; without one, ids are file#row."""
     decoders: int | None = None
-    """Processes that decode images. By default one a core."""
     give_up: bool = False
-    """Store as an error what cannot be read in three tries of a listed file or URL, as where its host is gone. By default this
-    worker ends there, and the same command tries again."""
     lease: float = 60.0
-    """Seconds after which the work of a worker on another machine that gives no sign of life is done by others."""
     price_per_hour: float | None = None
-    """What this machine costs, to report the cost of 1,000 lines."""
 
 
 def run(config: Config) -> int:

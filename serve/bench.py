@@ -64,8 +64,7 @@ class Config:
     plot: Path | None = None
     """Where to put a roofline as PNG."""
     lines: Path | None = None
-    """A folder of line images to read with float32 and the faster modes, and with Tesseract, instead of random pixels. Of the
-    other flags it takes --model and --rounds."""
+    """A folder of line images to read in all modes and with Tesseract, instead of noise; takes --model and --rounds alone."""
     seed: int = 0
     """Seed of images and random weights."""
 

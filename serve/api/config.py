@@ -31,8 +31,7 @@ class Config:
     beams: tuple[int, ...] = ()
     """Numbers of beams that requests may ask for with num_beams, each compiled before the server is ready."""
     pattern: str | None = None
-    """A regular expression that every text shall match as a whole, as [0-9]{2}/[0-9]{2}/[0-9]{4}; needs the extra "pattern".
-    Of a line that is too long to be read at once every piece is held to it."""
+    """A regular expression that every text, or piece of a long one, shall match as a whole; needs the extra "pattern"."""
     image_host: tuple[str, ...] = ()
     """Hosts from which images may be fetched by URL. By default none is."""
     drain_pause: float = 2.0

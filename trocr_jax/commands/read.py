@@ -33,39 +33,45 @@ REMARKS = {
 
 @dataclass(frozen=True)
 class Config:
+    """What to read, and how.
+
+    Attributes:
+        paths: Images, folders (without those in them; DIR/**/* descends) or globs; an image that is named twice is read once.
+            The image in standard input is -.
+        format: text: a line an image; tsv: path<TAB>text; json: an object a line with confidence, words, tokens, flags.
+            With --page text has a form feed between pages, json is an object a page, and hocr, alto and page (PAGE-XML) are documents.
+        page: The images are pages, and TIFFs all of theirs: find their lines and read them in order, columns one after the other.
+        lines: With --page: take the lines from this file (PAGE-XML, ALTO, hOCR, or JSON with boxes or polygons), or from the file
+            named like the page in this folder. Quadrilaterals run clockwise from the top left of the writing.
+        output: With --page: write a file a page into this folder instead of printing, named like the page (scan-2 for the second
+            of scan.tif): no two may share a name.
+        model: Hub name (NAME@REVISION pins a commit, tag or branch) or directory. By default the model in the package: no
+            network.
+        beams: Beams of the search; 1 is greedy. By default as the checkpoint says.
+        alternatives: With --format json: so many of the next best readings of each line, of at least one more --beams.
+        batch_size: Images a step. By default 8 on CPU (24 in int8 with a small model), 128 on TPU and GPU.
+        dtype: By default float32 on CPU, bfloat16 on TPU and GPU. int8 is the fastest on a CPU, with ONNX Runtime (the
+            extra "onnx"): it is always greedy, and reads some lines otherwise.
+        mesh: Devices to read with: data=8, or data=4,model=2 for a model cut over pairs of them. By default one.
+        pattern: A regular expression that every text shall match as a whole, as [0-9]{2}/[0-9]{2}/[0-9]{4}; needs the
+            extra "pattern". Of a page every line is held to it, of a line that is too long to be read at once every piece.
+        max_tokens: Most new tokens a line, or a piece of one that is read in pieces; the start token not counted. By default as
+            the checkpoint says, else 128.
+    """
+
     paths: tyro.conf.Positional[tuple[str, ...]]
-    """Images, folders (without those in them; DIR/**/* descends) or globs; an image that is named twice is read once. - is the
-    image in standard input."""
     format: Literal["text", "tsv", "json", "hocr", "alto", "page"] = "text"
-    """text: a line an image; tsv: path<TAB>text; json: an object a line with confidence, words, tokens, flags. With --page
-    text has a form feed between pages, json is an object a page, and hocr, alto and page (PAGE-XML) are documents."""
     page: bool = False
-    """The images are pages, and TIFFs all of theirs: find their lines and read them in order, columns one after the other."""
     lines: str | None = None
-    """With --page: take the lines from this file (PAGE-XML, ALTO, hOCR, or JSON with boxes or polygons), or from the file
-    named like the page in this folder. Quadrilaterals run clockwise from the top left of the writing."""
     output: str | None = None
-    """With --page: write a file a page into this folder instead of printing, named like the page (scan-2 for
-    the second of scan.tif): no two may share a name."""
     model: str | None = None
-    """Hub name (NAME@REVISION pins a commit, tag or branch) or directory. By default the model in the package: no network."""
     beams: Annotated[int | None, tyro.conf.arg(aliases=("-k",))] = None
-    """Beams of the search; 1 is greedy. By default as the checkpoint says."""
     alternatives: int = 0
-    """With --format json: so many of the next best readings of each line, of at least one more --beams."""
     batch_size: int | None = None
-    """Images a step. By default 8 on CPU (24 in int8 with a small model), 128 on TPU and GPU."""
     dtype: Literal["float32", "bfloat16", "int8"] | None = None
-    """By default float32 on CPU, bfloat16 on TPU and GPU. int8 is the fastest on a CPU, with ONNX Runtime (the extra "onnx"): it
-    is always greedy, and reads some lines otherwise."""
     mesh: str | None = None
-    """Devices to read with: data=8, or data=4,model=2 for a model cut over pairs of them. By default one."""
     pattern: str | None = None
-    """A regular expression that every text shall match as a whole, as [0-9]{2}/[0-9]{2}/[0-9]{4}; needs the extra "pattern".
-    Of a page every line is held to it, of a line that is too long to be read at once every piece."""
     max_tokens: int | None = None
-    """Most new tokens a line, or a piece of one that is read in pieces; the start token not counted. By default as the checkpoint
-    says, else 128."""
 
 
 def run(config: Config) -> int:
