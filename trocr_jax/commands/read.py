@@ -39,7 +39,8 @@ class Config:
         paths: Images, folders (without those in them; DIR/**/* descends) or globs; an image that is named twice is read once.
             The image in standard input is -.
         format: text: a line an image; tsv: path<TAB>text; json: an object a line with confidence, words, tokens, flags.
-            With --page text has a form feed between pages, json is an object a page, and hocr, alto and page (PAGE-XML) are documents.
+            With --page text has a form feed between pages, json is an object a page, and the others (page is PAGE-XML)
+            are documents.
         page: The images are pages, and TIFFs all of theirs: find their lines and read them in order, columns one after the other.
         lines: With --page: take the lines from this file (PAGE-XML, ALTO, hOCR, or JSON with boxes or polygons), or from the file
             named like the page in this folder. Quadrilaterals run clockwise from the top left of the writing.
@@ -59,7 +60,7 @@ class Config:
             the checkpoint says, else 128.
     """
 
-    paths: tyro.conf.Positional[tuple[str, ...]]
+    paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH [PATH ...]")]
     format: Literal["text", "tsv", "json", "hocr", "alto", "page"] = "text"
     page: bool = False
     lines: str | None = None
