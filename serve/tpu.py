@@ -27,6 +27,7 @@ from trocr_jax.cli import check_known, program
 from trocr_jax.config import PRESETS
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.model import TrOCR
+from trocr_jax.network.attention import fused_attention
 
 from .tpu_cost import HALF, Workload, reading_cost
 
@@ -71,7 +72,7 @@ def run(config: Config) -> int:
 
 def measure(mesh: Mesh, name: str, chip: Chip | None, config: Config) -> list[dict[str, Any]]:
     """A model's programs in bfloat16, data parallel, and what the compiler says of each; with a chip, prices too."""
-    model, rows = TrOCR.abstract(PRESETS[name], jnp.bfloat16), []
+    model, rows = fused_attention(TrOCR.abstract(PRESETS[name], jnp.bfloat16)), []
     for beams in config.beams:
         label = "greedy" if beams == 1 else f"{beams} beams"
         compile_it = partial(compile_reading, mesh, model, config.batch_size, config.tokens, beams)
@@ -93,7 +94,10 @@ def compiled(name: str, label: str, compile_it: Callable[[], Compiled]) -> dict[
     held, collectives = ahead_of_time.bytes_held(program), ahead_of_time.collectives(program).total()
     seconds = round(time.perf_counter() - began, 1)
     print(f"{name:<36} {label:<8} {held / 2**30:6.2f} GiB a chip  {collectives} collectives  {seconds:6.1f} s", file=sys.stderr)
-    return {"model": name, "program": label, "bytes_per_chip": held, "collectives": collectives, "compile_s": seconds}
+    return {
+        "model": name, "program": label, "bytes_per_chip": held, "collectives": collectives,
+        "kernels": ahead_of_time.kernels(program), "compile_s": seconds,
+    }  # fmt: skip
 
 
 def compile_reading(mesh: Mesh, model: TrOCR, batch_size: int, tokens: int, beams: int) -> Compiled:

@@ -18,7 +18,7 @@ LEAVES = {
 ORDER = [
     (
         "config checkpoints.fairseq checkpoints.weights pretrained "
-        "network.flash network.mesh_axes network.layers network.attention network.encoder "
+        "network.trial network.flash network.fused network.mesh_axes network.layers network.attention network.encoder "
         "network.decoder_layer network.step_layers network.decoder model "
         "generation.packed generation.processors generation.constraint generation.loop generation.sampling generation.beam "
         "decoding patterns reader"

@@ -51,6 +51,7 @@ def test_greedy_and_beam_of_base_and_large_fit_a_v5e(topology, size, beams):
     assert (program["model"], program["beams"]) == (model, beams)
     assert 0 < program["bytes_per_chip"] < HBM
     assert program["collectives"] == 0, "data-parallel decoding must not wait for other chips"
+    assert program["kernels"] == 2, "the encoder's attention and a step's look at the image, see network.fused"
 
 
 def test_a_chip_without_known_rates_costs_the_estimates_alone(monkeypatch, capsys):
@@ -58,6 +59,7 @@ def test_a_chip_without_known_rates_costs_the_estimates_alone(monkeypatch, capsy
     monkeypatch.setattr(ahead_of_time, "tpu_mesh", lambda _: SimpleNamespace(size=4))
     monkeypatch.setattr(ahead_of_time, "bytes_held", lambda _: 2**30)
     monkeypatch.setattr(ahead_of_time, "collectives", lambda _: Counter())
+    monkeypatch.setattr(ahead_of_time, "kernels", lambda _: 2)
     monkeypatch.setattr(train_tpu, "compile_step", lambda *_: None)
     assert train_tpu.run(train_tpu.Config("tpu7x:2x2x1", ("microsoft/trocr-base-stage1",))) == 0
     out, err = capsys.readouterr()

@@ -45,16 +45,24 @@ def collectives(program: Any) -> Counter[str]:
     return Counter(_COLLECTIVE.findall(program.as_text()))
 
 
+def kernels(program: Any) -> int:
+    """How many calls of kernels that are not the compiler's own a TPU's program has; one inside of a loop counts once."""
+    return program.as_text().count('custom_call_target="tpu_custom_call"')
+
+
 def cost(function: Callable[..., Any], shapes: tuple[Any, ...], mesh: Mesh, chip: Chip, donate: tuple[int, ...] = ()) -> Cost:
-    """The cost of a function that is compiled by itself for one chip of the mesh.
+    """The cost of a function that is compiled by itself for one chip of the mesh, its arrays laid out as it likes them best: in
+    a program, or in a loop's carry, they lie so from the start.
 
     Args:
         shapes: those of its arguments, as trees of `jax.ShapeDtypeStruct`.
         donate: arguments that come back changed, as a loop's carry does.
     """
-    place = SingleDeviceSharding(mesh.devices.flat[0])
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
-    analysis: Any = jax.jit(function, donate_argnums=donate).lower(*placed).compile().cost_analysis()
+    from jax.experimental.layout import Format, Layout
+
+    free = Format(Layout.AUTO, SingleDeviceSharding(mesh.devices.flat[0]))
+    compiled = jax.jit(function, donate_argnums=donate, in_shardings=free, out_shardings=free).lower(*shapes).compile()
+    analysis: Any = compiled.cost_analysis()
     return Cost.of(analysis, chip)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from ..model import TrOCR
+from ..network.attention import fused_attention
 from ..network.layers import Array
 from ..network.step_layers import StepLayers, Unrolled
 
@@ -37,9 +38,12 @@ class Packed:
 
 def pack(model: TrOCR) -> Packed:
     """Lays the decoder's layers out once on a CPU or a GPU, which inside a program would copy them at every call; such a device
-    then holds them twice. Other devices read them where they are.
+    then holds them twice. Other devices read them where they are. On a TPU it has the kernels of `network.fused`, so that a
+    program of it is for one device.
     """
-    layers = _laid_out(model, jax.default_backend())
+    backend = jax.default_backend()
+    model = fused_attention(model) if backend == "tpu" else model
+    layers = _laid_out(model, backend)
     leaves, treedef = jax.tree.flatten((model, layers))
     return Packed(leaves, structure(treedef))
 

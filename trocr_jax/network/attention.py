@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from . import fused
 from .flash import flash_attention, has_flash_attention
 from .layers import Array, Dtype, dropout, linear, softmax_dtype
 
@@ -25,7 +26,7 @@ class Attention(nnx.Module):
         dtype: Dtype, rngs: nnx.Rngs,
     ):  # fmt: skip
         memory_size = size if memory_size is None else memory_size
-        self.num_heads, self.dropout, self.plain = num_heads, dropout, False
+        self.num_heads, self.dropout, self.plain, self.fused = num_heads, dropout, False, False
         self.query = linear(size, size, bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.key = linear(memory_size, size, bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.value = linear(memory_size, size, bias=qkv_bias, dtype=dtype, rngs=rngs)
@@ -38,18 +39,30 @@ class Attention(nnx.Module):
     def __call__(self, x: Array, memory: Array | None = None, *, causal: bool = False, key: Array | None = None) -> Array:
         """x [B,T,D] attends to memory [B,S,E] (to itself without one) -> [B,T,D]."""
         memory = x if memory is None else memory
-        q, k, v = self.heads(self.query(x)), self.heads(self.key(memory)), self.heads(self.value(memory))
-        y = attend(q, k, v, causal=causal, dropout_rate=self.dropout, key=key, plain=self.plain)
+        q, k, v = self.query(x), self.key(memory), self.value(memory)
+        if self.fused and memory is x and not causal and fused.fits_itself(q, q.shape[-1] // self.num_heads):
+            return self.out(fused.attend_to_itself(q, k, v, q.shape[-1] // self.num_heads))
+        y = attend(*map(self.heads, (q, k, v)), causal=causal, dropout_rate=self.dropout, key=key, plain=self.plain)
         return self.out(y.reshape(x.shape))
 
 
 def plain_attention(module: M) -> M:
     """The module with a GPU's own kernel turned off: XLA does not cut that over heads, nor batch its gradient, nor export it."""
-    plain = jax.tree.map(lambda parameter: parameter, module)
-    for _, part in nnx.iter_modules(plain):
+    return _with(module, plain=True)
+
+
+def fused_attention(module: M) -> M:
+    """The module with a TPU's kernels of `fused` turned on, for reading with one device, or inside of `shard_map` or `pmap`."""
+    return _with(module, fused=True)
+
+
+def _with(module: M, **settings: bool) -> M:
+    """The module, the same but for settings of its attention."""
+    changed = jax.tree.map(lambda parameter: parameter, module)
+    for _, part in nnx.iter_modules(changed):
         if isinstance(part, Attention):
-            part.plain = True
-    return plain
+            vars(part).update(settings)
+    return changed
 
 
 def attend(

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..config import DecoderConfig
+from . import fused
 from .attention import Attention
 from .layers import Array, Dtype, Mlp, dropout, layer_norm, softmax_dtype, split, transpose_kernels
 
@@ -118,11 +119,16 @@ class StepLayer:
         attention, (B, D), (images, _, E) = self.layer.cross_attention, x.shape, memory.shape
         query = attention.heads(attention.query(x)) * jnp.asarray(self.key.shape[-1] ** -0.5, x.dtype)
         query = jnp.einsum("neh,bnh->neb", self.key, query).transpose(2, 0, 1).reshape(images, -1, E)
-        scores = jnp.einsum("ise,iqe->isq", memory, query, preferred_element_type=softmax_dtype(x))
-        weights = jax.nn.softmax(scores, axis=1).astype(x.dtype)
-        context = jnp.einsum("isq,ise->iqe", weights, memory).reshape(B, -1, E)
+        context = self._context(query, memory).reshape(B, -1, E)
         value = jnp.einsum("nhe,bne->nhb", self.value, context).transpose(2, 0, 1).reshape(B, D)
         return attention.out(value if self.value_bias is None else value + self.value_bias)
+
+    def _context(self, query: Array, memory: Array) -> Array:
+        """Scaled queries [images,K*N,E] over image tokens [images,S,E] -> weighted sums of these [images,K*N,E]."""
+        if self.layer.cross_attention.fused and fused.fits_tokens(query, memory):
+            return fused.attend_to_tokens(query, memory)
+        scores = jnp.einsum("ise,iqe->isq", memory, query, preferred_element_type=softmax_dtype(query))
+        return jnp.einsum("isq,ise->iqe", jax.nn.softmax(scores, axis=1).astype(query.dtype), memory)
 
 
 def _write(cache: Array, new: Array, layer: Array, position: Array) -> Array:

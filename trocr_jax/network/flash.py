@@ -9,8 +9,6 @@ Letters: B batch, T query length, S key length, N heads, H head dim.
 
 from __future__ import annotations
 
-import warnings
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any
 
@@ -19,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.backend import get_backend
 
+from .trial import works
+
 Array = jax.Array
 KERNEL = "cudnn"
-TOLERANCE = 0.03
-"""Largest allowed error, as a share of the largest value; bfloat16 has about three digits."""
 
 
 @jax.custom_vjp
@@ -57,18 +55,8 @@ def has_flash_attention(q: Array, k: Array) -> bool:
 
 @cache
 def _tried(query: tuple[int, int, int], S: int, dtype: Any) -> bool:
-    """Tries one row of random numbers both ways, forward and backward: jax's own checks do not know every GPU and cuDNN."""
-    with ThreadPoolExecutor(1) as thread:  # a program may be under way in this one, or copies to the device forbidden
-        try:
-            worst = thread.submit(_try, query, S, dtype).result()
-        except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        else:
-            if worst <= TOLERANCE:
-                return True
-            reason = f"its results are off by {worst:.2g}"
-    warnings.warn(f"cuDNN's attention cannot be used here ({reason}); the plain one is slower", stacklevel=2)
-    return False
+    """On one row of random numbers, forward and backward."""
+    return works("cuDNN's attention", partial(_try, query, S, dtype))
 
 
 def _try(query: tuple[int, int, int], S: int, dtype: Any) -> float:
