@@ -11,8 +11,9 @@ from flax import nnx
 from jax.sharding import AxisType
 from reference import random_config
 from test_layers import normal
+from test_packaged import EXAMPLES, ROOT
 
-from trocr_jax import TrOCR, sharding
+from trocr_jax import Reader, TrOCR, sharding
 from trocr_jax.generation import packed
 from trocr_jax.network import attention, fused
 from trocr_jax.network.decoder_layer import DecoderLayer, StepLayer
@@ -88,6 +89,19 @@ def test_a_step_that_is_fused_is_the_same(interpreted, beams):
     found, plain = (StepLayer.of(each)._context(*given) for each in (attention.fused_attention(layer), layer))
     assert interpreted == ["attend_to_tokens"]
     assert as_near_to_float32(found, plain, fused._by_products(*(x.astype(jnp.float32) for x in given)))
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_pictures_are_read_the_same(interpreted, beams):
+    """From end to end in bfloat16."""
+    pictures = [str(ROOT / "examples" / name) for name in ("sum.png", "print-1.png")]
+    reader = Reader.from_pretrained(dtype="bfloat16")
+    expected = reader.read(pictures, num_beams=beams)
+    assert not interpreted
+    reader.model = attention.fused_attention(reader.model)
+    found = reader.read(pictures, num_beams=beams)
+    assert set(interpreted) == {"attend_to_itself", "attend_to_tokens"}
+    assert [line.text for line in found] == [line.text for line in expected] == ["$1,249.99", EXAMPLES["print-1.png"]]
 
 
 @pytest.mark.parametrize(("changes", "takes"), [
