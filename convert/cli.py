@@ -67,6 +67,8 @@ def run(config: Config) -> int:
     except files.FilesError as error:
         raise UsageError(str(error)) from None
     _check_flags(config)
+    if (folder := files.expand(config.src)).is_dir() and dst.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"{dst}: lies inside of SRC, which would be a folder of two models; choose another place")
     model, companions, source = _warm_start(config) if config.decoder else _convert(config)
     _tell_of_damage(model)
     pretrained.save(model, dst, companions, to=config.to)
@@ -83,6 +85,8 @@ def _check_flags(config: Config) -> None:
     if given and not config.decoder:
         flags = ", ".join("--" + name.replace("_", "-") for name in given)
         raise UsageError(f"{flags}: only for a warm start, which needs --decoder")
+    if not 0 <= config.seed < 2**32:
+        raise UsageError("--seed must be from 0 to 4294967295")
     if config.config and config.decoder:
         raise UsageError("--config: only for a fairseq file; a warm start has the sizes of SRC and of --decoder")
     if config.config and not files.expand(config.src).is_file():

@@ -257,8 +257,16 @@ def test_parquet_rows_without_images_are_named(tmp_path):
 
 def test_a_glob_names_images_as_its_folder_does(tmp_path):
     folder = batching.folder(tmp_path / "images", {f"{sub}/1.png": IMAGES[NAMES[0]] for sub in "ab"})
-    for pattern in (f"{folder}/*/1.png", f"{folder}/**/*.png", f"file://{folder}/*/1.png"):
+    (tmp_path / "images" / "link").symlink_to(".")
+    for pattern in (f"{folder}/[ab]/1.png", f"{folder}/**/*.png", f"file://{folder}/[ab]/1.png"):
         assert [name for name, _ in expand(pattern)] == ["a/1.png", "b/1.png"], pattern
+
+
+def test_documents_that_are_left_out_are_told(tmp_path, capsys):
+    folder = batching.folder(tmp_path / "images", {"1.png": IMAGES[NAMES[0]], "sub/x.pdf": b"", "y.HEIC": b"", "notes.md": b""})
+    _, (items,) = plan_and_read(folder, tmp_path)
+    assert [item.id for item in items] == ["1.png"]
+    assert capsys.readouterr().err == f"trocr-jax: {folder}: 2 files left out, of kinds that are not read (.heic, .pdf)\n"
 
 
 def test_files_are_in_natural_order_and_always_in_the_same(tmp_path):

@@ -283,12 +283,15 @@ def test_verification_without_torch_compares_the_tensors(tmp_path, source):
 
 def test_refusals_are_one_line(tmp_path, capsys, source):
     directory, _ = source("A", 6)
+    capsys.readouterr()  # what transformers told of writing it
     (tmp_path / "empty").mkdir()
     (tmp_path / "junk.pt").write_bytes(b"junk")
     (tmp_path / "json").mkdir()
     (tmp_path / "json" / "config.json").write_text("{")
     cases = [
         (2, "exists and is not empty", (directory, directory)),
+        (2, "lies inside of SRC", (directory, directory / "orbax", "--to", "orbax")),
+        (2, "--seed must be from 0", (directory, tmp_path / "new", "--decoder", directory, "--seed", 2**32)),
         (1, "no config.json", (tmp_path / "empty", tmp_path / "m")),
         (1, "no such file or directory", (tmp_path / "absent", tmp_path / "m")),
         (1, "not a PyTorch checkpoint", (tmp_path / "junk.pt", tmp_path / "m")),

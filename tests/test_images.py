@@ -552,6 +552,17 @@ def test_globs(folder: Path) -> None:
     assert names(find_images([f"{folder}/*.txt"])) == ["notes.txt"]
 
 
+def test_globs_are_not_led_round_in_circles(folder: Path) -> None:
+    """With two links the paths through them are as many as 2 to the 40."""
+    before = names(find_images([f"{folder}/**/*"]))
+    for link in ("l1", "l2"):
+        (folder / link).symlink_to(".")
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "x.png").touch()
+    assert names(find_images([f"{folder}/**/*"])) == names(find_images([f"{folder}/**"])) == before
+    assert names(find_images([f"{folder}/**/line2.png"])) == ["line2.png"]
+
+
 def test_named_files_are_kept_whatever_they_are_called(folder: Path) -> None:
     arguments = [folder / "notes.txt", folder / "line2.png", folder / "odd[1].png", folder]
     assert names(find_images(arguments)) == ["notes.txt", "line2.png", "odd[1].png", "Line1.JPG", "line10.png"]

@@ -327,6 +327,7 @@ FIELD_ONLY = b'--a\r\nContent-Disposition: form-data; name="model"\r\n\r\nx\r\n-
         ({"json": {"images": []}}, 400, "invalid_value"),
         ({"json": {"images": ["data:,"], "prompt": "x"}}, 400, "unsupported_parameter"),
         ({"json": {}}, 400, "missing_parameter"),
+        ({"params": {"page": "true"}, "files": {"a": b"x"}}, 400, "unsupported_parameter"),
         ({"content": b"[" * 10_000, "headers": {"content-type": "application/json"}}, 400, "invalid_json"),
         ({"content": b"\xff", "headers": {"content-type": "application/json"}}, 400, "invalid_json"),
         ({"content": b"x", "headers": {"content-type": "image/png"}}, 415, "unsupported_media_type"),

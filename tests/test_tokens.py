@@ -20,6 +20,7 @@ from trocr_jax.checkpoints.tokenizer_files import TokenizerError
 from trocr_jax.config import PRESETS, DecoderConfig, TrOCRConfig
 from trocr_jax.files import PACKAGED
 from trocr_jax.tokens import Tokenizer, character_vocabulary
+from trocr_jax.train.vocabulary import extended
 
 IAM_LINE = 'industry, " Mr. Brown commented icily. " Let us have a'
 ROBERTA = ("RobertaTokenizer", "roberta", "microsoft__trocr-base-printed", ("vocab.json", "merges.txt"))
@@ -195,6 +196,21 @@ def test_a_directory_of_transformers_5(kind, ours, theirs, tmp_path: Path) -> No
         ids = ours(kind).encode(text)
         assert tokenizer.encode(text) == ids and tokenizer.labels(text) == ours(kind).labels(text)
         assert tokenizer.decode(ids) == ours(kind).decode(ids) and tokenizer.spans(ids) == ours(kind).spans(ids)
+
+
+@BOTH
+def test_tokens_that_transformers_5_adds_beside_files_as_they_were(kind, directory, tmp_path: Path) -> None:
+    """It writes them into tokenizer.json, and leaves the files of the vocabulary alone where they are there already."""
+    shutil.copytree(directory(kind), tmp_path, dirs_exist_ok=True)
+    oracle = reference(kind[0], tmp_path)
+    oracle.add_tokens(["₿ő"])
+    oracle.save_pretrained(tmp_path)
+    assert (tmp_path / kind[3][0]).exists()
+    tokenizer, text = Tokenizer.from_directory(tmp_path), "pay 5 ₿ő"
+    assert tokenizer.size == len(oracle) and tokenizer.encode(text) == oracle(text)["input_ids"]
+    assert tokenizer.decode(tokenizer.encode(text)) == oracle.decode(oracle(text)["input_ids"], skip_special_tokens=True)
+    grown = extended(tokenizer, "ꙮ")
+    assert grown.decode(grown.labels(f"{text} ꙮ")).split()[-2:] in (["₿ő", "ꙮ"], ["5₿ő", "ꙮ"])
 
 
 @BOTH

@@ -88,6 +88,13 @@ def test_fairseq_bookkeeping_becomes_inert_records(tmp_path, legacy):
     assert list(torch_files.state_dict(found, "c.pt")) == ["w"]
 
 
+def test_a_view_whose_numbers_are_to_be_negated_is_refused(tmp_path):
+    """It is stored as it was before: read plainly, every number would have the wrong sign."""
+    torch.save({"a": torch.tensor([1 + 1j]).conj().imag}, tmp_path / "m.bin")
+    with pytest.raises(TorchFileError, match="negated or conjugated view"):
+        torch_files.load(tmp_path / "m.bin")
+
+
 def test_reading_is_lazy(tmp_path):
     """Opening 64 MB and looking at shapes must not copy them."""
     torch.save({"a": torch.zeros(16 << 20)}, tmp_path / "big.bin")

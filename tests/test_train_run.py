@@ -197,6 +197,17 @@ def test_a_folder_with_another_run_is_refused(straight, tmp_path):
         train(replace(base, seed=3, optimizer=replace(base.optimizer, lr=0.5)))
 
 
+@pytest.mark.parametrize("name", ["config.json", "label.txt"])
+def test_a_folder_with_other_things_is_refused_and_left_as_it_is(name, tmp_path):
+    """A model's config.json is as good as its weights."""
+    out = tmp_path / "model"
+    out.mkdir()
+    (out / name).write_text('{"model_type": "vision-encoder-decoder"}')
+    with pytest.raises(UsageError, match="holds other things than a run"):
+        train(tiny.config(tmp_path, out=out))
+    assert [file.name for file in out.iterdir()] == [name] and "vision" in (out / name).read_text()
+
+
 def test_a_folder_in_which_another_process_trains_is_refused(straight, tmp_path):
     """Or both would write the same checkpoints, as when a run is started again before it has ended."""
     code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); time.sleep(99)"

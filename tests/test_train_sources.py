@@ -236,7 +236,10 @@ def test_quotation_marks_of_a_tsv_are_the_texts_or_the_formats(kind, tmp_path):
 
 def test_numbers_of_json_are_texts_as_they_are_written(tmp_path):
     (tmp_path / "lines.jsonl").write_text('{"file": 1, "text": 0}\n{"file": "2", "text": 9.00}\n{"file": "3", "text": null}\n')
-    assert open_source(tmp_path / "lines.jsonl").rows == [("1", "0"), ("2", "9.00"), ("3", "")]
+    source = open_source(tmp_path / "lines.jsonl")
+    assert source.rows == [("1", "0"), ("2", "9.00"), ("3", None)]
+    with pytest.raises(SourceError, match="3: has no text"):
+        source[2]
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "link.png", "a\0.png", "loop.png"])

@@ -305,6 +305,13 @@ def test_fairseq_variants_that_are_refused():
         fairseq.infer_config(tensors, {})
 
 
+@pytest.mark.parametrize("shape", [(), (14, 4)])
+def test_query_key_and_value_of_fairseq_are_three_parts_of_a_whole(shape):
+    """Of anything else nothing is dropped: it keeps its name, and is reported by it."""
+    name = "encoder.deit.blocks.0.attn.qkv.weight"
+    assert list(fairseq.to_hub({name: np.zeros(shape, "f4")})) == [name]
+
+
 # --- strictness ---
 
 

@@ -128,7 +128,7 @@ def draw_curves(folder: Path) -> None:
             points = [(step, e[field]) for step, e in rows if field in e]
             axes.plot(*zip(*points, strict=True), label=field, linewidth=2 if field == name else 1)
         axes.set(title="CER %" if name == "score" else name, xlabel="step")
-        if name in ("loss", "score") and rows:
+        if name in ("loss", "score") and any(y > 0 for line in axes.lines for y in np.asarray(line.get_ydata())):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(LogFormatter())  # 40, not 4 x 10^1
             axes.yaxis.set_minor_formatter(LogFormatter())

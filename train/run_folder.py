@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from trocr_jax import files
+from trocr_jax.cli import UsageError
 
 from . import checkpoint
 from .config import FREE, Config, to_plain
@@ -24,9 +25,11 @@ def claimed(config: Config) -> Iterator[None]:
     """Makes the run folder, writes the configuration, and keeps other processes out for as long as this lasts.
 
     Raises:
+        UsageError: the folder holds other things than a run, such as a model.
         ValueError: another process is at work there, or the folder holds checkpoints of a run with another configuration: the
             message names the fields that differ.
     """
+    _refuse_other_things(config.out)
     config.out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         if first := jax.process_index() == 0:  # of the hosts of one run
@@ -48,6 +51,19 @@ def _locked(folder: Path) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
+
+
+def _refuse_other_things(folder: Path) -> None:
+    """A run writes a config.json, which is the heart of a model's folder, too."""
+    path = folder / "config.json"
+    if path.exists():
+        content = files.read_json(path)
+        runs_own = isinstance(content, dict) and "optimizer" in content
+    else:
+        names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} if folder.is_dir() else set()
+        runs_own = not names or CHECKPOINTS in names
+    if not runs_own:
+        raise UsageError(f"--out {folder}: holds other things than a run; name a new or an empty folder")
 
 
 def _refuse_another_run(config: Config) -> None:

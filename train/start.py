@@ -182,7 +182,15 @@ def continue_grid(table: jax.Array, sinusoidal: np.ndarray, old: Size, new: Size
 
 
 def with_tokenizer(found: Start, tokenizer: Tokenizer, seed: int) -> Start:
-    """The same model with another tokenizer: embeddings and head get its rows, config and files its ids, all at once."""
+    """The same model with another tokenizer: embeddings and head get its rows, config and files its ids, all at once.
+
+    Raises:
+        ValueError: its own has more tokens than it has rows.
+    """
+    if found.tokenizer.size > (rows := found.config.decoder.vocab_size):
+        raise ValueError(
+            f"the start model has {rows} rows, its own tokenizer has {found.tokenizer.size} tokens: they do not belong together"
+        )
     places = _places(found.tokenizer, tokenizer)
     config = replace(
         found.config,
@@ -226,10 +234,12 @@ def _moved(value: Any, places: dict[int, int]) -> Any:
 
 
 def _characters(text: str) -> str:
-    path = Path(text).expanduser()
     try:
-        return "".join(path.read_text(encoding="utf-8").split()) if path.is_file() else text
-    except OSError:  # a text too long to be a name
+        path = Path(text).expanduser()
+        return "".join(path.read_text(encoding="utf-8-sig").split()) if path.is_file() else text
+    except UnicodeDecodeError:
+        raise ValueError(f"--start.extend-vocab {text}: not a text in UTF-8") from None
+    except (OSError, RuntimeError):  # a text too long to be a name, or one that begins with ~
         return text
 
 

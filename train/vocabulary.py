@@ -144,7 +144,10 @@ def _moved_ids(tokenizer: Tokenizer, start: int, by: int) -> dict[str, bytes]:
     pinned = config.get("added_tokens_decoder", {})
     moved = {str(int(index) + by * (int(index) >= start)): token for index, token in pinned.items()}
     found = {"tokenizer_config.json": _json({**config, "added_tokens_decoder": moved})} if moved else {}
-    if older := json.loads(tokenizer.files.get("added_tokens.json", b"{}")):
+    older = json.loads(tokenizer.files.get("added_tokens.json", b"{}"))
+    if not pinned and not older:  # tokenizer.json alone has them, and will be left out
+        older = {x["content"]: x["id"] for x in json.loads(tokenizer.files.get("tokenizer.json", b"{}")).get("added_tokens", [])}
+    if older:
         found["added_tokens.json"] = _json({token: index + by * (index >= start) for token, index in older.items()})
     return found
 

@@ -50,6 +50,22 @@ def left_out(argument: str | os.PathLike[str]) -> list[Path]:
     return [entry for entry in entries if entry.suffix.lower() in UNREAD] + gone
 
 
+def glob_files(pattern: str) -> list[str]:
+    """What a glob names. `**` enters no folder through a link, which may lead back to where it lies."""
+    head, tail = fixed(pattern), pattern[len(fixed(pattern)) :].split("/")
+    if "**" not in tail:
+        return glob.glob(pattern)
+    tail += ["*"] * (tail[-1] == "**")
+    found = ((path, path.relative_to(head or ".").parts) for path in Path(head or ".").glob("/".join(tail)))
+    return [str(path) for path, below in found if not any(part.startswith(".") for part in below)]
+
+
+def fixed(pattern: str) -> str:
+    """The folder of a glob above its first wildcard, with its slash."""
+    head, slash, _ = re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")
+    return head + slash
+
+
 def _expand(argument: str) -> list[Path]:
     path = Path(argument)
     try:
@@ -58,7 +74,7 @@ def _expand(argument: str) -> list[Path]:
         elif os.path.exists(path):
             return [path]
         elif glob.has_magic(argument):
-            matches = [Path(name) for name in glob.iglob(argument, recursive=True)]
+            matches = [Path(name) for name in glob_files(argument)]
             if not re.search(r"\.\w+$", argument):
                 matches = [match for match in matches if _has_known_extension(match)]
         else:

@@ -61,6 +61,8 @@ _BODY = {"application/json": {"schema": OcrRequest.model_json_schema()}, "multip
 async def create(request: Request) -> Response:
     """Reads every image."""
     service: Service = request.app.state.service
+    if query := next(iter(request.query_params), None):
+        raise bad_request("options belong into the body, not behind the URL's ?", query[:80], "unsupported_parameter")
     body, sources = await _parse(request, service.limits.images)
     served = service.model(body.model)
     options = options_for(

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from trocr_jax.cli import remark
 from trocr_jax.containers import FILE_COLUMNS
-from trocr_jax.image_paths import EXTENSIONS
+from trocr_jax.image_paths import EXTENSIONS, UNREAD
 
 from . import containers
 from .places import PlaceError, check_mounted, check_scheme, expand, is_url, join, opened, parent, steadily
@@ -48,12 +50,20 @@ def plan(place: str, unit_lines: int, listing: BinaryIO, columns: Columns) -> li
     parts = [file for file in files if file[1].endswith(".parquet")]
     images = [file for file in files if _is_image(file[1])]
     _check_one_kind(place, {"images": len(images), "tar shards": len(shards), "parquet files": len(parts)})
+    _tell_of_others(place, [file for _, file in files])
     if shards:
         return [Unit("tar", _absolute(path), name=name) for name, path in shards]
     if parts:
         found = [containers.parquet_units(name, _absolute(path), unit_lines, columns) for name, path in parts]
         return list(itertools.chain.from_iterable(found))
     return freeze((Item(name, _absolute(path)) for name, path in images), unit_lines, listing)
+
+
+def _tell_of_others(place: str, files: Sequence[str]) -> None:
+    """Pictures and documents of kinds that are not read are left out, and that is said; nobody expects other files to be read."""
+    kinds = [suffix for file in files if (suffix := os.path.splitext(file)[1].lower()) in UNREAD]
+    if kinds:
+        remark(f"{place}: {len(kinds)} files left out, of kinds that are not read ({', '.join(sorted(set(kinds)))})")
 
 
 def _check_one_kind(place: str, counts: dict[str, int]) -> None:

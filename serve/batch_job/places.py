@@ -24,7 +24,7 @@ from threading import Thread
 from typing import IO, Any, TypeVar
 
 from trocr_jax.cli import UsageError
-from trocr_jax.image_paths import natural
+from trocr_jax.image_paths import fixed, glob_files, natural
 from trocr_jax.images import MAX_PIXELS
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ def is_url(place: str) -> bool:
 def root_of(place: str) -> str:
     """The folder of this machine that holds an input's files or its list; / for an input elsewhere."""
     path = os.path.abspath(_path(place) or "/")
-    return path if os.path.isdir(path) else os.path.abspath(_fixed(path))
+    return path if os.path.isdir(path) else os.path.abspath(fixed(path))
 
 
 def _path(place: str) -> str | None:
@@ -179,14 +179,8 @@ def _expand_path(place: str) -> list[tuple[str, str]]:
         return [(os.path.relpath(file, path).replace(os.sep, "/"), file) for file in _walk(path)]
     if os.path.exists(path):
         return [(os.path.basename(path), path)]
-    files = [file for file in glob.glob(path, recursive=True) if os.path.isfile(file)]
-    return [(os.path.relpath(file, _fixed(path) or ".").replace(os.sep, "/"), file) for file in files]
-
-
-def _fixed(pattern: str) -> str:
-    """The folder of a glob above its first wildcard, with its slash."""
-    head, slash, _ = re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")
-    return head + slash
+    files = [file for file in glob_files(path) if os.path.isfile(file)]
+    return [(os.path.relpath(file, fixed(path) or ".").replace(os.sep, "/"), file) for file in files]
 
 
 def _walk(folder: str) -> Iterator[str]:
@@ -210,7 +204,7 @@ def _expand_url(place: str) -> list[tuple[str, str]]:
         system, path = _remote(place)
         base = path.rstrip("/") + "/"
         if glob.has_magic(path):
-            files, base = system.glob(path), _fixed(path)
+            files, base = system.glob(path), fixed(path)
         elif system.isdir(path):
             files = system.find(path)
         else:

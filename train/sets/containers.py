@@ -70,7 +70,10 @@ class Parquet:
             images, texts = _row_group(path, group, self.image, self.text)
         row = index - self.starts[place]
         image = image_bytes(images[row].as_py()) or b""  # its text still counts
-        return Record(image, texts[row].as_py() or "", f"{Path(path).name} row {index}")
+        text, name = texts[row].as_py(), f"{Path(path).name} row {index}"
+        if text is None:
+            raise SourceError(f"{name}: has no text")
+        return Record(image, text, name)
 
 
 def _refuse_other_than_text(path: Path, name: str) -> None:

@@ -19,6 +19,7 @@ import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class Files:
     A name that leads out of the folder, by `..`, as an absolute path or through a link, is refused when it is asked for.
     """
 
-    def __init__(self, root: Path, rows: list[tuple[str, str]]):
+    def __init__(self, root: Path, rows: Sequence[tuple[str, str | None]]):
         self.root, self.rows = root.resolve(), rows
 
     def __len__(self) -> int:
@@ -98,6 +99,8 @@ class Files:
 
     def __getitem__(self, index: int) -> Record:
         file, text = self.rows[index]
+        if text is None:
+            raise SourceError(f"{file or 'a row without a file'}: has no text")
         return Record(inside(self.root, file), text, file)
 
 
@@ -152,15 +155,13 @@ def table(path: Path) -> Files:
     if not rows:
         return Files(path.parent, [])
     file, text = (column(rows[0][1], names, path) for names in (FILE_COLUMNS, TEXT_COLUMNS))
-    return Files(path.parent, [(_cell(row, file, place), _cell(row, text, place)) for place, row in rows])
+    return Files(path.parent, [(_cell(row, file, place) or "", _cell(row, text, place)) for place, row in rows])
 
 
-def _cell(row: dict[str, Any], name: str, place: str) -> str:
-    """The text of a cell; empty where there is none, which is for the reader to judge."""
+def _cell(row: dict[str, Any], name: str, place: str) -> str | None:
+    """The text of a cell; None where there is none, which is no empty text."""
     value = row.get(name)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
+    if value is not None and not isinstance(value, str):
         raise SourceError(f"{place}: {name} is {value!r:.40}, neither text nor a number")
     return value
 

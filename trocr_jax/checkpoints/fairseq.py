@@ -74,7 +74,7 @@ def _renamed(name: str, tensor: ArrayLike) -> dict[str, ArrayLike]:
     if block is None:
         return {name.replace(f"{_PREFIX}norm.", "encoder.layernorm."): tensor}
     layer, module, kind = f"encoder.encoder.layer.{block[1]}", block[2], block[3]
-    if module == "attn.qkv":
+    if module == "attn.qkv" and tensor.shape and tensor.shape[0] % 3 == 0:  # else left, and reported with its name
         size = tensor.shape[0] // 3
         names = [f"{layer}.attention.attention.{part}.{kind}" for part in ("query", "key", "value")]
         return {part: Rows(tensor, i * size, (i + 1) * size) for i, part in enumerate(names)}

@@ -177,12 +177,16 @@ def _added_token(value: str | dict[str, Any], special: bool) -> AddedToken:
 def _add_tokens(
     backend: tokenizers.Tokenizer, named: dict[str, AddedToken], files: Mapping[str, bytes], config: dict[str, Any]
 ) -> None:
-    """Adds what a fine-tuner added to the vocabulary, at the ids it has there, then the special tokens."""
+    """Adds what a fine-tuner added to the vocabulary, at the ids it has there, then the special tokens.
+
+    transformers 5 writes the first into tokenizer.json alone, beside the files of the vocabulary as it was.
+    """
     additional = [_added_token(entry, special=True) for entry in _additional(files, config)]
     specials = {token.content for token in (*named.values(), *additional)}
     there = {token.content for token in backend.get_added_tokens_decoder().values()}  # a tokenizer.json holds its own
     declared = {int(index): entry for index, entry in config.get("added_tokens_decoder", {}).items()}
     declared = declared or {index: token for token, index in _json(files, "added_tokens.json").items()}
+    declared = declared or {token["id"]: token for token in _json(files, TOKENIZER_JSON[0]).get("added_tokens", [])}
     for index, entry in sorted(declared.items()):
         content = entry if isinstance(entry, str) else entry["content"]
         if content not in there:

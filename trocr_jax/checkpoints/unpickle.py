@@ -104,8 +104,11 @@ def _find(module: Any, name: Any) -> _Callable | np.dtype:
     raise Refused(f"refused: it wants {quote(path)}, which no file of weights needs")
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-    """A tensor over a storage, if it stays inside and is no larger than it."""
+def _rebuild_tensor(
+    storage: Any, offset: Any, shape: Any, strides: Any, _gradient: Any = None, _hooks: Any = None, view: Any = None
+) -> Tensor:
+    """A tensor over a storage, if it stays inside and is no larger than it; `view` says that its numbers are to be negated."""
+    require(not view, "has a tensor that is a negated or conjugated view")
     require(isinstance(storage, Storage) and isinstance(shape, tuple), "has a malformed tensor")
     require(len(shape) == len(strides) <= 32, "has a malformed tensor")
     sizes = [offset, *shape, *strides]
