@@ -27,7 +27,7 @@ from trocr_jax import cli, sharding
 from trocr_jax.cli import UsageError
 from trocr_jax.config import PRESETS
 from trocr_jax.decoding import GenerateConfig, generate
-from trocr_jax.generation.packed import pack
+from trocr_jax.generation.packed import Packed, model_of, pack
 from trocr_jax.model import TrOCR
 
 from .benchmark import peers, roofline
@@ -193,7 +193,7 @@ def ours(model: TrOCR, devices: int = 1) -> Read:
 
     def read(pixels: np.ndarray, tokens: int) -> np.ndarray:
         options = GenerateConfig(tokens, min_new_tokens=tokens)
-        return np.asarray(generate(packed, _encode(model, jnp.asarray(pixels)), options).tokens[:, 0])
+        return np.asarray(generate(packed, _encode(packed, jnp.asarray(pixels)), options).tokens[:, 0])
 
     return read
 
@@ -210,7 +210,9 @@ def _ours_on_mesh(model: TrOCR, mesh: Mesh) -> Read:
     return read
 
 
-_encode = jax.jit(TrOCR.encode)
+@jax.jit
+def _encode(model: TrOCR | Packed, pixels: jax.Array) -> jax.Array:
+    return model_of(model).encode(pixels)
 
 
 def measure(candidates: dict[str, Read], pixels: np.ndarray, tokens: int, rounds: int) -> list[Timing]:

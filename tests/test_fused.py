@@ -74,10 +74,10 @@ def test_attention_that_is_fused_is_the_same(interpreted):
 
 
 def test_teacher_forcing_has_no_kernels(interpreted):
-    """Neither looks at a causal mask, nor at the image through keys and values."""
+    """None looks at a causal mask, at the image through keys and values, or drops anything out."""
     module = attention.fused_attention(half(attention.Attention(128, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))))
     x, memory = (normal((2, 70, 128), seed).astype(jnp.bfloat16) for seed in range(2))
-    for asked in ({"causal": True}, {"memory": memory}):
+    for asked in ({"causal": True}, {"memory": memory}, {"key": jax.random.key(0)}):
         module(x, **asked)
     assert not interpreted
 

@@ -40,7 +40,7 @@ class Attention(nnx.Module):
         """x [B,T,D] attends to memory [B,S,E] (to itself without one) -> [B,T,D]."""
         memory = x if memory is None else memory
         q, k, v = self.query(x), self.key(memory), self.value(memory)
-        if self.fused and memory is x and not causal and fused.fits_itself(q, q.shape[-1] // self.num_heads):
+        if self.fused and memory is x and not causal and key is None and fused.fits_itself(q, q.shape[-1] // self.num_heads):
             return self.out(fused.attend_to_itself(q, k, v, q.shape[-1] // self.num_heads))
         y = attend(*map(self.heads, (q, k, v)), causal=causal, dropout_rate=self.dropout, key=key, plain=self.plain)
         return self.out(y.reshape(x.shape))
@@ -61,7 +61,8 @@ def _with(module: M, **settings: bool) -> M:
     changed = jax.tree.map(lambda parameter: parameter, module)
     for _, part in nnx.iter_modules(changed):
         if isinstance(part, Attention):
-            vars(part).update(settings)
+            for name, value in settings.items():
+                setattr(part, name, value)
     return changed
 
 

@@ -36,7 +36,7 @@ def attend_to_itself(q: Array, k: Array, v: Array, head: int, *, interpret: bool
     return pl.pallas_call(
         partial(_attend_by_heads, head=head), grid=(B, D // LANES), in_specs=[columns] * 3, out_specs=columns,
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype), cost_estimate=_cost(B * S * D // head, S, head, 4 * q.nbytes),
-        interpret=interpret,
+        compiler_params=_any_order(2), interpret=interpret,
     )(q, k, v)  # fmt: skip
 
 
@@ -49,8 +49,16 @@ def attend_to_tokens(query: Array, memory: Array, *, interpret: bool = False) ->
     return pl.pallas_call(
         _attend_once, grid=(B,), in_specs=[queries, tokens], out_specs=queries,
         out_shape=jax.ShapeDtypeStruct(query.shape, query.dtype),
-        cost_estimate=_cost(B * Q, S, E, memory.nbytes + 2 * query.nbytes), interpret=interpret,
+        cost_estimate=_cost(B * Q, S, E, memory.nbytes + 2 * query.nbytes), compiler_params=_any_order(1),
+        interpret=interpret,
     )(query, memory)  # fmt: skip
+
+
+def _any_order(axes: int) -> Any:
+    """No place of the grid waits for another: chips of two cores give each half of them."""
+    from jax.experimental.pallas import tpu
+
+    return tpu.CompilerParams(dimension_semantics=("parallel",) * axes)
 
 
 def _cost(rows: int, S: int, size: int, moved: int) -> Any:
