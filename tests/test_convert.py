@@ -402,7 +402,19 @@ def test_encoders_compute_what_they_did(tmp_path, roberta, kind):
         expected = theirs(nchw(pixels)).last_hidden_state
     close(encode(model, pixels), expected, 1e-5)
     assert model.config.encoder.model_type == {"deit": "deit", "beit": "vit"}[kind]
+    assert model.config.encoder.image_size == (32, 32) and not any("interpolated" in remark for remark in remarks)
     assert not any("encoder.encoder" in remark for remark in remarks if remark.startswith("fresh"))
+
+
+def test_a_warm_start_has_the_decoder_s_dropout_and_refuses_positions_that_are_none(tmp_path, roberta):
+    drawn(ViTForImageClassification(ViTConfig(image_size=32, **SIZES))).save_pretrained(tmp_path / "vit")
+    path = roberta[0] / "config.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "hidden_dropout_prob": 0.3}))
+    assert warm_start(tmp_path / "vit", roberta[0], decoder_layers=3)[0].config.decoder.dropout == 0.3
+    path.write_text(json.dumps({**content, "position_embedding_type": "relative_key"}))
+    with pytest.raises(ValueError, match="position"):
+        warm_start(tmp_path / "vit", roberta[0], decoder_layers=3)
 
 
 def test_a_vit_for_another_image_size(tmp_path, roberta):

@@ -109,3 +109,9 @@ def test_a_copy_decodes_as_the_original(folder, tmp_path, to):
     assert Reader.from_pretrained(tmp_path / "copy").defaults == Reader.from_pretrained(folder).defaults
     theirs = json.loads((tmp_path / "copy" / "generation_config.json").read_text())
     assert theirs["decoder_start_token_id"] == theirs["eos_token_id"] == 2
+
+
+def test_a_file_of_its_own_goes_before_config_json(folder):
+    write(folder, num_beams=2)
+    change(folder, num_beams=4)
+    assert companions(folder)["generation_config.json"] == (folder / "generation_config.json").read_bytes()

@@ -213,6 +213,16 @@ def test_tokens_that_transformers_5_adds_beside_files_as_they_were(kind, directo
     assert grown.decode(grown.labels(f"{text} ꙮ")).split()[-2:] in (["₿ő", "ꙮ"], ["5₿ő", "ꙮ"])
 
 
+def test_a_tokenizer_that_cuts_and_pads_does_neither_here(tmp_path: Path) -> None:
+    """Labels that were cut in silence would teach half of every line."""
+    kept = Tokenizer.from_directory(ROOT / "trocr_jax" / "tiny-print")
+    backend = Backend.from_str(kept._backend.to_str())
+    backend.enable_truncation(2)
+    backend.enable_padding(length=8)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.from_directory(tmp_path).labels("one two three") == kept.labels("one two three")
+
+
 @BOTH
 def test_bare_vocabulary_files(kind, ours, directory, tmp_path: Path) -> None:
     """As fairseq leaves them: no tokenizer_config.json. Saving completes them, so that Auto classes work too."""

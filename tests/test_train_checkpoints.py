@@ -119,6 +119,30 @@ def test_the_newest_and_the_best_stay(model, tmp_path):
     assert json.loads((checkpoints.path(2) / "metrics.json").read_text()) == {"step": 2, "score": 1.0}
 
 
+def test_of_equals_the_newest_is_the_best_and_one_that_is_beaten_goes(model, tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", keep=3)
+    for step in (1, 2, 3):
+        save(checkpoints, step, model)
+    checkpoints.wait()
+    assert checkpoints.best() == 3, "none has a score"
+    for step, score in ((1, 4.0), (2, 4.0)):
+        checkpoints.score(step, {"score": score})
+    checkpoints.wait()
+    assert checkpoints.best() == 2
+    checkpoints.keep = 1
+    checkpoints.score(3, {"score": 1.0})
+    checkpoints.wait()
+    assert checkpoints.steps() == [3]
+
+
+def test_a_step_that_is_saved_twice_is_saved_once(model, tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c")
+    for _ in range(2):
+        save(checkpoints, 1, model)
+    checkpoints.wait()
+    assert checkpoints.steps() == [1] and checkpoints.newest() == 1
+
+
 def test_scores_of_other_lines_do_not_compete(model, tmp_path):
     """What was evaluated last says which lines count."""
     checkpoints = Checkpoints(tmp_path / "c", keep=4)

@@ -112,6 +112,11 @@ def test_dtypes(dtype):
     same(weights.dump(model), source)
 
 
+def test_what_is_left_out_has_no_say_in_the_dtype():
+    source = {"encoder.layernorm.weight": np.zeros(1, "f2"), "encoder.pooler.dense.weight": np.zeros((1, 1), "f4")}
+    assert weights.dtype_of(source) == np.float16
+
+
 def test_conversion_rounds_to_nearest():
     config = random_config("A", 1)
     source = hub_tensors(torch_model(config))

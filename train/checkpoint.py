@@ -48,7 +48,7 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(1)
         self._work: list[Future[None]] = []
         if jax.process_index() == 0:
-            for leftover in self.folder.glob(".*"):
+            for leftover in self.folder.glob(".[0-9]*"):
                 shutil.rmtree(leftover, ignore_errors=True)
         _barrier("checkpoints cleaned")
 
