@@ -252,7 +252,8 @@ def test_bad_files(tmp_path: Path) -> None:
     assert code(tmp_path / "nowhere.png") == code(named / "below") == code("a\0b") == "missing"
     assert code(tmp_path) == code("/dev/null") == "not_a_file"
     assert code(b"\x89PNG\r\n\x1a\n") == "truncated"
-    assert code(b"BM is no bitmap, P6 no pixmap") == code(b"%PDF-1.7") == code(b"<svg/>") == "not_an_image"
+    assert code(b"BM is no bitmap, P6 no pixmap") == code(b"<svg/>") == "not_an_image"
+    assert code(b"%PDF-1.7") == "pdf"
     assert code(None) == code(7) == code([[0, 255]]) == "bad_source"
 
 

@@ -325,3 +325,13 @@ def test_damaged_lmdb_and_missing_rows(tmp_path):
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     with pytest.raises(SourceError, match="data.mdb was cut off"):
         open_source(cut.parent)
+
+
+def test_tables_that_spreadsheets_write_are_found_or_told_how_to_be(tmp_path):
+    (tmp_path / "LINES.CSV").write_text("file,text\na.png,one\n")
+    assert open_source(tmp_path / "LINES.CSV").rows == [("a.png", "one")]
+    with pytest.raises(SourceError, match="a table of lines is named itself: .*LINES.CSV"):
+        open_source(tmp_path)
+    (tmp_path / "excel.csv").write_text("file;text\na.png;one, two\n")
+    with pytest.raises(SourceError, match="its cells are parted by semicolons; save it with commas"):
+        open_source(tmp_path / "excel.csv")

@@ -43,6 +43,7 @@ _MESSAGES = {
     "unreadable": "the file cannot be opened: check its permissions",
     "empty": "the file is empty",
     "not_an_image": "not a PNG, JPEG, WEBP, TIFF, GIF, BMP or PPM image",
+    "pdf": "a PDF is no picture: make one of each page first, for example with pdftoppm -r 300 -png",
     "truncated": "the image is damaged or cut off",
     "too_large": "the image has more pixels than allowed: scale it down or crop the line",
     "too_costly": "the image is made to take minutes to decode: save it anew, as PNG",
@@ -221,7 +222,7 @@ def _decoder(head: bytes) -> type[ImageFile]:
     for signature, decoder in _DECODERS:
         if signature.match(head):
             return decoder
-    raise ImageError("not_an_image")
+    raise ImageError("pdf" if head.startswith(b"%PDF-") else "not_an_image")
 
 
 def _decode(image: Image.Image, max_pixels: int) -> Image.Image:

@@ -32,6 +32,7 @@ from .records import TEXT_COLUMNS, Crops, Record, Source, SourceError, column, i
 _QUOTED = r'"((?:[^"]|"")*+)"'
 _CELL = rf'(?:{_QUOTED}|[^"\t]*+)'
 TRANSCRIPT = ".gt.txt"
+TABLES = (".csv", ".tsv", ".jsonl")
 BINARIZED = (".bin.png", ".nrm.png")  # as OCRopus calls what it made of the photograph
 PHOTOS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 
@@ -71,16 +72,19 @@ def _open(path: Path) -> Source:
         return page_xml.lines(pages)
     if boxes := [p for p in sorted(path.iterdir(), key=natural) if p.suffix.lower() in PHOTOS and p.with_suffix(".txt").exists()]:
         return sroie(boxes)
+    if tables := sorted(entry.name for entry in path.iterdir() if entry.suffix.lower() in TABLES):
+        raise SourceError(f"{path}: a table of lines is named itself: {path / tables[0]}")
     known = "metadata.jsonl or .csv, .parquet, .gt.txt, gt_*.txt, .jpg with .txt (SROIE), LMDB, PAGE or ALTO"
     raise SourceError(f"{path}: holds no data set that is known: {known}; docs/tutorial.md tells more")
 
 
 def _open_file(path: Path) -> Source:
-    if path.suffix in (".csv", ".tsv", ".jsonl"):
+    kind = path.suffix.lower()
+    if kind in TABLES:
         return table(path)
-    if path.suffix == ".parquet":
+    if kind == ".parquet":
         return containers.Parquet([path])
-    if path.suffix == ".txt":
+    if kind == ".txt":
         return tab_separated(path)
     raise SourceError(f"{path}: not a data set; expected .csv, .tsv, .jsonl, .parquet or .txt")
 
@@ -151,7 +155,7 @@ def table(path: Path) -> Files:
     Raises:
         SourceError: a row has more or fewer cells than the header, or one whose text no line can have, with its number.
     """
-    rows = _json_lines(path) if path.suffix == ".jsonl" else _csv_rows(path)
+    rows = _json_lines(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
     if not rows:
         return Files(path.parent, [])
     file, text = (column(rows[0][1], names, path) for names in (FILE_COLUMNS, TEXT_COLUMNS))
@@ -169,9 +173,11 @@ def _cell(row: dict[str, Any], name: str, place: str) -> str | None:
 def _csv_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Rows by column, each with its place."""
     text = read_text(path)
-    quoted = path.suffix == ".csv" or _is_quoted(text)
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(io.StringIO(text), delimiter="," if path.suffix == ".csv" else "\t", quoting=quoting, strict=True)
+    commas = path.suffix.lower() == ".csv"
+    quoting = csv.QUOTE_MINIMAL if commas or _is_quoted(text) else csv.QUOTE_NONE
+    if commas and ";" in (header := text.partition("\n")[0]) and "," not in header:
+        raise SourceError(f"{path}: its cells are parted by semicolons; save it with commas, or as .tsv with tabs")
+    reader = csv.reader(io.StringIO(text), delimiter="," if commas else "\t", quoting=quoting, strict=True)
     rows, number = [], 1
     try:
         for cells in reader:
