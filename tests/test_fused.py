@@ -131,12 +131,17 @@ def off_by_a_tenth(query, memory):
 
 
 def nowhere(query, memory):
-    return fused._by_products(query, memory).at[0, 3].set(jnp.nan)
+    return fused._by_products(query, memory).at[-1, 3].set(jnp.nan)
+
+
+def with_what_was_there_before(query, memory):
+    return fused._by_products(query, memory) + 0 * query[:1]
 
 
 @pytest.mark.parametrize(("kernel", "reason"), [
     (partial(fused.attend_to_tokens, interpret=True), None), (fused.attend_to_tokens, "ValueError: Only interpret mode"),
     (off_by_a_tenth, "its results are off by 0.1"), (nowhere, "its results are off by inf"),
+    (with_what_was_there_before, "its results are off by inf"),
 ])  # fmt: skip
 def test_on_a_tpu_a_kernel_is_tried_before_it_is_used(monkeypatch, kernel, reason):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
