@@ -86,13 +86,15 @@ def _attend_once(query_ref: Any, memory_ref: Any, out_ref: Any) -> None:
 
 def _attend(q: Array, k: Array, v: Array, scale: float) -> Array:
     """q [T,H], k, v [S,H] -> float32 [T,H]; the weights' sum is divided out last, of fewer numbers."""
-    exact: Any = {
-        "preferred_element_type": jnp.float32,
-        "precision": jax.lax.Precision.DEFAULT,
-    }  # of bfloat16, whatever JAX was told
-    scores = jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())), **exact) * scale
+    scores = _product(q, k, 1) * scale
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    return jnp.dot(weights.astype(v.dtype), v, **exact) / weights.sum(axis=-1, keepdims=True)
+    return _product(weights.astype(v.dtype), v, 0) / weights.sum(axis=-1, keepdims=True)
+
+
+def _product(left: Array, right: Array, axis: int) -> Array:
+    """The last axis of one with an axis of the other, in float32; of bfloat16 that is exact, whatever precision JAX was told."""
+    axes = (((1,), (axis,)), ((), ()))
+    return jax.lax.dot_general(left, right, axes, precision=jax.lax.Precision.DEFAULT, preferred_element_type=jnp.float32)
 
 
 def fits_itself(q: Array, head: int) -> bool:
