@@ -168,16 +168,14 @@ def test_only_what_is_packed_for_a_tpu_has_kernels(monkeypatch, backend, expecte
     assert settings_of(made) == expected and settings_of(model) == {False}
 
 
-def test_weights_that_are_cut_have_no_kernels(monkeypatch):
-    """XLA does not cut them; inside of `shard_map` and `pmap` every device runs its own."""
+def test_no_mesh_but_one_of_tpus_has_kernels(monkeypatch):
+    """That one of TPUs has them where weights are copied: test_tpu."""
     asked = []
     monkeypatch.setattr(sharding, "fused_attention", lambda model: asked.append(model) or model)
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
-    assert mesh.devices.flat[0].platform == "cpu"
     model = TrOCR.abstract(random_config("A", 1))
     rows = jax.ShapeDtypeStruct((1, 5, model.config.memory_size), jnp.float32)
-    limits = jax.ShapeDtypeStruct((1,), jnp.int32)
     work = sharding.Decode(sharding.GenerateConfig(max_new_tokens=2))
-    sharding.data_parallel.trace(model, rows, None, limits, work, mesh)
-    sharding.partitioned.trace(model, rows, None, limits, work, mesh)
+    for program in (sharding.data_parallel, sharding.partitioned):
+        program.trace(model, rows, None, jax.ShapeDtypeStruct((1,), jnp.int32), work, mesh)
     assert not asked
