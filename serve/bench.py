@@ -29,6 +29,7 @@ from trocr_jax.config import PRESETS
 from trocr_jax.decoding import GenerateConfig, generate
 from trocr_jax.generation.packed import Packed, model_of, pack
 from trocr_jax.model import TrOCR
+from trocr_jax.network.attention import for_one_device
 
 from .benchmark import peers, roofline
 
@@ -201,17 +202,24 @@ def ours(model: TrOCR, devices: int = 1) -> Read:
 def _ours_on_mesh(model: TrOCR, mesh: Mesh) -> Read:
     model = sharding.place(model, mesh)
     cut = jax.NamedSharding(mesh, jax.P(sharding.DATA))
+    specs = (jax.P(), jax.P(sharding.DATA))
+    encode = jax.jit(jax.shard_map(_encode_alone, mesh=mesh, in_specs=specs, out_specs=specs[1], check_vma=False))
 
     def read(pixels: np.ndarray, tokens: int) -> np.ndarray:
-        memory = _encode(model, jax.device_put(pixels, cut))
+        memory = encode(model, jax.device_put(pixels, cut))
         options = GenerateConfig(tokens, min_new_tokens=tokens)
         return np.asarray(sharding.generate(model, memory, options, mesh=mesh).tokens)[:, 0]
 
     return read
 
 
+def _encode_alone(model: TrOCR, pixels: jax.Array) -> jax.Array:
+    """What one device of a mesh does."""
+    return for_one_device(model, jax.default_backend()).encode(pixels)
+
+
 @jax.jit
-def _encode(model: TrOCR | Packed, pixels: jax.Array) -> jax.Array:
+def _encode(model: Packed, pixels: jax.Array) -> jax.Array:
     return model_of(model).encode(pixels)
 
 

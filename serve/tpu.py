@@ -27,7 +27,7 @@ from trocr_jax.cli import check_known, program
 from trocr_jax.config import PRESETS
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.model import TrOCR
-from trocr_jax.network.attention import fused_attention
+from trocr_jax.network.attention import for_one_device
 
 from .tpu_cost import HALF, Workload, reading_cost
 
@@ -72,7 +72,7 @@ def run(config: Config) -> int:
 
 def measure(mesh: Mesh, name: str, chip: Chip | None, config: Config) -> list[dict[str, Any]]:
     """A model's programs in bfloat16, data parallel, and what the compiler says of each; with a chip, prices too."""
-    model, rows = fused_attention(TrOCR.abstract(PRESETS[name], jnp.bfloat16)), []
+    model, rows = for_one_device(TrOCR.abstract(PRESETS[name], jnp.bfloat16), "tpu"), []
     for beams in config.beams:
         label = "greedy" if beams == 1 else f"{beams} beams"
         compile_it = partial(compile_reading, mesh, model, config.batch_size, config.tokens, beams)

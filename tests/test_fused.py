@@ -68,14 +68,14 @@ def as_near_to_float32(found, plain, exact) -> bool:
 def test_attention_that_is_fused_is_the_same(interpreted):
     module, x = attention.Attention(128, 2, dtype=jnp.float32, rngs=nnx.Rngs(0)), normal((2, 70, 128), 0)
     narrow = half(module)
-    found, plain = attention.fused_attention(narrow)(half(x)), narrow(half(x))
+    found, plain = attention.for_one_device(narrow, "tpu")(half(x)), narrow(half(x))
     assert interpreted == ["attend_to_itself"]
     assert as_near_to_float32(found, plain, jax.tree.map(lambda x: x.astype(jnp.float32), narrow)(half(x)))
 
 
 def test_teacher_forcing_has_no_kernels(interpreted):
     """None looks at a causal mask, at the image through keys and values, or drops anything out."""
-    module = attention.fused_attention(half(attention.Attention(128, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    module = attention.for_one_device(half(attention.Attention(128, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))), "tpu")
     x, memory = (normal((2, 70, 128), seed).astype(jnp.bfloat16) for seed in range(2))
     for asked in ({"causal": True}, {"memory": memory}, {"key": jax.random.key(0)}):
         module(x, **asked)
@@ -87,7 +87,7 @@ def test_a_step_that_is_fused_is_the_same(interpreted, beams):
     config = replace(random_config("A", 1).decoder, hidden_size=64, num_heads=4)
     layer = half(DecoderLayer(config, 128, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     given = half((normal((2, 4 * beams, 128), 0) / 4, normal((2, 70, 128), 1)))
-    found, plain = (StepLayer.of(each)._context(*given) for each in (attention.fused_attention(layer), layer))
+    found, plain = (StepLayer.of(each)._context(*given) for each in (attention.for_one_device(layer, "tpu"), layer))
     assert interpreted == ["attend_to_tokens"]
     assert as_near_to_float32(found, plain, fused._by_products(*(x.astype(jnp.float32) for x in given)))
 
@@ -108,7 +108,7 @@ def test_pictures_are_read_the_same(interpreted, beams):
     reader = Reader.from_pretrained(dtype="bfloat16")
     expected = reader.read(pictures, num_beams=beams)
     assert not interpreted
-    reader.model = attention.fused_attention(reader.model)
+    reader.model = attention.for_one_device(reader.model, "tpu")
     found = reader.read(pictures, num_beams=beams)
     assert set(interpreted) == {"attend_to_itself", "attend_to_tokens"}
     assert [line.text for line in found] == [line.text for line in expected] == ["$1,249.99", EXAMPLES["print-1.png"]]
@@ -171,11 +171,11 @@ def test_only_what_is_packed_for_a_tpu_has_kernels(monkeypatch, backend, expecte
 def test_no_mesh_but_one_of_tpus_has_kernels(monkeypatch):
     """That one of TPUs has them where weights are copied: test_tpu."""
     asked = []
-    monkeypatch.setattr(sharding, "fused_attention", lambda model: asked.append(model) or model)
+    monkeypatch.setattr(sharding, "for_one_device", lambda model, platform: asked.append(platform) or model)
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
     model = TrOCR.abstract(random_config("A", 1))
     rows = jax.ShapeDtypeStruct((1, 5, model.config.memory_size), jnp.float32)
     work = sharding.Decode(sharding.GenerateConfig(max_new_tokens=2))
     for program in (sharding.data_parallel, sharding.partitioned):
         program.trace(model, rows, None, jax.ShapeDtypeStruct((1,), jnp.int32), work, mesh)
-    assert not asked
+    assert asked == ["cpu"]

@@ -32,7 +32,7 @@ from .checkpoints import weights
 from .decoding import GenerateConfig, Generation
 from .generation.loop import bucket
 from .model import TrOCR
-from .network.attention import fused_attention, plain_attention
+from .network.attention import for_one_device, plain_attention
 from .network.layers import Array
 
 DATA, MODEL = "data", "model"
@@ -182,7 +182,7 @@ def pmap_generate(
     Every array has a leading axis n: the model's parameters repeated, memory [n,B/n,S,E], seeds and limits [n,B/n]; the result
     too. Positional arguments only, and `config` third, as pmap wants it.
     """
-    model = fused_attention(model) if jax.default_backend() == "tpu" else model
+    model = for_one_device(model, jax.default_backend())
     return decoding.generate(model, memory, config, seeds, limits)
 
 
@@ -230,7 +230,7 @@ def _fill(x: Rows, total: int) -> Rows:
 @partial(jax.jit, static_argnames=("work", "mesh"))
 def data_parallel(model: TrOCR, rows: Array, seeds: Array | None, limits: Array, work: Decode | Read, mesh: Mesh) -> Generation:
     """The program for copied weights: each device decodes its rows in a loop of its own."""
-    model = fused_attention(model) if mesh.devices.flat[0].platform == "tpu" else model
+    model = for_one_device(model, mesh.devices.flat[0].platform)
     specs = (P(), P(DATA), P(DATA), P(DATA))
     return jax.shard_map(work, mesh=mesh, in_specs=specs, out_specs=P(DATA), check_vma=False)(model, rows, seeds, limits)
 

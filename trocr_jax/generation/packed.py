@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from ..model import TrOCR
-from ..network.attention import fused_attention
+from ..network.attention import for_one_device
 from ..network.layers import Array
 from ..network.step_layers import StepLayers, Unrolled
 
@@ -42,7 +42,7 @@ def pack(model: TrOCR) -> Packed:
     program of it is for one device.
     """
     backend = jax.default_backend()
-    model = fused_attention(model) if backend == "tpu" else model
+    model = for_one_device(model, backend)
     layers = _laid_out(model, backend)
     leaves, treedef = jax.tree.flatten((model, layers))
     return Packed(leaves, structure(treedef))

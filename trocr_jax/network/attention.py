@@ -51,9 +51,9 @@ def plain_attention(module: M) -> M:
     return _with(module, plain=True)
 
 
-def fused_attention(module: M) -> M:
-    """The module with a TPU's kernels of `fused` turned on, for reading with one device, or inside of `shard_map` or `pmap`."""
-    return _with(module, fused=True)
+def for_one_device(module: M, platform: str) -> M:
+    """The module for reading on one device, or inside of `shard_map` or `pmap`: on a TPU with the kernels of `fused`."""
+    return _with(module, fused=True) if platform == "tpu" else module
 
 
 def _with(module: M, **settings: bool) -> M:

@@ -3,7 +3,7 @@
 Written out, the float32 scores of one 384 x 384 image are 16 MB a layer of the encoder and are moved several times, and a
 decoding step reads the image tokens twice, for the scores and for their sum. Here a core holds all that one head, or one image,
 needs. Only for reading (they have no gradients), in bfloat16, and in programs of one device or inside of `shard_map` and
-`pmap`, as XLA cannot cut a kernel: `attention.fused_attention` turns them on.
+`pmap`, as XLA cannot cut a kernel: `attention.for_one_device` turns them on.
 
 Letters: B batch, S image tokens, D width, H head dim, E width of the image tokens, Q queries an image.
 """
