@@ -2,6 +2,7 @@
 
 import io
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.parquet
 import pytest
 import tiny
 from PIL import ImageFont
+from test_packaged import EXAMPLES, ROOT
 
 from trocr_jax import Reader, metrics
 from trocr_jax.cli import UsageError
@@ -104,6 +106,20 @@ def test_a_data_set_of_which_nothing_can_be_read_has_no_scores(places, tmp_path,
     data = holes(tmp_path / "holes", {}, {})
     assert run(Config((str(data),), str(places[0]), max_tokens=8)) == 1
     assert json.loads(capsys.readouterr().out)["results"][0]["scores"] == {"holes": {}}
+
+
+@pytest.mark.parametrize(("form", "accuracy"), [(None, 0.0), ("NFC", 100.0)])
+def test_accents_apart_from_their_letters_are_told_and_compared_as_asked(tmp_path, capsys, form, accuracy):
+    name = "print-3.jpg"
+    (tmp_path / name).write_bytes((ROOT / "examples" / name).read_bytes())
+    apart = unicodedata.normalize("NFD", EXAMPLES[name])
+    (tmp_path / "lines.jsonl").write_text(json.dumps({"file_name": name, "text": apart}), encoding="utf-8")
+    assert run(Config((str(tmp_path / "lines.jsonl"),), normalize=form)) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["normalize"], found["results"][0]["scores"]["lines"]["accuracy"]["value"]) == (form, accuracy)
+    told = "1 references have accents apart from their letters: --normalize NFC compares them as readers see them"
+    assert (f"{told}; the first of lines: {name}" in err) == (form is None)
 
 
 def test_data_sets_of_the_same_name_have_rows_of_their_own(tmp_path):

@@ -270,6 +270,11 @@ def test_labels_that_the_tokenizer_changes_are_named():
         preflight.round_trips(tokenizer, ["ⓧ 5", "plain"])
 
 
+def test_labels_with_accents_apart_from_their_letters_are_told():
+    assert preflight.composed(["Zürich", "1"]) == "letters and accents of all labels are composed (NFC)"
+    assert preflight.composed(["Zu\u0308rich", "Zu\u0308rich", "1"]).startswith("1 of 2 labels have their accents apart")
+
+
 def test_generation_and_teacher_forcing_are_compared(model, monkeypatch):
     images = np.random.default_rng(0).integers(0, 255, (3, 16, 48, 3), np.uint8)
     config = StepConfig(model.config, frozenset())

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from .config import SyntheticConfig
 from .data import SYNTHETIC
 from .drawn_sets import drawn_sets
 from .report import render
-from .results import ALL, Reading, Result, Task, unreadable
+from .results import ALL, Reading, Result, Task, decomposed, unreadable
 from .sets.records import Record, Source, SourceError, row_names
 from .sets.sources import open_source
 
@@ -52,6 +53,8 @@ class Config:
         limit: lines of every data set at most; by default all, and 1000 drawn ones of every level.
         as_published: pass references through the tokenizer first, as the original scorer did (small models lose some signs);
             a benchmark always does.
+        normalize: Unicode's form in which readings and references are compared; by default as they stand. An accent may be
+            one character with its letter, as models write it, or one behind it: NFC takes these for equal.
         report: page of HTML to write.
     """
 
@@ -65,6 +68,7 @@ class Config:
     dtype: Literal["float32", "bfloat16"] | None = None
     limit: int | None = None
     as_published: bool = False
+    normalize: Literal["NFC", "NFKC"] | None = None
     report: Path | None = None
 
 
@@ -174,7 +178,12 @@ def read_task(reader: Reader, task: Task, beams: int, config: Config) -> Iterato
     pictures = (record.image for record in records)
     lines = reader.stream(pictures, batch_size=config.batch_size, together=TOGETHER, num_beams=beams, **length)
     for record, line in zip(records, lines, strict=True):
-        yield Reading(task.name, record.name, record.image, record.text, line)
+        line = replace(line, text=normalized(line.text, config.normalize))
+        yield Reading(task.name, record.name, record.image, normalized(record.text, config.normalize), line)
+
+
+def normalized(text: str, form: Literal["NFC", "NFKC"] | None) -> str:
+    return unicodedata.normalize(form, text) if form else text
 
 
 def _record(source: Source, index: int) -> Record:
@@ -193,7 +202,7 @@ def table(result: Result, tasks: Sequence[Task]) -> str:
         known = published.get(name, {})
         cells = [f"{key} {x:.2f} ({low:.2f} to {high:.2f}){_beside(known, key)}" for key, (x, low, high) in scores.items()]
         rows.append(f"  {name:<24}{result.counts[name]:>7} lines  " + "  ".join(cells))
-    rows += [f"  {remark}" for remark in unreadable(result.readings)]
+    rows += [f"  {remark}" for remark in (*unreadable(result.readings), *decomposed(result.readings))]
     rows.append(f"  expected calibration error {result.calibration[0]:.3f}")
     rows += [f"  {_believed(risk, found)}" for risk, found in result.coverage.items()]
     if result.confusions:
@@ -218,6 +227,7 @@ def summary(results: Sequence[Result], tasks: Sequence[Task], reader: Reader, co
         "model": reader.name,
         "dtype": str(reader.model.dtype.name),
         "benchmark": config.benchmark,
+        "normalize": config.normalize,
         "results": [
             {
                 "beams": result.beams,

@@ -5,8 +5,9 @@ Each check returns a line about what it saw, or raises Failed with what is wrong
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 import jax
@@ -35,12 +36,13 @@ class Failed(ValueError):
 
 
 def check(
-    config: StepConfig, parameters: Arrays, tokenizer: Tokenizer, texts: Iterable[str], batch: Batch, overfit: int
+    config: StepConfig, parameters: Arrays, tokenizer: Tokenizer, texts: Collection[str], batch: Batch, overfit: int
 ) -> Iterator[str]:
     """Runs the checks one by one."""
     yield finite_numbers(parameters)
     yield token_ids(config.model, tokenizer)
     yield round_trips(tokenizer, texts)
+    yield composed(texts)
     yield agreement(build(config.model, parameters), batch.images[:4], config, min(batch.labels.shape[1], 32))
     if overfit:
         yield learns_by_heart(config, parameters, tokenizer, batch, overfit)
@@ -76,6 +78,14 @@ def round_trips(tokenizer: Tokenizer, texts: Iterable[str]) -> str:
     )
     _require(len(changed) <= LOSSY * len(texts), f"{message}. Add them with --start.extend-vocab, or clean the labels")
     return message if changed else f"{len(texts)} labels come back unchanged"
+
+
+def composed(texts: Iterable[str]) -> str:
+    """How many labels have accents apart from their letters: a model learns to write what its labels have."""
+    texts = set(texts)
+    apart = sum(not unicodedata.is_normalized("NFC", text) for text in texts)
+    known = "labels have their accents apart from the letters; most models write Unicode's NFC"
+    return f"{apart} of {len(texts)} {known}" if apart else "letters and accents of all labels are composed (NFC)"
 
 
 def agreement(model: TrOCR, images: np.ndarray, config: StepConfig, length: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,3 +93,10 @@ def unreadable(readings: Sequence[Reading]) -> list[str]:
     wrong = [r for r in readings if r.scored and r.line.error]
     said = [(lost, "records cannot be read, not scored"), (wrong, "images cannot be read, counted as wrong")]
     return [f"{len(found)} {what}; the first of {found[0].source}: {found[0].name}" for found, what in said if found]
+
+
+def decomposed(readings: Sequence[Reading]) -> list[str]:
+    """That references have accents apart from their letters, which no reading may equal however right it is."""
+    found = [r for r in readings if not unicodedata.is_normalized("NFC", r.reference)]
+    what = "references have accents apart from their letters: --normalize NFC compares them as readers see them"
+    return [f"{len(found)} {what}; the first of {found[0].source}: {found[0].name}"] if found else []
