@@ -70,7 +70,7 @@ def run(config: Config) -> int:
     if (folder := files.expand(config.src)).is_dir() and dst.resolve().is_relative_to(folder.resolve()):
         raise UsageError(f"{dst}: lies inside of SRC, which would be a folder of two models; choose another place")
     model, companions, source = _warm_start(config) if config.decoder else _convert(config)
-    _tell_of_damage(model)
+    _tell_of_damage(model, config.dtype)
     pretrained.save(model, dst, companions, to=config.to)
     size = sum(file.stat().st_size for file in dst.rglob("*") if file.is_file())
     print(f"wrote {dst}: {model.dtype.name}, {size / 1e6:.1f} MB", file=sys.stderr)
@@ -93,7 +93,7 @@ def _check_flags(config: Config) -> None:
         raise UsageError(f"--config: only for a fairseq file, and {config.src} is not a file")
 
 
-def _tell_of_damage(model: TrOCR) -> None:
+def _tell_of_damage(model: TrOCR, dtype: str | None) -> None:
     """Warns of NaN and infinity, which are converted like any number, as somebody may want to look at them."""
     import numpy as np
 
@@ -101,7 +101,8 @@ def _tell_of_damage(model: TrOCR) -> None:
 
     damaged = [name for name, values in weights.arrays(model).items() if not np.isfinite(values).all()]
     if damaged:
-        print(f"damaged weights, NaN or infinity: {', '.join(damaged)}", file=sys.stderr)
+        cause = "; float16 ends at 65504, --dtype bfloat16 does not" if dtype == "float16" else ""
+        print(f"damaged weights, NaN or infinity: {', '.join(damaged)}{cause}", file=sys.stderr)
 
 
 def _verify(dst: Path, source: Any) -> int:
@@ -115,6 +116,8 @@ def _verify(dst: Path, source: Any) -> int:
 
 def _convert(config: Config) -> tuple[Any, dict[str, bytes], Any]:
     """The model, the files that go along with it, and the checkpoint that it came from."""
+    import numpy as np
+
     from trocr_jax import files, pretrained
     from trocr_jax.checkpoints import weights
     from trocr_jax.config import TrOCRConfig
@@ -123,7 +126,8 @@ def _convert(config: Config) -> tuple[Any, dict[str, bytes], Any]:
     given = TrOCRConfig.from_hf(files.read_json(config.config)) if config.config else None
     source = pretrained.open_checkpoint(config.src, given)
     companions = _complete(config, pretrained.companions(source.path) if source.path.is_dir() else {}, source.config)
-    model = weights.load(TrOCR.abstract(source.config, config.dtype or source.dtype), source.tensors)
+    with np.errstate(over="ignore"):  # told of as damage
+        model = weights.load(TrOCR.abstract(source.config, config.dtype or source.dtype), source.tensors)
     return model, companions, source
 
 
@@ -155,10 +159,23 @@ def _complete(config: Config, found: dict[str, bytes], model: TrOCRConfig) -> di
     else:
         tokenizer = _named_tokenizer("--tokenizer", config.tokenizer, model)
     found = {name: content for name, content in found.items() if name not in files.TOKENIZER_FILES} | tokenizer
-    if not found.keys() & set(files.PREPROCESSOR_FILES):
+    if found.keys() & set(files.PREPROCESSOR_FILES):
+        _tell_of_preprocessor(config.src, model.encoder.image_size)
+    else:
         found["preprocessor_config.json"] = _preprocessor(config, model)
         print("no preprocessor_config.json: wrote the one of the public checkpoints of this kind", file=sys.stderr)
     return found
+
+
+def _tell_of_preprocessor(src: str, image_size: Size) -> None:
+    """Warns of a preprocessing that nothing can read with; it goes along all the same, as the source's own."""
+    from trocr_jax import files
+    from trocr_jax.pixels.image_processor import ImageProcessor
+
+    try:
+        ImageProcessor.from_hf(files.read_preprocessor(files.resolve(src)), image_size)
+    except ValueError as error:
+        print(f"{error}; nothing can be read with DST before this is mended", file=sys.stderr)
 
 
 def _named_tokenizer(flag: str, name: str, model: TrOCRConfig) -> dict[str, bytes]:

@@ -41,6 +41,7 @@ _SELF_ATTENTION = {
     "attention.self.value": "self_attn.v_proj", "attention.output.dense": "self_attn.out_proj",
     "attention.output.LayerNorm": "self_attn_layer_norm",
 }  # fmt: skip
+_SCALES = ("lambda_1", "lambda_2")
 _MLP = {"intermediate.dense": "fc1", "output.dense": "fc2", "output.LayerNorm": "final_layer_norm"}
 
 
@@ -101,7 +102,13 @@ def _read_config(directory: Path, kinds: tuple[str, ...]) -> tuple[dict[str, Any
     if kind not in kinds:
         raise ValueError(f"{directory}: model_type is {kind!r}, a warm start needs {', '.join(kinds)}")
     tensors = {_plain_name(name): tensor for name, tensor in tensor_files.open_tensors(directory).items()}
-    return config, {name: tensor for name, tensor in tensors.items() if not _UNUSED.fullmatch(name)}
+    tensors = {name: tensor for name, tensor in tensors.items() if not _UNUSED.fullmatch(name)}
+    if whole := [f"{name} {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in weights.FLOATS]:
+        raise ValueError(f"{directory}: weights that are not floating point: {', '.join(whole)}")
+    layers = {found[1] for name in tensors if (found := re.match(r"(?:encoder\.)?layers?\.(\d+)\.", name))}
+    if len(layers) != (said := config.get("num_hidden_layers", len(layers))):
+        raise ValueError(f"{directory}: the weights have {len(layers)} layers, config.json says {said!r:.80}")
+    return config, tensors
 
 
 def _plain_name(name: str) -> str:
@@ -155,11 +162,12 @@ def _plain_vit(tensors: Named, config: TrOCRConfig, remarks: list[str]) -> Named
     A BEiT that pools patches has its last LayerNorm after the pooling; it is the same map on every token.
     """
     out = {name.replace("pooler.layernorm.", "layernorm."): tensor for name, tensor in tensors.items()}
-    out = {name: tensor for name, tensor in out.items() if not name.endswith(("lambda_1", "lambda_2"))}
+    scaled = any(name.endswith(_SCALES) for name in out)
+    out = {name: tensor for name, tensor in out.items() if not name.endswith(_SCALES)}
     for i in range(config.encoder.num_layers):
         layer = f"encoder.layer.{i}"
         for scale, module in (("lambda_1", "attention.output.dense"), ("lambda_2", "output.dense")):
-            if f"{layer}.{scale}" in tensors:
+            if scaled:
                 factor = np.asarray(tensors[f"{layer}.{scale}"])
                 for name in (f"{layer}.{module}.weight", f"{layer}.{module}.bias"):
                     out[name] = (np.asarray(tensors[name]).T * factor).T
@@ -175,9 +183,12 @@ def _plain_vit(tensors: Named, config: TrOCRConfig, remarks: list[str]) -> Named
 def _decoder_section(config: dict[str, Any], tensors: Named, branch: Branch, layers: int, memory_size: int) -> dict[str, Any]:
     if other := [f"{name} {config[name]!r:.80}, not {index}" for name, index in _IDS.items() if config.get(name, index) != index]:
         raise ValueError(f"the decoder's checkpoint has {'; '.join(other)}, as in RoBERTa and XLM-RoBERTa: tokens differ")
-    total, eps = config["num_hidden_layers"], config.get("layer_norm_eps", 1e-5)
-    if type(total) is not int or not 1 <= layers <= total:
-        raise ValueError(f"the decoder's checkpoint has {total!r:.80} layers; {layers} of them were asked for")
+    total, eps = (
+        config["num_hidden_layers"],
+        config.get("layer_norm_eps", 1e-12),
+    )  # RobertaConfig's own, which no public checkpoint leaves unsaid
+    if not 1 <= layers <= total:
+        raise ValueError(f"the decoder's checkpoint has {total} layers; {layers} of them were asked for")
     if eps != 1e-5 or config.get("position_embedding_type", "absolute") != "absolute":
         raise ValueError("the decoder's layer_norm_eps must be 1e-5 and its positions absolute, TrOCR has no others")
     positions = tensors["embeddings.position_embeddings.weight"].shape[0] - 2

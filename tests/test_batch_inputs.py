@@ -255,6 +255,13 @@ def test_parquet_rows_without_images_are_named(tmp_path):
         plan_and_read(tmp_path / "x.parquet", tmp_path)
 
 
+@pytest.mark.parametrize("columns", [Columns("picture"), Columns(id="name")])
+def test_columns_of_what_has_none_are_refused(tmp_path, columns):
+    folder = batching.folder(tmp_path / "images", {"1.png": IMAGES[NAMES[0]]})
+    with pytest.raises(UsageError, match="--image-column and --id-column are for parquet files, and here is none"):
+        plan_and_read(folder, tmp_path, columns=columns)
+
+
 def test_a_glob_names_images_as_its_folder_does(tmp_path):
     folder = batching.folder(tmp_path / "images", {f"{sub}/1.png": IMAGES[NAMES[0]] for sub in "ab"})
     (tmp_path / "images" / "link").symlink_to(".")

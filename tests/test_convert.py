@@ -150,6 +150,28 @@ def test_damaged_weights_are_named_and_converted(tmp_path, capsys, source):
     assert "damaged weights, NaN or infinity: encoder.norm.bias\n" in capsys.readouterr().err
 
 
+def test_what_float16_cannot_hold_is_told(tmp_path, capsys, source):
+    directory, _ = source("A", 3)
+    model = TrOCR.from_pretrained(directory)
+    model.encoder.norm.bias[...] = model.encoder.norm.bias.at[1].set(1e6)
+    pretrained.save(model, tmp_path / "large", pretrained.companions(directory))
+    assert convert(tmp_path / "large", tmp_path / "m", "--dtype", "float16") == 0
+    assert "encoder.norm.bias; float16 ends at 65504, --dtype bfloat16 does not\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    (b"{", "preprocessor_config.json: not valid json"),
+    (b'{"image_processor_type": "ViTImageProcessor", "resample": 9}', "resample 9 is no PIL filter number"),
+])  # fmt: skip
+def test_a_preprocessing_that_cannot_be_read_is_told_and_goes_along(tmp_path, capsys, source, content, told):
+    directory, _ = source("A", 3)
+    pretrained.save(TrOCR.from_pretrained(directory), tmp_path / "m", {**TOKENIZER, "preprocessor_config.json": content})
+    assert convert(tmp_path / "m", tmp_path / "same") == 0
+    err = capsys.readouterr().err
+    assert told in err and "nothing can be read with DST before this is mended" in err
+    assert (tmp_path / "same" / "preprocessor_config.json").read_bytes() == content
+
+
 def other_tokenizer(folder, **changes):
     """The tests' tokenizer with some ids changed, in a folder of its own."""
     folder.mkdir()
@@ -502,7 +524,9 @@ def test_warm_starts_that_cannot_be(tmp_path, roberta):
     cases = [
         ("has 5 layers; 12 of them", {}, {}),
         ("layer_norm_eps must be 1e-5", {"layer_norm_eps": 1e-6}, {"decoder_layers": 2}),
-        ("has '5' layers; 2 of them", {"num_hidden_layers": "5"}, {"decoder_layers": 2}),
+        ("the weights have 5 layers, config.json says '5'", {"num_hidden_layers": "5"}, {"decoder_layers": 2}),
+        ("the weights have 5 layers, config.json says 3", {"num_hidden_layers": 3}, {"decoder_layers": 2}),
+        ("layer_norm_eps must be 1e-5", {"layer_norm_eps": None}, {"decoder_layers": 2}),
         ("model_type is 'bert'", {"model_type": "bert"}, {"decoder_layers": 2}),
         ("'camembert', a warm start needs roberta, xlm-roberta", {"model_type": "camembert"}, {"decoder_layers": 2}),
         ("has bos_token_id 5, not 0; eos_token_id 6, not 2", {"bos_token_id": 5, "eos_token_id": 6}, {"decoder_layers": 2}),
@@ -514,6 +538,19 @@ def test_warm_starts_that_cannot_be(tmp_path, roberta):
         (directory / "config.json").write_text(json.dumps(settings))
         with pytest.raises(ValueError, match=reason):
             warm_start(tmp_path / "vit", directory, **arguments)
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    ({"encoder.layer.1.lambda_1": None}, "not a complete checkpoint, 'encoder.layer.1.lambda_1' is missing"),
+    ({"layernorm.bias": np.zeros(32, "i4")}, "weights that are not floating point: layernorm.bias int32"),
+])  # fmt: skip
+def test_weights_that_would_be_folded_wrongly_are_refused(tmp_path, roberta, change, told):
+    drawn(BeitModel(BeitConfig(image_size=32, **SIZES))).save_pretrained(tmp_path / "beit")
+    path = tmp_path / "beit" / "model.safetensors"
+    found = {name: np.asarray(x) for name, x in tensor_files.open_tensors(path).items()} | change
+    tensor_files.write_safetensors(path, {name: x for name, x in found.items() if x is not None})
+    with pytest.raises(ValueError, match=told):
+        warm_start(tmp_path / "beit", roberta[0], decoder_layers=3)
 
 
 def test_reference_helper_agrees(source):

@@ -370,6 +370,7 @@ def test_json_that_does_not_say_so_is_told_which_header_to_send(http, path, kind
         ("chat/completions", {"stop": ["a" * 65]}, "stop[0] should have at most 64 characters"),
         ("chat/completions", {"tools": [{}]}, "tools should be empty"),
         ("chat/completions", {"messages": []}, "messages should have at least 1 item"),
+        ("chat/completions", {"presence_penalty": 0.5}, "presence_penalty should be 0"),
         ("responses", {"store": True}, "store should be false"),
         ("responses", {"conversation": "conv_1"}, "conversation should be null"),
         ("responses", {"input": []}, "input should have at least 1 item"),

@@ -287,17 +287,24 @@ def test_a_path_with_an_equals_sign_is_a_path(tmp_path):
     assert launch._named("name=") == ("name", None) and launch._named(None) == ("", None)
 
 
-def test_wrong_use_is_one_line_and_2(tmp_path):
+def test_what_cannot_be_is_one_line(tmp_path):
+    """Wrong use gives 2, what this machine does not have or let us use 1."""
     with socket.create_server(("127.0.0.1", 0)) as taken, ThreadPoolExecutor(4) as pool:
         port = str(taken.getsockname()[1])
-        uses = (["--port", port], ["--host", "0.0.0.0"], ["--api-key-file", str(tmp_path / "none")])
+        uses = (
+            ["--port", port],
+            ["--host", "a" * 70, "--no-key"],
+            ["--host", "0.0.0.0"],
+            ["--api-key-file", str(tmp_path / "none")],
+        )
         weak = pool.submit(serve, TROCR_API_KEY="short")
-        in_use, exposed, no_file = pool.map(lambda arguments: serve(*arguments), uses)
+        in_use, no_host, exposed, no_file = pool.map(lambda arguments: serve(*arguments), uses)
         short = weak.result()
-    for run, message in (
-        (in_use, f"cannot listen on 127.0.0.1:{port}: Address already in use"),
-        (exposed, "other machines can reach 0.0.0.0: set TROCR_API_KEY or --api-key-file, or say --no-key"),
+    for run, code, message in (
+        (in_use, 1, f"cannot listen on 127.0.0.1:{port}: Address already in use"),
+        (no_host, 1, f"cannot listen on {'a' * 70}:8000: no such host"),
+        (exposed, 2, "other machines can reach 0.0.0.0: set TROCR_API_KEY or --api-key-file, or say --no-key"),
     ):
-        assert run.returncode == 2 and message in run.stderr and run.stderr.count("\n") == 1 and not run.stdout
+        assert run.returncode == code and message in run.stderr and run.stderr.count("\n") == 1 and not run.stdout
     assert no_file.returncode == 1 and no_file.stderr.count("\n") == 1 and "none" in no_file.stderr
     assert short.returncode == 1 and "at least 16" in short.stderr and "short" not in short.stderr.replace("short enough", "")

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -246,12 +247,26 @@ def test_a_drawn_data_set_can_be_trained_on(font, tmp_path):
         assert (again.out / name).read_bytes() == (config.out / name).read_bytes()
 
 
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"texts": Path("a.txt"), "pattern": "##"}, "--texts and --pattern both say what is written"),
+    ({"count": 0}, "--count must be at least 1"), ({"levels": ()}, "--levels needs at least one"),
+    ({"seed": -1}, "--seed not below 0"), ({"sheet": Path("none/sheet.png")}, "--sheet none/sheet.png: there is no folder none"),
+])  # fmt: skip
+def test_drawing_refuses_flags_that_mean_nothing(font, tmp_path, changes, told):
+    with pytest.raises(UsageError, match=told):
+        draw.run(replace(draw.Config(tmp_path / "a", font), **changes))
+    assert not (tmp_path / "a").exists()
+
+
 def test_drawing_refuses_what_it_cannot_do(font, tmp_path):
     with pytest.raises(UsageError, match="no level dirty; there are clean, worn, rough"):
         draw.run(draw.Config(tmp_path / "a", font, levels=("dirty",)))
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match="holds no texts"):
         draw.run(draw.Config(tmp_path / "b", font, texts=tmp_path / "empty.txt"))
+    (tmp_path / "old.txt").write_bytes("Zürich".encode("latin-1"))
+    with pytest.raises(ValueError, match="old.txt: not UTF-8"):
+        draw.run(draw.Config(tmp_path / "b", font, texts=tmp_path / "old.txt"))
     (tmp_path / "texts.txt").write_text("日本\n")
     with pytest.raises(ValueError, match="glyph"):
         draw.run(draw.Config(tmp_path / "c", font, texts=tmp_path / "texts.txt"))

@@ -18,11 +18,12 @@ from numpy.random import Generator
 from PIL import Image
 
 from trocr_jax import files
-from trocr_jax.cli import check_known, program
+from trocr_jax.cli import UsageError, check_known, check_writable, program
 
 from .config import SyntheticConfig
 from .drawing import fonts, synthesis
 from .drawing.texts import draw_text
+from .sets.records import read_text
 
 DIGITS, CAPITALS = "0123456789", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -57,9 +58,9 @@ def run(config: Config) -> int:
     """Draws; returns the exit code.
 
     Raises:
-        UsageError: no such level. ValueError: no fonts, or a text that none of them can draw.
+        UsageError: no such level, or flags that mean nothing. ValueError: no fonts, or a text that none of them can draw.
     """
-    check_known("level", config.levels, synthesis.LEVELS)
+    check(config)
     faces, text = find_faces(config.fonts), text_maker(config)
     rows: list[dict[str, str]] = []
     with files.new_directory(config.out) as folder:
@@ -80,6 +81,17 @@ def run(config: Config) -> int:
     return 0
 
 
+def check(config: Config) -> None:
+    """Raises UsageError for flags that mean nothing or do not fit each other, before anything is drawn."""
+    check_known("level", config.levels, synthesis.LEVELS)
+    if config.texts and config.pattern:
+        raise UsageError("--texts and --pattern both say what is written: leave one out")
+    if not config.levels or config.count < 1 or config.seed < 0:
+        raise UsageError("--levels needs at least one, --count must be at least 1, --seed not below 0")
+    if config.sheet:
+        check_writable(config.sheet, "--sheet")
+
+
 def find_faces(place: Path) -> list[fonts.Face]:
     """The faces of a folder, or of one file."""
     if place.is_file():
@@ -97,10 +109,7 @@ def text_maker(config: Config) -> Callable[[Generator], str]:
         return lambda rng: fill(pattern, rng)
     if config.texts is None:
         return lambda rng: draw_text(rng)[0]
-    try:
-        texts = [line.strip() for line in config.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise ValueError(f"{config.texts}: cannot be read ({error.strerror})") from None
+    texts = [line.strip() for line in read_text(config.texts.expanduser()).split("\n") if line.strip()]
     if not texts:
         raise ValueError(f"{config.texts}: holds no texts")
     return lambda rng: texts[rng.integers(len(texts))]

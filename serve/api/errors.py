@@ -14,7 +14,7 @@ from typing import Any
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _SAFE_LENGTH = 80
-_IN_JSON = {"be None": "be null", "be False": "be false"}
+_IN_JSON = {"be None": "be null", "be False": "be false", "be less than or equal to 0": "be 0"}
 
 
 class ApiError(Exception):

@@ -116,7 +116,11 @@ def _server(config: Config, service: Service, app: Guard) -> Server:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket: a port in use is known before minutes of loading."""
+    """A bound socket: a port in use is known before minutes of loading.
+
+    Raises:
+        UsageError: no port at all. OSError: it is in use, or not ours to use.
+    """
     if not 0 <= port < 1 << 16:  # getaddrinfo would take the rest of a division
         raise UsageError(f"cannot listen on {host}:{port}: ports are 0 to 65535")
     try:
@@ -125,8 +129,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         return listener
-    except (OSError, OverflowError) as error:
-        raise UsageError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or 'no such port'}") from None
+    except (OSError, UnicodeError) as error:  # a name of no host may have no encoding
+        raise OSError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or 'no such host'}") from None
 
 
 def _url(listener: socket.socket) -> str:

@@ -40,7 +40,8 @@ class Limits:
     rate: float = 0.0
     """Images, and lines of pages, a minute and key; above: 429 with Retry-After. 0 is no limit."""
     burst: int = 60
-    """Images that a key may send at once before `rate` holds."""
+    """Images that a key may send at once before `rate` holds. A request is let in while one is left; images that it has above
+    that are owed."""
     url_bytes: int = 10 << 20
     """Bytes of an image fetched by URL, where that is allowed."""
     url_seconds: float = 10.0

@@ -22,7 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from trocr_jax.cli import remark
+from trocr_jax.cli import UsageError, remark
 from trocr_jax.containers import FILE_COLUMNS
 from trocr_jax.image_paths import EXTENSIONS, UNREAD
 
@@ -39,8 +39,15 @@ def plan(place: str, unit_lines: int, listing: BinaryIO, columns: Columns) -> li
 
     Raises:
         PlaceError: nothing there, nothing that can be read, or several kinds of it.
-        FetchError: it cannot be read now.
+        FetchError: it cannot be read now. UsageError: columns are named, and there are none.
     """
+    units = _units(place, unit_lines, listing, columns)
+    if columns != Columns() and all(unit.kind not in ("parquet", "broken") for unit in units):
+        raise UsageError(f"{place}: --image-column and --id-column are for parquet files, and here is none")
+    return units
+
+
+def _units(place: str, unit_lines: int, listing: BinaryIO, columns: Columns) -> list[Unit]:
     if not is_url(place) and (Path(place).expanduser() / "data.mdb").is_file():
         return containers.lmdb_units(str(Path(place).expanduser().resolve()), unit_lines)
     files = expand(place)
