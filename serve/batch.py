@@ -32,7 +32,7 @@ from trocr_jax.page import is_lost
 from trocr_jax.pages.formats import Page
 
 from .batch_job import inputs, output
-from .batch_job.places import FetchError, PlaceError, root_of
+from .batch_job.places import FetchError, PlaceError, absolute, root_of
 from .batch_job.progress import ProgressBar, Share, remark, report
 from .batch_job.units import Columns, Item
 from .batch_job.work import BatchJob, Worker, begin_job, disk_full, open_job
@@ -125,7 +125,7 @@ def _leave(*_: Any) -> None:
 def _begin(folder: Path, config: Config) -> BatchJob:
     dtype, batch_size = _defaults(config)
     settings = {
-        "input": config.input, "root": root_of(config.input), "format": config.format or "jsonl", "page": config.page,
+        "input": absolute(config.input), "root": root_of(config.input), "format": config.format or "jsonl", "page": config.page,
         "model": config.model, "digest": digest(config.model),
         "beams": config.beams, "batch_size": batch_size, "dtype": dtype,
         "pattern": config.pattern, "max_tokens": config.max_tokens,
@@ -156,6 +156,7 @@ def check_settings(job: BatchJob, config: Config) -> None:
     """
     for name in (field.name for field in fields(config) if field.name in job.settings):
         asked, begun = getattr(config, name), job.settings[name]
+        asked = absolute(asked) if name == "input" else asked
         if asked and asked != begun:
             flag = "INPUT" if name == "input" else "--" + name.replace("_", "-")
             raise UsageError(f"{job.folder}: the job was begun with {flag} {begun}, not {asked}; choose another OUTPUT")
@@ -213,7 +214,7 @@ def _tell_of_new(job: BatchJob) -> None:
     """Says what came into INPUT after the job was planned, and is therefore not read."""
     place = job.settings["input"]
     with suppress(PlaceError, FetchError, UsageError):  # INPUT may be gone by now
-        if count := inputs.count_new(place, job.units, job.listing):
+        if count := inputs.count_new(place, job.units, job.listing, job.folder):
             what = f"{count:,} images or shards that came after this job was planned and are not read"
             remark(f"{place} has {what}; choose another OUTPUT to read them")
 

@@ -133,6 +133,17 @@ def test_images_that_came_after_the_plan_are_not_read_and_that_is_said(capsys, m
     assert batch(capsys, folder, out)[0] == 0, "what was planned is there"
 
 
+def test_a_relative_input_means_what_it_meant_when_the_job_was_begun(capsys, model, tmp_path, monkeypatch):
+    for number in "12":
+        batching.folder(tmp_path / number / "lines", {"a.png": batching.png(number)})
+    monkeypatch.chdir(tmp_path / "1")
+    assert batch(capsys, "lines", tmp_path / "out", "--model", model)[0] == 0
+    assert batch(capsys, tmp_path / "1" / "lines", tmp_path / "out")[0] == 0
+    monkeypatch.chdir(tmp_path / "2")
+    code, _, err = batch(capsys, "lines", tmp_path / "out")
+    assert code == 2 and f"begun with INPUT {tmp_path}/1/lines, not {tmp_path}/2/lines" in err
+
+
 def test_a_missing_part_is_done_again_and_is_the_same(capsys, model, images, tmp_path):
     out = tmp_path / "out"
     batch(capsys, images, out, "--model", model, "--unit-lines", 16)

@@ -131,7 +131,7 @@ def test_what_came_after_the_plan_is_counted(tmp_path, kind):
     place, _ = make(kind, tmp_path)
     place = tmp_path / "*.parquet" if kind == "parquet" else place
     units, _ = plan_and_read(place, tmp_path)
-    count = lambda: batch_inputs.count_new(str(place), units, tmp_path / "listing")  # noqa: E731
+    count = lambda: batch_inputs.count_new(str(place), units, tmp_path / "listing", tmp_path / "out")  # noqa: E731
     assert count() == 0
     if kind in ("list", "jsonl"):
         with open(place, "a") as file:
@@ -183,9 +183,53 @@ def test_a_tar_that_is_cut_amid_a_header_or_before_one_is_named(tmp_path, rest):
     assert [(item.id, "cut off" in (item.error or "")) for item in items] == [("x.tar/x.png", False), ("x.tar", True)]
 
 
-def test_small_row_groups_share_a_unit(tmp_path):
+def test_a_tar_names_links_and_passes_over_hidden_members(tmp_path):
+    """A link's own bytes are another member's, which the stream has passed; GNU tar writes hard links by itself."""
+    path = batching.tar(tmp_path / "x.tar", {"./a.png": IMAGES[NAMES[0]], "._a.png": b"a Mac's", ".x/a.png": b"hidden"})
+    with tarfile.open(path, "a") as archive:
+        for name, kind in (
+            ("b.png", tarfile.LNKTYPE),
+            ("c.png", tarfile.SYMTYPE),
+            ("d.txt", tarfile.LNKTYPE),
+            ("e.png", tarfile.DIRTYPE),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "./a.png"
+            archive.addfile(info)
+    _, (items,) = plan_and_read(path, tmp_path)
+    link = "a link, where a file was expected"
+    assert [(item.id, item.error) for item in items] == [("x.tar/./a.png", None), ("x.tar/b.png", link), ("x.tar/c.png", link)]
+    assert items[0].image == IMAGES[NAMES[0]]
+
+
+@pytest.mark.parametrize("name", ["x.TAR", "x.tar.bz2", "x.txz", "x.Tar.Gz"])
+def test_shards_are_known_by_their_endings_in_any_case(tmp_path, name):
+    mode = {"2": "w:bz2", "z": "w:gz" if "Gz" in name else "w:xz"}.get(name[-1], "w")
+    path = batching.tar(tmp_path / name, IMAGES, mode)
+    _, (items,) = plan_and_read(path, tmp_path)
+    assert [item.id for item in items] == [f"{name}/{image}" for image in NAMES]
+    assert all(item.image == IMAGES[image] for item, image in zip(items, NAMES, strict=True))
+
+
+def test_archives_of_kinds_that_are_not_read_are_told(tmp_path, capsys):
+    folder = batching.folder(tmp_path / "shards", dict.fromkeys(("y.zip", "z.tar.zst"), b""))
+    batching.tar(folder / "x.tar", IMAGES)
+    plan_and_read(folder, tmp_path)
+    assert "2 files left out, of kinds that are not read (.zip, .zst)" in capsys.readouterr().err
+
+
+def test_the_jobs_own_parts_in_its_input_are_nothing_new(tmp_path):
+    folder = batching.folder(tmp_path / "images", IMAGES)
+    units, _ = plan_and_read(folder, tmp_path)
+    batching.parquet(folder / "part-00000.parquet", IMAGES)
+    count = lambda output: batch_inputs.count_new(str(folder), units, tmp_path / "listing", output)  # noqa: E731
+    assert (count(folder / "out"), count(folder)) == (1, 0)
+
+
+@pytest.mark.parametrize("unit_lines", [4, 5])
+def test_small_row_groups_share_a_unit(tmp_path, unit_lines):
     place = batching.parquet(tmp_path / "lines.parquet", IMAGES, group=2)
-    units, found = plan_and_read(place, tmp_path, 5)
+    units, found = plan_and_read(place, tmp_path, unit_lines)
     assert [(unit.start, unit.end, unit.lines, unit.first) for unit in units] == [(0, 2, 4, 0), (2, 4, 4, 4), (4, 5, 2, 8)]
     assert [item.id for items in found for item in items] == [f"lines.parquet#{i}" for i in range(10)]
 
@@ -246,11 +290,12 @@ def test_parquet_rows_without_images_are_named(tmp_path):
     import pyarrow.parquet
 
     table = pyarrow.table({"picture": [b"1", None, b"2"], "name": ["a", "b", None]})
-    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
-    _, found = plan_and_read(tmp_path / "x.parquet", tmp_path, 9, Columns("picture", "name"))
-    assert [(item.id, item.error) for item in found[0]] == [
-        ("a", None), ("b", "the row holds no image bytes"), ("x.parquet#2", None),
-    ]  # fmt: skip
+    for kind in (pyarrow.string(), pyarrow.binary()):  # some writers leave out that bytes are text
+        pyarrow.parquet.write_table(table.set_column(1, "name", table["name"].cast(kind)), tmp_path / "x.parquet")
+        _, found = plan_and_read(tmp_path / "x.parquet", tmp_path, 9, Columns("picture", "name"))
+        assert [(item.id, item.error) for item in found[0]] == [
+            ("a", None), ("b", "the row holds no image bytes"), ("x.parquet#2", None),
+        ]  # fmt: skip
     with pytest.raises(PlaceError, match="picture, name; expected one of image"):
         plan_and_read(tmp_path / "x.parquet", tmp_path)
 
@@ -328,10 +373,11 @@ SPARSE = {"GNU.sparse.map": "0,1", "GNU.sparse.major": "0", "GNU.sparse.minor": 
     ("headers", "errors"),
     [
         ({"GNU.sparse.size": "x"}, {"x.tar": "damaged"}), ({"GNU.sparse.map": "1,x"}, {"x.tar": "damaged"}),
-        (SPARSE, {"x.tar/b.png": "sparse"}), ({"size": str(1 << 45)}, {"x.tar/b.png": "sparse", "x.tar": "EOFError"}),
+        (SPARSE, {"x.tar/b.png": "sparse"}), (SPARSE | {"GNU.sparse.size": "100"}, {"x.tar/b.png": "sparse"}),
+        ({"size": str(1 << 45)}, {"x.tar/b.png": "sparse", "x.tar": "EOFError"}),
         ({"comment": "x" * (1 << 20)}, {"x.tar": "damaged"}), ({"path": "x" * (1 << 20)}, {"x.tar": "damaged"}),
     ],
-    ids=["number", "map", "sparse", "size", "comment", "path"],
+    ids=["number", "map", "sparse", "small and sparse", "size", "comment", "path"],
 )  # fmt: skip
 def test_hostile_headers_of_a_tar_cost_an_image(tmp_path, headers, errors):
     (tmp_path / "x.tar").write_bytes(with_headers(headers))

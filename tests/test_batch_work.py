@@ -1,5 +1,6 @@
 """Leases and plans: what workers that know nothing of each other do with one folder."""
 
+import errno
 import json
 import os
 import socket
@@ -8,13 +9,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import pytest
 
 from trocr_jax import files
 from trocr_jax.files import FilesError
 from trocr_jax.serve.batch_job import work as batch_work
-from trocr_jax.serve.batch_job.progress import ProgressBar
+from trocr_jax.serve.batch_job.progress import ProgressBar, Share, report
 from trocr_jax.serve.batch_job.units import Unit
 from trocr_jax.serve.batch_job.work import Worker, begin_job, open_job
 
@@ -89,7 +91,8 @@ def test_a_folder_that_holds_other_things_or_cannot_be_made_is_refused(tmp_path)
 
 def test_files_of_others_are_neither_parts_nor_leases(job, workers):
     """As NFS leaves one under such a name where it was deleted while somebody read it."""
-    for place in (job.folder / "page-00003.jsonl", job.lease(0).with_name(".nfs000000a4")):
+    leases = (job.lease(0).with_name(name) for name in (".nfs000000a4", "part-xyz"))
+    for place in (*(job.folder / name for name in ("page-00003.jsonl", "part-00003.csv", "part-00003.parquet")), *leases):
         place.touch()
     assert job.done() == set()
     assert workers()._claim_one({3}) == 3
@@ -100,6 +103,59 @@ def test_a_job_of_another_version_is_refused(job):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))
     with pytest.raises(FilesError, match="another version"):
         open_job(job.folder)
+
+
+@pytest.mark.parametrize("content", [{}, {"units": [{"foo": 1}]}, {"units": [], "settings": []}, {"units": 3}])
+def test_a_damaged_plan_is_named(job, content):
+    path = job.folder / "_job" / "job.json"
+    path.write_text(json.dumps({"version": batch_work.VERSION, **content}))
+    with pytest.raises(FilesError, match="job.json: damaged; choose another OUTPUT"):
+        open_job(job.folder)
+
+
+def test_damaged_counts_are_named(job):
+    for number in range(8):
+        job.counts(number).write_text('{"images": 1}')
+    with pytest.raises(FilesError, match="part-00000.json: damaged; without part-00000.jsonl the same command reads that part"):
+        report(job, Share(), None)
+
+
+def test_counts_are_there_before_their_part(job, workers, monkeypatch):
+    """A job whose parts are all there is never worked on again: without its counts it could never be reported."""
+    write = files.write_atomically
+
+    def die(path, data):
+        if path == job.part(0):
+            raise FilesError("the disk is full")
+        write(path, data)
+
+    monkeypatch.setattr(files, "write_atomically", die)
+    worker = workers()
+    with pytest.raises(FilesError):
+        worker.finish(0, b"part", {"images": 1})
+    assert job.counts(0).exists() and worker.stopped.is_set()
+    job.part(0).write_bytes(b"another worker's")
+    workers().finish(0, b"part", {"images": 1})
+
+
+def test_a_unit_that_was_done_since_we_looked_is_left_alone(job, workers):
+    job.part(0).touch()
+    assert workers()._claim_one({0}) is None and not os.listdir(job.lease(0).parent)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_lease_that_cannot_be_written_is_none(job, workers, monkeypatch, number):
+    monkeypatch.setattr(batch_work, "identity", Mock(side_effect=OSError(number, "full")))
+    with pytest.raises(FilesError, match="part-00000: cannot be written") as error:
+        workers()._create(0)
+    assert batch_work.disk_full(error.value) and not os.listdir(job.lease(0).parent)
+
+
+def test_a_lease_is_kept_alive_however_long_it_may_last(job, workers):
+    """More seconds than a clock has."""
+    worker = workers(expiry=1e12)
+    time.sleep(0.1)
+    assert worker._heart.is_alive()
 
 
 def test_a_plan_of_any_size_can_be_opened(tmp_path, monkeypatch):

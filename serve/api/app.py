@@ -118,7 +118,8 @@ async def _answer(request: Request, error: Exception) -> Response:
     """Any exception as an error object. Nothing of a foreign exception's text gets into it."""
     known = _known(error)
     request.state.context.refusal = known.code
-    return JSONResponse(known.body, known.status, known.headers)
+    allowed = error.headers if isinstance(error, HTTPException) else None  # of 405 the methods
+    return JSONResponse(known.body, known.status, {**known.headers, **(allowed or {})})
 
 
 def _known(error: Exception) -> ApiError:

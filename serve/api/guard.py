@@ -30,6 +30,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 OPEN = frozenset({"/", "/healthz", "/readyz"})
 """Paths without a key: they show nothing that anybody sent, and the page must be there to ask for one."""
+BAD_FRAMING = "bad_framing"
 _FINISH_SECONDS = 2.0
 _BEFORE_VALUES = b"{", b"[", b","
 """What stands before a value of JSON, and nowhere in base64: an image counts as one."""
@@ -86,7 +87,7 @@ class _Passage:
     def _admit(self) -> None:
         """Raises ApiError for whoever is not let in."""
         if b"transfer-encoding" in self.headers and b"content-length" in self.headers:  # two readings of one request: smuggling
-            raise bad_request("a request has a length or a transfer encoding, not both", None, "bad_framing")
+            raise bad_request("a request has a length or a transfer encoding, not both", None, BAD_FRAMING)
         if self.guard.local_only:
             self._keep_local()
         if self.scope["path"] in OPEN and self.scope["method"] in ("GET", "HEAD"):
@@ -188,7 +189,7 @@ class _Passage:
         self.context.refusal = error.code
         content = error.encode()
         headers = {"content-type": "application/json", "content-length": str(len(content)), **error.headers}
-        if error.status in (408, 413):
+        if error.status in (408, 413) or error.code == BAD_FRAMING:  # what follows on the connection may be no request
             headers["connection"] = "close"
         start = [(name.encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": error.status, "headers": start})

@@ -144,7 +144,8 @@ class _Response:
             "id": self.id, "object": "response", "created_at": self.created, "status": status, "model": self.served.name,
             "output": output, "usage": None, "error": None, "incomplete_details": None, "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens, "metadata": body.metadata or {}, "parallel_tool_calls": False,
-            "previous_response_id": None, "store": False, "temperature": body.temperature or 0.0, "top_p": body.top_p or 1.0,
+            "previous_response_id": None, "store": False, "temperature": body.temperature or 0.0,
+            "top_p": 1.0 if body.top_p is None else body.top_p,
             "text": {"format": {"type": "text"}}, "tool_choice": "none", "tools": [], "truncation": "disabled", **more,
         }  # fmt: skip
 

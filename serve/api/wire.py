@@ -9,7 +9,7 @@ import json
 import time
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Le, MaxLen, MinLen
+from annotated_types import Ge, Le, MaxLen, MinLen
 from fastapi import Request
 from fastapi.responses import Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
@@ -21,7 +21,7 @@ from trocr_jax.line import Line
 from .answer import Answer, Entry
 
 Temperature = Annotated[float, Ge(0), Le(2)]
-TopP = Annotated[float, Gt(0), Le(1)]
+TopP = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(1), Le(1 << 31)]
 Seed = Annotated[int, Ge(-(1 << 63)), Le((1 << 63) - 1)]
 TopLogprobs = Annotated[int, Ge(0), Le(MAX_ALTERNATIVES)]

@@ -38,10 +38,16 @@ def read_tar(unit: Unit, columns: Columns) -> Iterator[Item]:
             with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as archive:
                 for member in iter(archive.next, None):
                     _forget(archive)
-                    if member.isfile() and f".{member.name.rpartition('.')[2].lower()}" in EXTENSIONS:
+                    if _is_image(member):
                         yield _member_item(f"{unit.name}/{member.name}", archive, member)
         except _DAMAGE as error:
             raise PlaceError(unit.place, f"the archive is damaged or cut off ({type(error).__name__})") from None
+
+
+def _is_image(member: tarfile.TarInfo) -> bool:
+    """By its name, as a folder's files are chosen: hidden ones are not."""
+    hidden = any(part.startswith(".") for part in member.name.split("/") if part not in (".", ".."))
+    return not member.isdir() and not hidden and f".{member.name.rpartition('.')[2].lower()}" in EXTENSIONS
 
 
 def _forget(archive: Any) -> None:
@@ -98,7 +104,11 @@ class _Ending:
 
 
 def _member_item(name: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Item:
-    """A member as an image. A sparse one is an error: its size is only claimed, and its holes would be filled in memory."""
+    """A member as an image. A link is an error, as what it leads to has been passed in the stream; so is a sparse file: its size
+    is only claimed, and its holes would be filled in memory.
+    """
+    if not member.isfile():
+        return Item(name, None, "a link, where a file was expected")
     if member.issparse() or member.size > MAX_BYTES:
         return Item(name, None, "a sparse file or a larger one than images are")
     content = archive.extractfile(member)
@@ -145,7 +155,12 @@ def read_parquet(unit: Unit, columns: Columns) -> Iterator[Item]:
             for batch in parquet.iter_batches(1, row_groups=range(unit.start, unit.end), columns=wanted):
                 for row in batch.to_pylist():
                     here, name = f"{unit.name}#{next(number)}", None if key is None else row[key]
-                    yield _row_item(here if name is None else str(name), row[image])
+                    yield _row_item(here if name is None else _text(name), row[image])
+
+
+def _text(name: Any) -> str:
+    """An id; some writers leave out that a column of bytes is text."""
+    return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name)
 
 
 def _row_item(name: str, cell: Any) -> Item:

@@ -3,7 +3,7 @@
     folder or glob of images    id: the path below the folder, or below the glob's part before its first wildcard
     .txt .list                  a path or URL a line, relative to the list; id: the line
     .jsonl                      objects with a path or URL (`file_name`, `path`, `image`, ...) and perhaps an `id`
-    .tar .tar.gz .tgz           webdataset shards; every image in them is a line; id: shard/member
+    .tar .tar.gz .tar.xz ...    webdataset shards; every visible image in them is a line; id: shard/member
     .parquet                    a column of images: bytes, or {bytes, path}; id: a column, else file#row
     folder with data.mdb        LMDB as scene text benchmarks come: num-samples, image-%09d; id: the key
 
@@ -24,14 +24,17 @@ from typing import BinaryIO
 
 from trocr_jax.cli import UsageError, remark
 from trocr_jax.containers import FILE_COLUMNS
-from trocr_jax.image_paths import EXTENSIONS, UNREAD
+from trocr_jax.image_paths import EXTENSIONS
+from trocr_jax.image_paths import UNREAD as PICTURES_UNREAD
 
 from . import containers
-from .places import PlaceError, check_mounted, check_scheme, expand, is_url, join, opened, parent, steadily
+from .places import PlaceError, absolute, check_mounted, check_scheme, expand, is_url, join, opened, parent, steadily
 from .units import Columns, Item, Unit, groups
 
 FILE_KEYS = (*FILE_COLUMNS, "url")
-LISTS, TARS = (".txt", ".list", ".jsonl"), (".tar", ".tar.gz", ".tgz")
+LISTS = (".txt", ".list", ".jsonl")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+UNREAD = PICTURES_UNREAD | {".zip", ".zst", ".7z", ".rar"}
 
 
 def plan(place: str, unit_lines: int, listing: BinaryIO, columns: Columns) -> list[Unit]:
@@ -51,24 +54,24 @@ def _units(place: str, unit_lines: int, listing: BinaryIO, columns: Columns) -> 
     if not is_url(place) and (Path(place).expanduser() / "data.mdb").is_file():
         return containers.lmdb_units(str(Path(place).expanduser().resolve()), unit_lines)
     files = expand(place)
-    if len(files) == 1 and files[0][1].endswith(LISTS):
+    if len(files) == 1 and _ends(files[0][1], LISTS):
         return freeze(read_list(files[0][1]), unit_lines, listing)
-    shards = [file for file in files if file[1].endswith(TARS)]
-    parts = [file for file in files if file[1].endswith(".parquet")]
+    shards = [file for file in files if _ends(file[1], TARS)]
+    parts = [file for file in files if _ends(file[1], ".parquet")]
     images = [file for file in files if _is_image(file[1])]
     _check_one_kind(place, {"images": len(images), "tar shards": len(shards), "parquet files": len(parts)})
     _tell_of_others(place, [file for _, file in files])
     if shards:
-        return [Unit("tar", _absolute(path), name=name) for name, path in shards]
+        return [Unit("tar", absolute(path), name=name) for name, path in shards]
     if parts:
-        found = [containers.parquet_units(name, _absolute(path), unit_lines, columns) for name, path in parts]
+        found = [containers.parquet_units(name, absolute(path), unit_lines, columns) for name, path in parts]
         return list(itertools.chain.from_iterable(found))
-    return freeze((Item(name, _absolute(path)) for name, path in images), unit_lines, listing)
+    return freeze((Item(name, absolute(path)) for name, path in images), unit_lines, listing)
 
 
 def _tell_of_others(place: str, files: Sequence[str]) -> None:
     """Pictures and documents of kinds that are not read are left out, and that is said; nobody expects other files to be read."""
-    kinds = [suffix for file in files if (suffix := os.path.splitext(file)[1].lower()) in UNREAD]
+    kinds = [suffix for file in files if (suffix := os.path.splitext(file)[1].lower()) in UNREAD and not _ends(file, TARS)]
     if kinds:
         remark(f"{place}: {len(kinds)} files left out, of kinds that are not read ({', '.join(sorted(set(kinds)))})")
 
@@ -82,21 +85,24 @@ def _check_one_kind(place: str, counts: dict[str, int]) -> None:
         raise PlaceError(place, f"holds {' and '.join(found)}: name one kind, for example by a glob")
 
 
-def count_new(place: str, units: Sequence[Unit], listing: Path) -> int:
+def count_new(place: str, units: Sequence[Unit], listing: Path, output: Path) -> int:
     """How many files, or lines of a list, an input has that its plan does not know: they came later.
 
     For URLs and for an LMDB it is 0: listing a bucket again may take minutes, and a database is one file.
+
+    Args:
+        output: the job's own folder, which may lie in the input and is none of it.
 
     Raises:
         PlaceError, FetchError: the input cannot be read any more.
     """
     if is_url(place) or any(unit.kind == "lmdb" for unit in units):
         return 0
-    files = [_absolute(path) for _, path in expand(place)]
-    if len(files) == 1 and files[0].endswith(LISTS):
+    files = [path for _, file in expand(place) if not Path(path := absolute(file)).is_relative_to(absolute(str(output)))]
+    if len(files) == 1 and _ends(files[0], LISTS):
         found = {item.image for item in read_list(files[0])}
     else:
-        found = {path for path in files if _is_image(path) or path.endswith((*TARS, ".parquet"))}
+        found = {path for path in files if _is_image(path) or _ends(path, (*TARS, ".parquet"))}
     known = itertools.chain.from_iterable(_read_listing(unit, listing) for unit in units if unit.kind == "listing")
     for item in known:  # one by one: there may be millions
         found.discard(item.image)
@@ -135,14 +141,14 @@ def read_list(path: str) -> Iterator[Item]:
         PlaceError, FetchError: the list cannot be read.
         UsageError: a package is missing for a URL in it.
     """
-    folder, name = parent(path if is_url(path) else _absolute(path)), path.rpartition("/")[2]
+    folder, name = parent(path if is_url(path) else absolute(path)), path.rpartition("/")[2]
     with opened(path) as file:
         for number, raw in enumerate(file, 1):
             if b"\0" in raw:
                 raise PlaceError(path, f"line {number} has a NUL byte, as in UTF-16; a list is UTF-8")
             line = raw.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n") if number == 1 else raw.rstrip(b"\r\n")
             if line.strip():
-                item = _list_item(line, folder, f"{name} line {number}", path.endswith(".jsonl"))
+                item = _list_item(line, folder, f"{name} line {number}", _ends(path, ".jsonl"))
                 if isinstance(item.image, str) and is_url(item.image):
                     check_scheme(item.image.partition("://")[0])
                 yield item
@@ -184,9 +190,9 @@ def _read_listing(unit: Unit, listing: Path) -> Iterator[Item]:
         yield Item(**json.loads(row))
 
 
+def _ends(path: str, endings: str | tuple[str, ...]) -> bool:
+    return path.lower().endswith(endings)
+
+
 def _is_image(path: str) -> bool:
     return f".{path.rpartition('.')[2].lower()}" in EXTENSIONS
-
-
-def _absolute(path: str) -> str:
-    return path if is_url(path) else str(Path(path).expanduser().absolute())

@@ -113,6 +113,11 @@ def is_url(place: str) -> bool:
     return bool(_URL.match(place))
 
 
+def absolute(place: str) -> str:
+    """A place that means the same whatever folder a worker is started in."""
+    return place if is_url(place) else str(Path(place).expanduser().absolute())
+
+
 def root_of(place: str) -> str:
     """The folder of this machine that holds an input's files or its list; / for an input elsewhere."""
     path = os.path.abspath(_path(place) or "/")

@@ -111,7 +111,7 @@ class Share:
 
 def report(job: BatchJob, share: Share, price_per_hour: float | None) -> int:
     """Tells about the whole job and this process's share of it; 1 where images failed."""
-    counts = [files.read_json(job.counts(number)) for number in range(len(job.units))]
+    counts = [_counts(job, number) for number in range(len(job.units))]
     images, lines = (sum(unit[what] for unit in counts) for what in ("images", "lines"))
     errors, flags = (sum((Counter(unit[what]) for unit in counts), Counter()) for what in ("errors", "flags"))
     read = f"{images:,} pages with {lines:,} lines" if job.settings["page"] else f"{lines:,} lines"
@@ -130,3 +130,13 @@ def report(job: BatchJob, share: Share, price_per_hour: float | None) -> int:
     }  # fmt: skip
     print(json.dumps(summary, ensure_ascii=False), flush=True)
     return 1 if errors else 0
+
+
+def _counts(job: BatchJob, number: int) -> dict[str, Any]:
+    """A unit's counts. Raises FilesError where they are not as `output.count` makes them."""
+    path = job.counts(number)
+    counts = files.read_json(path)
+    kinds = {"images": int, "lines": int, "errors": dict, "flags": dict}
+    if any(not isinstance(counts.get(name), kind) for name, kind in kinds.items()):
+        raise files.FilesError(f"{path}: damaged; without {job.part(number).name} the same command reads that part again")
+    return counts

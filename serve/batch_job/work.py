@@ -32,9 +32,11 @@ from trocr_jax.files import FilesError
 
 from .units import Unit
 
-VERSION = 8
+VERSION = 9
 POLL = 1.0
 """Seconds between looks at what others do."""
+MOST_BETWEEN = 15.0
+"""Seconds between two touches of a lease, however long an untouched one is left alone."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class BatchJob:
 
     def done(self) -> set[int]:
         """Numbers of the units whose parts are there."""
-        found = (name[5 : -len(self.suffix)] for name in os.listdir(self.folder) if name.startswith("part-"))
-        return {int(number) for number in found if number.isdigit()}
+        ours = (name for name in os.listdir(self.folder) if name.startswith("part-") and name.endswith(self.suffix))
+        return {int(number) for name in ours if (number := name[5 : -len(self.suffix)]).isdigit()}
 
 
 def open_job(folder: Path) -> BatchJob | None:
@@ -82,9 +84,11 @@ def open_job(folder: Path) -> BatchJob | None:
     content = files.read_json(path, limit=math.inf)  # ours: a million units are 70 MB
     if content.get("version") != VERSION:
         raise FilesError(f"{path}: of another version of trocr-jax batch; choose another OUTPUT")
-    units = tuple(Unit(**unit) for unit in content["units"])
-    settings = content["settings"]
-    return BatchJob(folder, settings, units, folder / "_job" / content["listing"], f".{settings['format']}")
+    try:
+        units, settings = tuple(Unit(**unit) for unit in content["units"]), content["settings"]
+        return BatchJob(folder, settings, units, folder / "_job" / content["listing"], f".{settings['format']}")
+    except (KeyError, TypeError):
+        raise FilesError(f"{path}: damaged; choose another OUTPUT") from None
 
 
 def begin_job(folder: Path, settings: dict[str, Any], plan: Callable[[BinaryIO], list[Unit]]) -> BatchJob:
@@ -210,7 +214,8 @@ class Worker:
 
     def _claim_one(self, numbers: set[int]) -> int | None:
         """Claims one of these units if it can, a free one first; in no order, so that workers seldom want the same."""
-        leased = {int(name[5:]) for name in os.listdir(self.job.lease(0).parent) if name.startswith("part-")}
+        names = os.listdir(self.job.lease(0).parent)
+        leased = {int(name[5:]) for name in names if name.startswith("part-") and name[5:].isdigit()}
         free, taken = list(numbers - leased), list(numbers & leased)
         for candidates, take in ((free, self._create), (taken, self._take_over)):
             random.shuffle(candidates)
@@ -253,7 +258,7 @@ class Worker:
         return clock.stat().st_mtime
 
     def _beat(self) -> None:
-        while not self.stopped.wait(self.expiry / 4):
+        while not self.stopped.wait(min(self.expiry / 4, MOST_BETWEEN)):
             for number in list(self.held):
                 with suppress(OSError):  # taken over, or the folder is away for a moment
                     os.utime(self.job.lease(number))

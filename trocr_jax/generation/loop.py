@@ -59,7 +59,8 @@ class GenerateConfig:
         num_beams: 1 is greedy or sampling, more is beam search.
         num_return_sequences: R, at most num_beams; without beams, so many samples.
         do_sample: draw the next token; needs seeds.
-        temperature, top_k, top_p: shape the distribution that is drawn from; top_k 0 and top_p 1 leave it.
+        temperature, top_k, top_p: shape the distribution that is drawn from; top_k 0 and top_p 1 leave it, top_p 0
+            leaves the best token alone.
         length_penalty: beam scores are sum of log-probabilities / length ** length_penalty.
         early_stopping: beam search ends an image when K sequences have ended (True), when no better one is likely (False),
             or when none is possible ("never").
@@ -97,7 +98,7 @@ class GenerateConfig:
             "temperature must be a number above 0": 0 < self.temperature < math.inf,
             "length_penalty must be a finite number": math.isfinite(self.length_penalty),
             "top_k must be 0 (off) or more": self.top_k >= 0,
-            "top_p must lie in (0, 1]": 0 < self.top_p <= 1,
+            "top_p must lie between 0 and 1": 0 <= self.top_p <= 1,
             "no_repeat_ngram_size must be 0 (off) or more": self.no_repeat_ngram_size >= 0,
             "early_stopping must be True, False or 'never'": isinstance(self.early_stopping, bool)
             or self.early_stopping == "never",
