@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from conftest import FAMILIES, shared
-from reference import nchw, ours, random_config, random_pixels, torch_model
+from reference import close, nchw, ours, random_config, random_pixels, torch_model
 from test_model import fixture, nhwc
 
 from trocr_jax import decoding
@@ -21,7 +21,7 @@ from trocr_jax.generation.beam import Beams, _improvable
 from trocr_jax.generation.loop import whole_chunks
 from trocr_jax.generation.processors import keep_top_k, keep_top_p
 from trocr_jax.generation.sampling import draw
-from trocr_jax.model import TrOCR
+from trocr_jax.model import TrOCR, shift_right
 from trocr_jax.network.decoder import Decoder
 
 BEAMS = {
@@ -199,11 +199,11 @@ def test_a_row_does_not_depend_on_its_neighbours(small, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_row_has_its_own_limit(small, mode):
-    """As if all were decoded with it; one of none has no tokens."""
+    """As if all were decoded with it; one of none, or of fewer than none, has no tokens."""
     model, pixels = small
     config, more = replace(MODES[mode], min_new_tokens=3), {"seeds": jnp.arange(6, dtype=jnp.uint32)}
-    limits = np.array([3, 0, LIMIT + 9, 3, 7, LIMIT], np.int32)
-    found = read(model, pixels, config, limits=jnp.asarray(limits), **more)
+    limits = np.array([3, -5, LIMIT + 9, 3, 7, LIMIT], np.int32)
+    found = read(model, pixels, config, limits=limits.tolist(), **more)
     for limit in (3, 7, LIMIT):
         alone = read(model, pixels, replace(config, max_new_tokens=limit), **more)
         for own, expected in ((found.tokens[..., :limit], alone.tokens), (found.lengths, alone.lengths)):
@@ -220,6 +220,45 @@ def test_seeds_and_limits_are_one_an_image(small):
         read(model, pixels, MODES["greedy"], limits=jnp.ones(6, bool))
 
 
+def test_memory_of_another_model_is_refused(small):
+    width = small[0].config.memory_size
+    for shape in ((5, width), (2, 5, width + 1), (2, 5, 5, width)):
+        with pytest.raises(ValueError, match=f"memory must be image tokens \\[B,S,{width}\\], as the model's encode gives them"):
+            generate(small[0], jnp.zeros(shape), MODES["greedy"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_programs_in_float64_read_the_same(small, mode):
+    """As scientists have JAX configured: the model's own dtype holds."""
+    model, pixels = small
+    images, seeds = jnp.asarray(pixels), jnp.arange(6, dtype=jnp.uint32)
+    expected = read(model, images, MODES[mode], seeds=seeds)
+    with jax.enable_x64(True):
+        found = encode_and_generate(model, images, MODES[mode], seeds=seeds)
+        none = encode_and_generate(model, images[:0], MODES[mode], seeds=seeds[:0])
+    for name, x in vars(found).items():
+        assert x.dtype == getattr(expected, name).dtype == getattr(none, name).dtype, name
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+
+
+@pytest.mark.parametrize("pad", [0, 1, 3, 39])
+def test_sinusoidal_decoders_read_to_their_last_position(pad):
+    """Positions are counted from behind the pad id on: the table has as many rows more."""
+    config = replace(random_config("B", 1), pad_token_id=pad)
+    reference = torch_model(config, 1, scale=0.15)
+    model, pixels = ours(reference, config), random_pixels(config, 2)
+    ids = np.random.default_rng(0).choice([i for i in range(4, 38) if i != pad], (2, config.decoder.max_positions))
+    with torch.no_grad():
+        expected = reference(pixel_values=nchw(pixels), decoder_input_ids=torch.from_numpy(ids)).logits
+    logits = jax.jit(TrOCR.__call__)(model, jnp.asarray(pixels), jnp.asarray(ids, jnp.int32))
+    close(logits, expected.numpy(), 1e-4)
+    whole = GenerateConfig(config.decoder.max_positions, min_new_tokens=config.decoder.max_positions)
+    tokens = read(model, pixels, whole).tokens[:, 0]
+    forced = jax.jit(TrOCR.__call__)(model, jnp.asarray(pixels), shift_right(tokens, config))
+    last = forced[:, -1].at[:, config.eos_token_id].set(-jnp.inf)
+    np.testing.assert_array_equal(tokens[:, -1], last.argmax(-1))
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_cache_that_grows_gives_the_same(small, mode, monkeypatch):
     model, pixels = small
@@ -234,6 +273,14 @@ def test_a_cache_that_grows_gives_the_same(small, mode, monkeypatch):
     )
     np.testing.assert_array_equal(grown.tokens, expected.tokens)
     np.testing.assert_allclose(grown.logprobs, expected.logprobs, atol=1e-5)
+
+
+def test_a_nucleus_of_nothing_is_the_best_token(small):
+    """As OpenAI's clients ask for it."""
+    model, pixels = small
+    drawn = GenerateConfig(LIMIT, do_sample=True, temperature=9.0, top_p=0.0)
+    found = read(model, pixels, drawn, seeds=jnp.arange(6, dtype=jnp.uint32))
+    np.testing.assert_array_equal(found.tokens, read(model, pixels, MODES["greedy"]).tokens)
 
 
 def test_the_coldest_draw_is_the_best_token():
@@ -328,7 +375,7 @@ def test_a_length_that_is_no_whole_number_of_chunks(small):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"max_new_tokens": 0}, {"num_beams": 0}, {"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1},
+        {"max_new_tokens": 0}, {"num_beams": 0}, {"temperature": 0.0}, {"top_p": -0.1}, {"top_p": 1.5}, {"top_k": -1},
         {"num_return_sequences": 2}, {"do_sample": True, "num_beams": 2}, {"early_stopping": "maybe"},
         {"length_penalty": float("nan")}, {"length_penalty": float("-inf")}, {"temperature": float("inf")},
         {"min_new_tokens": 99, "max_new_tokens": 9}, {"do_sample": "false"}, {"do_sample": 1}, {"num_beams": True},

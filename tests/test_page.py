@@ -1,5 +1,6 @@
 """Pages: lines found in order, read in order, written in five formats that other parsers accept, and taken from them again."""
 
+import io
 import json
 import re
 from dataclasses import replace
@@ -95,6 +96,31 @@ def test_what_lies_outside_of_a_polygon_is_painted_over():
     assert cut.size == (50, 40) and cut.getpixel((45, 39)) != (0, 0, 0) and cut.getpixel((45, 10)) == (0, 0, 0)
     with pytest.raises(ValueError, match="outside of the page"):
         page.cut_out(image, np.array([[200, 200], [250, 200], [250, 230], [220, 240], [200, 230]]))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16"])
+def test_lines_are_cut_out_of_pages_in_any_mode(mode):
+    grey = Image.new("L", (60, 40), 255)
+    grey.paste(0, (20, 10, 40, 30))
+    image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else grey.convert("RGB").convert(mode)
+    cut = page.cut_out(image, np.array([[10, 5], [50, 5], [50, 35], [10, 35]]))
+    assert (cut.mode, cut.size) == ("RGB", (40, 30)) and cut.getpixel((2, 2)) == (255,) * 3 and cut.getpixel((20, 15))[0] < 64
+
+
+def test_a_page_on_its_side_by_its_tag_is_cut_as_it_is_read():
+    image, exif = Image.new("RGB", (40, 60), "white"), Image.Exif()
+    image.paste("black", (10, 20, 30, 40))
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=exif)
+    cut = page.cut_out(Image.open(file), np.array([[0, 0], [60, 0], [60, 40], [0, 40]]))
+    assert cut.size == (60, 40) and cut.getpixel((30, 20)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("polygon", [[79, 83, 522, 125], [[1, 2], [3, 4]], [[[1, 2]] * 4], []])
+def test_what_is_no_polygon_is_refused_by_its_shape(polygon):
+    with pytest.raises(page.PageFormatError, match=r"a line is a polygon of at least three points, \[n,2\], not of shape"):
+        page.cut_out(Image.new("RGB", (600, 200)), polygon)
 
 
 @pytest.fixture(scope="module")

@@ -230,8 +230,21 @@ def test_draws_depend_on_the_seed_and_the_place_alone(reader, drawn):
 
 
 def test_unknown_options_are_refused(reader, drawn):
-    with pytest.raises(TypeError, match="beams"):
+    with pytest.raises(ValueError, match="no option beams; there are pattern, max_new_tokens, .*, num_beams, "):
         reader.read(drawn[0], beams=3)
+
+
+@pytest.mark.parametrize("sizes", [{"batch_size": 2.0}, {"together": "2"}, {"batch_size": 0}])
+def test_sizes_are_whole_numbers(reader, drawn, sizes):
+    with pytest.raises(ValueError, match="must be whole numbers, at least 1"):
+        reader.stream(drawn, **sizes)
+
+
+def test_a_stream_of_one_image_is_refused_and_of_an_array_s_images_is_none(reader, drawn):
+    for one in (str(drawn[0]), b"\x89PNG", Image.new("L", (9, 9))):
+        with pytest.raises(ValueError, match="stream reads many images; for one there is read"):
+            reader.stream(one)
+    assert len(list(reader.stream(np.full((2, 16, 64), 255, np.uint8)))) == 2
 
 
 def test_a_tokenizer_of_another_model_is_refused(reader):

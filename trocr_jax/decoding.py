@@ -39,22 +39,29 @@ def generate(
             batch up.
 
     Raises:
-        ValueError: sampling without seeds, seeds or limits that are not one whole number an image, more tokens than the
-            checkpoint has positions, or arrays on a mesh with Explicit axes.
+        ValueError: sampling without seeds, seeds or limits that are not one whole number an image, memory of another model,
+            more tokens than the checkpoint has positions, or arrays on a mesh with Explicit axes.
     """
     model, layers = model_of(model), layers_of(model)
     refuse_explicit(model, memory)
+    seeds, limits = (None if rows is None else jnp.asarray(rows) for rows in (seeds, limits))
     if config.do_sample and seeds is None:
         raise ValueError("sampling needs seeds, one an image")
     config.check_positions(model.config.decoder.max_positions)
+    _check_memory(memory, model.config.memory_size)
     _check_rows(memory.shape[0], seeds, limits)
     if memory.shape[0] == 0:
         return nothing(config)
-    most = jnp.full(memory.shape[0], config.max_new_tokens)
-    limits = most if limits is None else jnp.minimum(most, limits.astype(jnp.int32))
+    most = jnp.full(memory.shape[0], config.max_new_tokens, jnp.int32)
+    limits = most if limits is None else jnp.clip(limits.astype(jnp.int32), 0, most)
     if config.num_beams > 1:
         return beam_search(model, layers, memory, config, limits)
     return sample(model, layers, memory, config, seeds, limits)
+
+
+def _check_memory(memory: Array, width: int) -> None:
+    if memory.ndim != 3 or memory.shape[-1] != width:
+        raise ValueError(f"memory must be image tokens [B,S,{width}], as the model's encode gives them, not {list(memory.shape)}")
 
 
 def _check_rows(images: int, seeds: Array | None, limits: Array | None) -> None:

@@ -117,6 +117,11 @@ def load(source: Source, max_pixels: int = MAX_PIXELS) -> Image.Image:
     raise ImageError("bad_source", f"got {type(source).__name__}")
 
 
+def is_loaded(image: Image.Image) -> bool:
+    """Whether `load` has nothing left to do: RGB without metadata, as it makes them."""
+    return image.mode == "RGB" and not image.info.keys() - {FIRST_OF_SEVERAL}
+
+
 def is_source(value: Any) -> bool:
     """Whether `load` takes this for one image, whatever it holds."""
     known = isinstance(value, Image.Image | bytes | bytearray | memoryview | str | os.PathLike)

@@ -59,7 +59,7 @@ def read_page(reader: Any, source: Any, polygons: Sequence[np.ndarray] | None = 
 
     Raises:
         images.ImageError: the page cannot be read.
-        PageFormatError: a polygon lies outside of the page, or is far larger than it.
+        PageFormatError: a polygon is none, lies outside of the page, or is far larger than it.
     """
     image = images.load(source)
     if polygons is not None:
@@ -145,12 +145,15 @@ def prepare_page(
 
 
 def cut_out(image: Image.Image, polygon: np.ndarray) -> Image.Image:
-    """The line image of a polygon [n,2]: a quadrilateral made level; of other shapes the box, painted over outside of them.
+    """The line image of a polygon [n,2] on a page in any mode, upright by its EXIF tag as `read_page` reads it: a quadrilateral
+    made level; of other shapes the box, painted over outside of them.
 
     Raises:
-        PageFormatError: it lies outside of the page, or is far larger than it.
+        images.ImageError: the page cannot be read.
+        PageFormatError: it is no polygon, lies outside of the page, or is far larger than it.
     """
-    return _cut(image, _on_page(polygon, image.size))
+    page = image if images.is_loaded(image) else images.load(image)
+    return _cut(page, _on_page(polygon, page.size))
 
 
 def _cut(image: Image.Image, outline: np.ndarray) -> Image.Image:
@@ -171,9 +174,10 @@ def _on_page(polygon: Any, page: tuple[int, int]) -> np.ndarray:
 
     Raises PageFormatError for one that is not on the page, or would take far more memory than it.
     """
-    outline = clockwise(np.asarray(polygon, float))
+    outline = np.asarray(polygon, float)
     if outline.ndim != 2 or outline.shape[1] != 2 or len(outline) < 3:
         raise PageFormatError(f"a line is a polygon of at least three points, [n,2], not of shape {list(outline.shape)}")
+    outline = clockwise(outline)
     low, high = outline.min(0), outline.max(0)
     where = f"a line at x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}"
     on_page = np.minimum(np.ceil(high), page) - np.maximum(np.floor(low), 0)

@@ -13,8 +13,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache, partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, overload
 
@@ -145,12 +146,15 @@ class Reader:
                 for a much longer one: the more, the faster as a whole, and the later the first line.
 
         Raises:
-            ValueError: at once, for options that this reader cannot follow and for sizes below 1.
+            ValueError: at once, for options that this reader cannot follow, for sizes that are no whole numbers from 1 on, and
+                for a single image, whose letters would be names of files.
         """
+        if images.is_source(sources) and not hasattr(sources, "__array__"):
+            raise ValueError("stream reads many images; for one there is read")
         config = self.configured(**options)
         size = self.batch_size if batch_size is None else batch_size
-        if min(size, together) < 1:
-            raise ValueError(f"batch_size and together must be at least 1, not {size} and {together}")
+        if not all(isinstance(n, Integral) and n >= 1 for n in (size, together)):
+            raise ValueError(f"batch_size and together must be whole numbers, at least 1, not {size} and {together}")
         counts: deque[int] = deque()  # of the pieces of every image that is being read
         pieces = in_pieces(self.prepare_all(sources, size + size * together), counts)
         return whole(by_place(self._read(batches(pieces, size, size * together), config, seed)), counts, config.do_sample)
@@ -173,6 +177,9 @@ class Reader:
             if not isinstance(pattern, str):
                 raise ValueError(f"pattern must be a string, a regular expression, not {pattern!r:.80}")
             options["constraint"] = self._constraint(pattern)
+        known = [field.name for field in fields(self.defaults)]
+        if unknown := options.keys() - set(known):
+            raise ValueError(f"no option {', '.join(sorted(unknown))}; there are pattern, {', '.join(known)}")
         config = replace(self.defaults, **options)
         self.check(config)
         return config

@@ -23,7 +23,6 @@ from onnx import TensorProto
 
 from trocr_jax.model import TrOCR
 from trocr_jax.network.attention import Attention
-from trocr_jax.network.decoder import sinusoidal_table
 
 from .graph import MICROSOFT, Graph, Style, array
 
@@ -107,12 +106,7 @@ def _embed_tokens(graph: Graph, ids: str, rows: str, table: np.ndarray, model: T
     x = graph.op("Gather", graph.constant(table), ids)
     if config.scale_embedding:
         x = graph.op("Mul", x, graph.number(config.hidden_size**0.5))
-    if config.learned_positions:
-        positions = array(decoder.position_embedding)
-    else:
-        positions = sinusoidal_table(
-            config.max_positions + decoder.pad_token_id + 1, config.hidden_size, decoder.pad_token_id
-        )  # fmt: skip
+    positions = array(decoder.position_embedding) if config.learned_positions else decoder.sinusoids()
     x = graph.op("Add", x, graph.op("Gather", graph.constant(positions), rows))
     return graph.norm(x, decoder.embed_norm) if config.layernorm_embedding else x
 

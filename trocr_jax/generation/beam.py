@@ -101,7 +101,7 @@ def begin(model: TrOCR, config: GenerateConfig, limits: Array) -> BeamState:
     tokens = jnp.full((images, K, P + 1), ids.pad_token_id, jnp.int32).at[..., 0].set(ids.decoder_start_token_id)
     shape = (images, K)
     scores = jnp.full(shape, NEVER, jnp.float32)  # of a dtype that stays, or the first step would be another program
-    nothing = Beams(tokens, jnp.zeros((*shape, P)), scores, jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32))
+    nothing = Beams(tokens, jnp.zeros((*shape, P), jnp.float32), scores, jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32))
     # only the first beam counts at first, or all K would hold the same sequence
     running = replace(nothing, scores=scores.at[:, 0].set(0.0))
     cache = model.decoder.init_cache(images * K, widths(P)[0])
@@ -185,4 +185,4 @@ def _improvable(best_running: Array, best: Beams, position: Array, limits: Array
 def _rows(parents: Array, kept: Array) -> Array:
     """Cache rows [B*K] of the beams that go on: kept [B,K] points into candidates whose beam was parents [B,C]."""
     B, K = kept.shape
-    return (jnp.take_along_axis(parents, kept, axis=1) + jnp.arange(B)[:, None] * K).reshape(-1)
+    return (jnp.take_along_axis(parents, kept, axis=1) + jnp.arange(B, dtype=jnp.int32)[:, None] * K).reshape(-1)

@@ -153,8 +153,9 @@ class Generation:
 def nothing(config: GenerateConfig) -> Generation:
     """A Generation of no images, B = 0."""
     shape = (0, config.num_return_sequences)
-    tokens, logprobs = jnp.zeros((*shape, config.max_new_tokens), jnp.int32), jnp.zeros((*shape, config.max_new_tokens))
-    return Generation(tokens, logprobs, jnp.zeros(shape, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, bool))
+    of_tokens, whole, real = (*shape, config.max_new_tokens), jnp.int32, jnp.float32
+    tokens, logprobs = jnp.zeros(of_tokens, whole), jnp.zeros(of_tokens, real)
+    return Generation(tokens, logprobs, jnp.zeros(shape, whole), jnp.zeros(shape, real), jnp.zeros(shape, bool))
 
 
 def _without_start(settings: dict[str, Any], of_new: str, of_all: str) -> int:
@@ -167,10 +168,10 @@ def _without_start(settings: dict[str, Any], of_new: str, of_all: str) -> int:
 
 def finalize(tokens: Array, logprobs: Array, scores: Array, limits: Array, ids: TrOCRConfig) -> Generation:
     """Lengths and ends of finished buffers [B,R,T] that may hold limits [B] tokens: what follows becomes padding."""
-    places, limits = jnp.arange(tokens.shape[-1]), limits[:, None]
+    places, limits = jnp.arange(tokens.shape[-1], dtype=jnp.int32), limits[:, None]
     ends = (tokens == ids.eos_token_id) & (places < limits[..., None])
     finished = ends.any(-1)
-    lengths = jnp.where(finished, jnp.argmax(ends, axis=-1) + 1, limits).astype(jnp.int32)
+    lengths = jnp.where(finished, jnp.argmax(ends, axis=-1).astype(jnp.int32) + 1, limits)
     real = places < lengths[..., None]
     return Generation(jnp.where(real, tokens, ids.pad_token_id), jnp.where(real, logprobs, 0.0), lengths, scores, finished)
 

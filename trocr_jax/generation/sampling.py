@@ -89,7 +89,7 @@ def _start(model: TrOCR, rows: int, places: int, done: Array) -> State:
     tokens = jnp.full((rows, places + 1), model.config.pad_token_id, jnp.int32)
     return State(
         tokens=tokens.at[:, 0].set(model.config.decoder_start_token_id),
-        logprobs=jnp.zeros((rows, places)), done=done, position=jnp.int32(0),
+        logprobs=jnp.zeros((rows, places), jnp.float32), done=done, position=jnp.int32(0),
         states=jnp.zeros(rows, jnp.int32), cache=model.decoder.init_cache(rows, widths(places)[0]),
     )  # fmt: skip
 

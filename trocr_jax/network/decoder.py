@@ -156,8 +156,11 @@ class Decoder(nnx.Module):
     def _position_table(self, dtype: Any) -> Array:
         if self.config.learned_positions:
             return self.position_embedding[...]
-        rows = self.config.max_positions + 2
-        return jnp.asarray(sinusoidal_table(rows, self.config.hidden_size, self.pad_token_id), dtype)
+        return jnp.asarray(self.sinusoids(), dtype)
+
+    def sinusoids(self) -> np.ndarray:
+        """The position table of a decoder that learns none."""
+        return sinusoidal_table(self.first_row + self.config.max_positions, self.config.hidden_size, self.pad_token_id)
 
 
 def sinusoidal_table(rows: int, size: int, pad_token_id: int) -> np.ndarray:

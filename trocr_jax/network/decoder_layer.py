@@ -142,6 +142,6 @@ def _write(cache: Array, new: Array, layer: Array, position: Array) -> Array:
 def _attend_to_cache(query: Array, keys: Array, values: Array, position: Array) -> Array:
     """Queries [B,N,H] against cached positions 0..position, [B,N,P,H] each -> [B,N,H]."""
     scores = jnp.einsum("bnh,bnph->bnp", query, keys, preferred_element_type=softmax_dtype(query)) * query.shape[-1] ** -0.5
-    seen = jnp.arange(keys.shape[2]) <= position[..., None]
+    seen = jnp.arange(keys.shape[2], dtype=position.dtype) <= position[..., None]
     weights = jax.nn.softmax(jnp.where(jnp.atleast_2d(seen)[:, None], scores, -jnp.inf), axis=-1)
     return jnp.einsum("bnp,bnph->bnh", weights.astype(values.dtype), values)
