@@ -7,6 +7,7 @@ import socket
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import hostile
 import httpcore2
@@ -187,6 +188,26 @@ def test_malformed_requests(server, head, status):
         assert answer.startswith(b"HTTP/1.1 %d " % status) and not LEAK.search(answer.decode())
     with server.client() as client:
         assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"Transfer-Encoding: chunked\r\nContent-Length: 50\r\n\r\n0\r\n\r\n", 400),
+        (b"Content-Length: 99999999\r\n\r\n", 413), (b"Content-Length: 9\r\n\r\n", 408),
+    ],
+    ids=["two lengths", "too long", "too slow"],
+)  # fmt: skip
+def test_behind_a_body_whose_end_nobody_knows_nothing_is_answered(head, status):
+    """A proxy that reads the lengths otherwise would give the answer to another client."""
+    with serving(limits=Limits(body_bytes=1000, body_seconds=0.3)) as running:
+        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+            connection.sendall(b"POST /v1/ocr HTTP/1.1\r\nHost: localhost\r\n" + head)
+            if status == 400:
+                connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answers = b"".join(iter(partial(connection.recv, 65536), b""))
+    assert answers.startswith(b"HTTP/1.1 %d " % status) and answers.count(b"HTTP/1.1") == 1
+    assert b"\r\nconnection: close\r\n" in answers
 
 
 # --- URLs ---

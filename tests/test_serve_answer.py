@@ -13,7 +13,7 @@ from tokenizers import decoders, models
 from trocr_jax.batching.jobs import Job
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.line import CONTINUES, NO_TEXT, Line, Token, Word, joined
-from trocr_jax.serve.api.answer import Answer, JobPart, entry
+from trocr_jax.serve.api.answer import LEAST_LOGPROB, Answer, JobPart, entry
 from trocr_jax.tokens import Tokenizer
 
 PIXELS = np.zeros((1, 1, 3), np.uint8)
@@ -98,6 +98,72 @@ def test_a_piece_that_goes_on_amid_a_word_gets_no_space():
 def test_a_token_that_the_budget_dropped_is_not_shown():
     answer = Answer(serving.reader(), image("abc", "def", below=False), 4, detailed=True)
     assert "".join(one.text for one in answer.grow().entries) == answer.text == "abc" and answer.finish_reason == "length"
+
+
+@pytest.mark.parametrize("stop", ["bcd", "cdé", "f", "xyz", "def"])
+def test_a_stream_shows_nothing_of_a_stop_string_that_may_still_come(stop):
+    """Token by token: what was shown once stays."""
+    text = "abcdéf"
+    one, shown = part(text, status="running"), ""
+    tokens, one.job.tokens = one.job.tokens, []
+    answer = Answer(serving.reader(), [one], 99, (stop,))
+    for token in tokens:
+        one.job.tokens.append(token)
+        shown += answer.grow().text
+    one.job.status = "stop"
+    shown += answer.grow().text
+    assert shown == answer.text == text.partition(stop)[0] and answer.finish_reason == "stop"
+
+
+def test_tokens_that_were_spent_on_what_a_stop_string_ended_count():
+    one = part("abcdef", status="running")
+    one.job.tokens = one.job.tokens[:4]
+    answer = Answer(serving.reader(), [one], 99, ("c",))
+    answer.grow()
+    assert (answer.text, answer.finish_reason, answer.tokens) == ("ab", "stop", 4)
+
+
+@pytest.mark.parametrize(("short", "reason"), [(0, "stop"), (1, "length")])
+def test_a_budget_below_what_two_images_took_ends_the_last(short, reason):
+    parts = image("abc", below=False) + image("def")
+    answer = Answer(serving.reader(), parts, sum(len(one.job.tokens) for one in parts) - short)
+    answer.grow()
+    assert answer.finish_reason == answer.lines[-1].finish_reason == reason
+    assert [line.text for line in answer.lines] == ["abc", "def"]
+
+
+def test_a_budget_that_ends_with_the_first_image_s_end_leaves_nothing_for_the_second():
+    parts = image("abc", below=False) + image("def")
+    answer = Answer(serving.reader(), parts, len(parts[0].job.tokens))
+    answer.grow()
+    assert (answer.text, answer.finish_reason, answer.tokens) == ("abc", "length", len(parts[0].job.tokens))
+
+
+def test_a_blank_image_has_no_tokens_to_show():
+    blank = part("q", flags=(NO_TEXT,))
+    blank.job.logprobs = [-9.0] * 2  # the model is not sure of it
+    answer, entries = at_once([blank, part("abc", below=True)])
+    assert answer.text == "\nabc" == "".join(one.text for one in entries)
+
+
+def test_a_log_probability_that_json_does_not_have_is_the_least():
+    one = part("a")
+    one.job.logprobs = [float("-inf"), -0.1]
+    assert entry(serving.reader().tokenizer, one.job, 0).logprob == LEAST_LOGPROB
+    json.dumps(LEAST_LOGPROB, allow_nan=False)
+
+
+def test_a_stream_shows_no_part_of_a_character():
+    one = part("ab", status="running")
+    tokenizer = serving.reader().tokenizer
+    tokens, one.job.tokens = tokenizer.labels("a字b"), []
+    assert len(tokens) > 4, "a character of several tokens"
+    answer, shown = Answer(serving.reader(), [one], 99), []
+    for token in tokens:
+        one.job.tokens.append(token)
+        one.job.logprobs = [-0.1] * len(one.job.tokens)
+        shown.append(answer.grow().text)
+    assert "".join(shown) == "a字b" and not any("\ufffd" in piece for piece in shown)
 
 
 def sentence_pieces():

@@ -390,7 +390,7 @@ def test_refusals_say_what_is_allowed(http, path, fields, message):
         ({"modalities": ["audio"]}, "modalities[0]"), ({"store": True}, "store"), ({"stop": ["a"] * 5}, "stop"),
         ({"stop": ""}, "stop"), ({"n": 0}, "n"), ({"n": 9}, "n"), ({"n": 5_000_000}, "n"), ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": "5"}, "max_tokens"), ({"temperature": 2.1}, "temperature"),
-        ({"top_p": 0}, "top_p"), ({"trocr": {"x": 1}}, "trocr.x"),
+        ({"top_p": -0.1}, "top_p"), ({"trocr": {"x": 1}}, "trocr.x"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"), ({"top_logprobs": 2}, "top_logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream_options"), ({"seed": 2**64}, "seed"),
         ({"messages": []}, "messages"),
@@ -503,13 +503,21 @@ def test_what_responses_cannot_obey(client, fields, param):
     assert error.value.param == param
 
 
+def test_a_top_p_of_0_reads_the_best_tokens(http):
+    answer = http.post("/v1/chat/completions", json=chat(temperature=2, top_p=0, seed=1))
+    assert answer.json()["choices"][0]["message"]["content"] == lines()[0].text
+    answer = http.post("/v1/responses", json={"model": MODEL, "input": responses_input(PICTURES[0]), "top_p": 0})
+    assert answer.json()["top_p"] == 0
+
+
 def test_errors_and_ids(client, http):
     with pytest.raises(openai.NotFoundError) as error:
         client.chat.completions.create(model="none", messages=message(PICTURES[0]))
     assert error.value.code == "model_not_found" and error.value.request_id
-    for path, method, status in (("/v1/nothing", "GET", 404), ("/v1/chat/completions", "GET", 405), ("/v1/models", "POST", 405)):
+    for path, method, allowed in (("/v1/nothing", "GET", None), ("/v1/ocr", "GET", "POST"), ("/v1/models", "POST", "GET")):
         answer = http.request(method, path)
-        assert answer.status_code == status and answer.json()["error"]["type"] == "invalid_request_error"
+        assert answer.status_code == (405 if allowed else 404) and answer.headers.get("allow") == allowed
+        assert answer.json()["error"]["type"] == "invalid_request_error"
     assert http.get("/healthz", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
     assert http.get("/healthz", headers={"x-request-id": "no spaces"}).headers["x-request-id"].startswith("req_")
 

@@ -267,6 +267,11 @@ def test_a_key_has_its_rate():
     with pytest.raises(ApiError) as error:
         limit.charge("b")
     assert error.value.headers["retry-after"] == "56", "a debt is paid before the next"
+    now[0] += 3600.0
+    for _ in range(3):
+        limit.charge("a")
+    with pytest.raises(ApiError):
+        limit.charge("a")  # an idle key saves no more than a burst
     RateLimit(rate=0, burst=0).charge("anyone", 1000)
 
 

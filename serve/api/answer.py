@@ -176,12 +176,10 @@ class Answer:
             if part.line is not None:
                 continue
             over, produced, room = part.job.over, len(part.job.tokens), self._budget - self._kept  # over first: tokens may come
-            if room == 0:  # the parts before have spent all of it: nothing of this one is read
-                return True
             if not over and produced < room:
                 return False
-            line = part.end(self._reader, min(produced, room))
-            if line.finish_reason == "length" and part.kept == room:
+            part.end(self._reader, min(produced, room))
+            if part.kept == room:  # all of it is spent: nothing of those after it is read
                 return True
         return True
 
