@@ -18,7 +18,7 @@ from conftest import ROOT, shared
 from PIL import Image, ImageDraw, ImageFont
 
 from trocr_jax.image_paths import EXTENSIONS, find_images
-from trocr_jax.images import FIRST_OF_SEVERAL, ImageError, _count, load
+from trocr_jax.images import FIRST_OF_SEVERAL, ImageError, _count, count_pages, load, load_page
 from trocr_jax.pixels.image_processor import ImageProcessor, PreprocessorError
 
 PAPER = (255, 255, 255)
@@ -114,6 +114,9 @@ def test_white_on_nothing_goes_on_black() -> None:
     letters = Image.new("RGBA", (4, 2), (255, 255, 255, 0))
     letters.putpixel((1, 0), (255, 255, 255, 255))
     assert pixels(load(letters))[0].tolist() == [[0] * 3, [255] * 3, [0] * 3, [0] * 3]
+    pale = letters.copy()
+    pale.putpixel((1, 0), (245, 245, 245, 255))
+    assert pixels(load(pale))[0].tolist() == [[0] * 3, [245] * 3, [0] * 3, [0] * 3], "nobody sees them on white"
     letters.putpixel((2, 0), (90, 0, 0, 255))
     assert pixels(load(letters))[0].tolist() == [[255] * 3, [255] * 3, [90, 0, 0], [255] * 3], "on white something is seen"
 
@@ -160,6 +163,20 @@ def test_the_first_of_several_frames(kind: str) -> None:
     assert pixels(image)[4, 4].tolist() == [255, 0, 0]
     assert FIRST_OF_SEVERAL not in load(encoded(first, kind, **options)).info
     assert (FIRST_OF_SEVERAL in image.info) == (kind == "TIFF"), "the other kinds are animations"
+
+
+def test_a_damaged_page_of_a_tiff_counts_and_cannot_be_read() -> None:
+    """Whoever asks for it is told."""
+    page = Image.new("RGB", (8, 8), "red")
+    data = encoded(page, "TIFF", save_all=True, append_images=[page])
+    assert count_pages(data) == 2
+    with Image.open(io.BytesIO(data)) as image:
+        image.seek(1)
+        second = image.tag_v2._offset
+    assert count_pages(data[: second + 1]) == 2 and count_pages(encoded(page, "TIFF")) == count_pages(encoded(page, "PNG")) == 1
+    with pytest.raises(ImageError):
+        load_page(data[: second + 1], 2)
+    load_page(data[: second + 1], 1)
 
 
 # --- ranges -----------------------------------------------------------------------------------------------------------

@@ -46,13 +46,20 @@ def test_what_is_true_of_a_piece_is_true_of_the_line():
     cut = replace(TWO, finish_reason="length", flags=("repetition", "several_pages"))
     line = joined([replace(ONE, flags=("several_pages",)), cut])
     assert line.finish_reason == "length" and line.flags == ("several_pages", "repetition")
+    assert joined([cut, ONE]).finish_reason == "length"
+
+
+def with_others(line, *confidences):
+    others = (replace(line, text=f"{line.text}{c}", confidence=c) for c in confidences)
+    return replace(line, alternatives=tuple(others))
+
+
+def test_a_piece_without_alternatives_takes_none_from_the_others():
+    line = joined([with_others(ONE, 0.4, 0.1), TWO])
+    assert [x.text for x in line.alternatives] == ["two words0.4 end", "two words0.1 end"]
 
 
 def test_alternatives_are_the_most_probable_combinations():
-    def with_others(line, *confidences):
-        others = (replace(line, text=f"{line.text}{c}", confidence=c) for c in confidences)
-        return replace(line, alternatives=tuple(others))
-
     pieces = [with_others(ONE, 0.4, 0.1), with_others(TWO, 0.2, 0.15)]
     line = joined(pieces)
     assert line.text == "two words end"

@@ -211,6 +211,7 @@ def test_documents_are_valid_and_give_the_lines_back(form, check):
     found = read_page_of()
     text = render(found, form, 'an "odd" & <name>.png')
     assert check(text) == ['a <b> & "c"', ""]
+    assert ("; x_conf 50.00" in text and "; x_wconf 75" in text) == (form == "hocr"), "percent; in the others shares of one"
     outlines = parse_lines(text.encode())
     for outline, line in zip(outlines, found.lines, strict=True):
         np.testing.assert_array_equal(outline, np.maximum(line.points, 0))

@@ -287,7 +287,7 @@ def test_what_the_model_hardly_sees_is_flagged(probability, flags):
     ("text", "repeats"),
     [
         ("ACCOUNT ON D ON D ON D ON D", True), ("to to to to to", True), ("Total 000000000000000", True),
-        ("hahahahahahaha", True),
+        ("hahahahahahaha", True), ("Dear Sir, thank you very much for your letter. " * 4, True),
         ("1000000.00", False), ("2/2/2", False), ("no no", False), ("A1-A1-B2", False), ("Mississippi", False), ("", False),
         ("Serial 4444 4444 4444", False), ("-----", False),
     ],
