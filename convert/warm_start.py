@@ -183,10 +183,7 @@ def _plain_vit(tensors: Named, config: TrOCRConfig, remarks: list[str]) -> Named
 def _decoder_section(config: dict[str, Any], tensors: Named, branch: Branch, layers: int, memory_size: int) -> dict[str, Any]:
     if other := [f"{name} {config[name]!r:.80}, not {index}" for name, index in _IDS.items() if config.get(name, index) != index]:
         raise ValueError(f"the decoder's checkpoint has {'; '.join(other)}, as in RoBERTa and XLM-RoBERTa: tokens differ")
-    total, eps = (
-        config["num_hidden_layers"],
-        config.get("layer_norm_eps", 1e-12),
-    )  # RobertaConfig's own, which no public checkpoint leaves unsaid
+    total, eps = config["num_hidden_layers"], config.get("layer_norm_eps", 1e-12)  # as RobertaConfig has it
     if not 1 <= layers <= total:
         raise ValueError(f"the decoder's checkpoint has {total} layers; {layers} of them were asked for")
     if eps != 1e-5 or config.get("position_embedding_type", "absolute") != "absolute":

@@ -157,7 +157,7 @@ def test_where_keys_come_from(tmp_path):
     file.write_text(f"# of the shop\n{KEY}  # ours\n\n{OTHER}\n")
     assert read_keys(str(file), None) == [KEY, OTHER]
     assert read_keys(None, f" {KEY} , {OTHER},") == [KEY, OTHER]
-    assert read_keys(None, None) == read_keys(None, "") == []
+    assert read_keys(None, None) == read_keys(None, "") == [] and read_keys(None, "a" * 16) == ["a" * 16]
     wrong = {b"# nothing\n": "holds no API key", b"short\n": "at least 16", b"\xc3\xa9" * 20: "plain", b"\xff": "no UTF-8"}
     for content, why in wrong.items():
         file.write_bytes(content)
@@ -166,7 +166,7 @@ def test_where_keys_come_from(tmp_path):
     with pytest.raises(ValueError, match="--api-key-file .*nowhere: No such file"):
         read_keys(str(tmp_path / "nowhere"), None)
     with pytest.raises(ValueError, match="TROCR_API_KEY: .*at least 16"):
-        read_keys(str(file), "short")
+        read_keys(str(file), "a" * 15)
 
 
 def test_without_keys_only_localhost_is_answered():

@@ -24,8 +24,7 @@ from typing import BinaryIO
 
 from trocr_jax.cli import UsageError, remark
 from trocr_jax.containers import FILE_COLUMNS
-from trocr_jax.image_paths import EXTENSIONS
-from trocr_jax.image_paths import UNREAD as PICTURES_UNREAD
+from trocr_jax.image_paths import EXTENSIONS, UNREAD
 
 from . import containers
 from .places import PlaceError, absolute, check_mounted, check_scheme, expand, is_url, join, opened, parent, steadily
@@ -34,7 +33,7 @@ from .units import Columns, Item, Unit, groups
 FILE_KEYS = (*FILE_COLUMNS, "url")
 LISTS = (".txt", ".list", ".jsonl")
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-UNREAD = PICTURES_UNREAD | {".zip", ".zst", ".7z", ".rar"}
+LEFT_OUT = UNREAD | {".zip", ".zst", ".7z", ".rar"}
 
 
 def plan(place: str, unit_lines: int, listing: BinaryIO, columns: Columns) -> list[Unit]:
@@ -71,7 +70,7 @@ def _units(place: str, unit_lines: int, listing: BinaryIO, columns: Columns) -> 
 
 def _tell_of_others(place: str, files: Sequence[str]) -> None:
     """Pictures and documents of kinds that are not read are left out, and that is said; nobody expects other files to be read."""
-    kinds = [suffix for file in files if (suffix := os.path.splitext(file)[1].lower()) in UNREAD and not _ends(file, TARS)]
+    kinds = [suffix for file in files if (suffix := os.path.splitext(file)[1].lower()) in LEFT_OUT]
     if kinds:
         remark(f"{place}: {len(kinds)} files left out, of kinds that are not read ({', '.join(sorted(set(kinds)))})")
 
