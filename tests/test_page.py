@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy import ndimage
 
 from trocr_jax import Reader, cli, images, page
-from trocr_jax.line import Line, Word, line_from_tokens
+from trocr_jax.line import Line, Token, Word, line_from_tokens
 from trocr_jax.pages.formats import Format, Page, PageLine, render
 from trocr_jax.pages.outlines import PageFormatError, parse_lines
 from trocr_jax.pixels import ink
@@ -394,6 +394,20 @@ def test_a_page_on_its_side_or_head_is_turned_to_be_read(tmp_path, capsys, turne
     expected = {0: (x, y), 90: (500 - y, x), 180: (1240 - x, 500 - y), 270: (y, 1240 - x)}[turned]
     assert np.abs(first - expected).max() < 20
     assert found["lines"][0]["confidence"] > 0.1
+
+
+@pytest.mark.parametrize(("logprob", "tokens", "turned"), [(-0.15, 20, 90), (-0.25, 20, 0), (-0.15, 15, 0)])
+def test_a_page_is_turned_where_that_is_far_surer_and_on_enough_evidence(monkeypatch, logprob, tokens, turned):
+    """Upright a token has -0.6."""
+
+    def of(logprob, tokens):
+        return Page(9, 9, (PageLine(((0, 0),) * 4, Line("x", tokens=(Token(5, "x", logprob),) * tokens)),))
+
+    samples = {0: of(-0.6, 20), 90: of(logprob, tokens), 180: of(-0.5, 20), 270: of(-0.7, 20)}
+    monkeypatch.setattr(page, "find_turned", lambda image, degrees: [degrees])
+    monkeypatch.setattr(page, "_read", lambda reader, image, outlines, options: samples[outlines[0]])
+    found = page._turned(None, Image.new("RGB", (9, 9)), [0], samples[0], {})
+    assert found == replace(samples[turned], turned=turned)
 
 
 def test_what_no_turn_makes_readable_is_said_to_be_lost(tmp_path, capsys):

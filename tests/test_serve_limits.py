@@ -439,6 +439,18 @@ def test_a_client_that_stops_reading_is_dropped(monkeypatch):
             wait_until(lambda: running.count("vanished_total") >= 1, 20)
 
 
+def test_a_client_that_reads_late_gets_all_of_it(monkeypatch):
+    monkeypatch.setattr("trocr_jax.serve.api.chat._Chat.chunk", lambda *_: b"data: {}\n\n" + b" " * 4_000_000)
+    with serving(limits=Limits(send_seconds=10)) as running:
+        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
+            client.sendall(request_bytes(chat(stream=True), running.port))
+            time.sleep(0.5)  # the sockets' buffers are full by now
+            size, end = 0, b""
+            while b"data: [DONE]\n\n" not in end:
+                size, end = size + len(piece := client.recv(1 << 20)), end[-20:] + piece
+    assert size > 2 * 4_000_000
+
+
 def deaf(port: int) -> socket.socket:
     """A client that asks for more than sockets hold, and reads nothing of it."""
     client = socket.socket()
