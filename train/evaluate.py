@@ -183,6 +183,7 @@ def read_task(reader: Reader, task: Task, beams: int, config: Config) -> Iterato
 
 
 def normalized(text: str, form: Literal["NFC", "NFKC"] | None) -> str:
+    """The text in a form of Unicode's, or as it stands without one."""
     return unicodedata.normalize(form, text) if form else text
 
 

@@ -84,8 +84,8 @@ def composed(texts: Iterable[str]) -> str:
     """How many labels have accents apart from their letters: a model learns to write what its labels have."""
     texts = set(texts)
     apart = sum(not unicodedata.is_normalized("NFC", text) for text in texts)
-    known = "labels have their accents apart from the letters; most models write Unicode's NFC"
-    return f"{apart} of {len(texts)} {known}" if apart else "letters and accents of all labels are composed (NFC)"
+    message = f"{apart} of {len(texts)} labels have their accents apart from the letters; most models write Unicode's NFC"
+    return message if apart else "letters and accents of all labels are composed (NFC)"
 
 
 def agreement(model: TrOCR, images: np.ndarray, config: StepConfig, length: int) -> str:
