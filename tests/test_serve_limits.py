@@ -446,9 +446,9 @@ def test_a_client_that_reads_late_gets_all_of_it(monkeypatch):
             client.sendall(request_bytes(chat(stream=True), running.port))
             time.sleep(0.5)  # the sockets' buffers are full by now
             size, end = 0, b""
-            while b"data: [DONE]\n\n" not in end:
-                size, end = size + len(piece := client.recv(1 << 20)), end[-20:] + piece
-    assert size > 2 * 4_000_000
+            while b"data: [DONE]\n\n" not in end and (piece := client.recv(1 << 20)):
+                size, end = size + len(piece), end[-20:] + piece
+    assert b"data: [DONE]\n\n" in end and size > 2 * 4_000_000
 
 
 def deaf(port: int) -> socket.socket:
