@@ -115,7 +115,7 @@ def compile_engine(mesh: Mesh, model: TrOCR, batch_size: int, tokens: int) -> Co
     state = jax.eval_shape(lambda: device.empty(model, batch_size * mesh.size, tokens))
     data = PartitionSpec("data")
     specs = jax.tree.map(lambda _: data, state)
-    cache = jax.tree.map(lambda _: PartitionSpec(None, "data"), state.cache)  # [L,B,N,P,H]
+    cache = jax.tree.map(lambda _: PartitionSpec(None, "data"), state.cache)  # [L,B,...]
     specs = type(state)(**{**vars(specs), "cache": cache})
     advance = jax.shard_map(
         lambda model, state: device.advance(model, state, GenerateConfig(tokens)), mesh=mesh,

@@ -19,7 +19,7 @@ from trocr_jax.ahead_of_time import cost, unstacked
 from trocr_jax.chips import Chip, Cost
 from trocr_jax.generation.loop import whole_chunks, widths
 from trocr_jax.model import TrOCR, normalize
-from trocr_jax.network.decoder_layer import KVCache, StepLayer
+from trocr_jax.network.decoder_layer import StepLayer
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -54,7 +54,7 @@ def parts_of(model: TrOCR, work: Workload, engine: bool) -> dict[str, tuple[Call
     images = shape((B, *c.encoder.image_size, 3), jnp.uint8)
     tokens, memory = shape((B, c.encoder.num_tokens, E), dtype), shape((B, c.encoder.num_tokens, c.memory_size), dtype)
     x, position = shape((B, D), dtype), shape((B,) if engine else (), jnp.int32)
-    keys: Any = shape((1, B, c.decoder.num_heads, P, D // c.decoder.num_heads), dtype)
+    cache: Any = jax.tree.map(lambda x: shape((1, *x.shape[1:]), x.dtype), jax.eval_shape(lambda: model.decoder.init_cache(B, P)))
     layer = jax.eval_shape(StepLayer.of, unstacked(model.decoder.layers))
 
     def embed(model: TrOCR, images: jax.Array) -> jax.Array:
@@ -71,6 +71,6 @@ def parts_of(model: TrOCR, work: Workload, engine: bool) -> dict[str, tuple[Call
     return {
         "embed": (embed, (model, images)),
         "encoder layer": (lambda layer, x: layer(x), (unstacked(model.encoder.layers), tokens)),
-        "decoder layer": (decode, (layer, (x, KVCache(keys, keys)), memory, position)),
+        "decoder layer": (decode, (layer, (x, cache), memory, position)),
         "head": (head, (model, x)),
     }

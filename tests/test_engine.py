@@ -3,6 +3,7 @@
 import threading
 import time
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 
 import jax
@@ -17,6 +18,8 @@ from trocr_jax.decoding import read_pixels
 from trocr_jax.engine import Engine, Job, QueueClosedError, QueueFullError
 from trocr_jax.engine_thread import EngineThread
 from trocr_jax.generation import loop
+from trocr_jax.network.attention import for_one_device
+from trocr_jax.network.kv_cache import FlatKVCache
 from trocr_jax.reader import Reader
 
 PICTURES = sorted(path for path in (ROOT / "examples").glob("*.[pj][np]g") if path.stem != "typewriter")  # read in pieces
@@ -118,6 +121,17 @@ def test_sampling_beams_and_alternatives_side_by_side(engine, reader, pixels, li
         assert bool(job.best) == (i % 3 == 0)
     second = run(engine, [Job(image, searched, sample=1) for image in pixels])
     assert [job.tokens for job in second] == [ids(line.alternatives[0]) for line in beams]
+
+
+def test_the_layout_of_a_tpu_s_cache_changes_nothing(reader, pixels, lines):
+    as_on_a_tpu = copy(reader)
+    as_on_a_tpu.model = for_one_device(reader.model, "tpu")
+    engine, searched = make(as_on_a_tpu, beams=(3,)), replace(reader.defaults, num_beams=3)
+    assert isinstance(jax.eval_shape(lambda: as_on_a_tpu.model.decoder.init_cache(1, 4)), FlatKVCache)
+    beams = reader.read(PICTURES[:4], num_beams=3)
+    jobs = run(engine, [Job(image, reader.defaults) for image in pixels] + [Job(image, searched) for image in pixels[:4]])
+    for job, line in zip(jobs, lines + beams, strict=True):
+        same(job, line)
 
 
 def test_what_is_not_drawn_is_the_best_at_any_temperature_and_every_step_that_gave_a_token_counts(engine, reader, pixels, lines):

@@ -18,8 +18,8 @@ LEAVES = {
 ORDER = [
     (
         "config checkpoints.fairseq checkpoints.weights pretrained "
-        "network.trial network.flash network.fused network.mesh_axes network.layers network.attention network.encoder "
-        "network.decoder_layer network.step_layers network.decoder model "
+        "network.trial network.flash network.fused network.mesh_axes network.layers network.kv_cache network.attention "
+        "network.encoder network.decoder_layer network.step_layers network.decoder model "
         "generation.packed generation.processors generation.constraint generation.loop generation.sampling generation.beam "
         "decoding patterns reader"
     ).split(),

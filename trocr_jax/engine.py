@@ -98,7 +98,7 @@ class Engine:
         self._queue = Queue(self.beams, max_waiting)
         self._taken: list[Job] = []  # from the queue, and not yet in a place
         self._encoded: deque[_Encoded] = deque()
-        self._slots = SlotJobs(model, self._packed, slots, defaults.max_new_tokens, self.counts)
+        self._slots = SlotJobs(self._packed, model.config, slots, defaults.max_new_tokens, self.counts)
         self._search = SearchJobs(self._packed, model.config, defaults, searches, self._lanes)
 
     # --- any thread ---

@@ -22,7 +22,7 @@ from ..generation.loop import follow, process
 from ..generation.packed import Packed, layers_of, model_of
 from ..generation.sampling import draw, sample_key
 from ..model import TrOCR, normalize
-from ..network.decoder_layer import KVCache
+from ..network.kv_cache import KVCache
 from ..network.layers import Array
 from ..network.step_layers import StepLayers, Unrolled
 
@@ -104,8 +104,9 @@ class Progress:
     best_logprobs: Array
 
 
-def empty(model: TrOCR, slots: int, places: int) -> Slots:
+def empty(model: TrOCR | Packed, slots: int, places: int) -> Slots:
     """B slots of P places, all done."""
+    model = model_of(model)
     config = model.config
     vector = partial(jnp.zeros, (slots,))
     return Slots(

@@ -38,7 +38,7 @@ def advance(packed: Packed, memory: Array, config: GenerateConfig, state: BeamSt
 def widened(config: GenerateConfig, state: BeamState, steps: int) -> BeamState:
     """The state with a cache for STEPS more steps after so many."""
     width = next(width for width in widths(whole_chunks(config.max_new_tokens)) if steps + STEPS <= width)
-    return state if width == state.cache.keys.shape[3] else _widened(state, width)
+    return state if width == state.cache.positions else _widened(state, width)
 
 
 @partial(jax.jit, static_argnames=("width",))

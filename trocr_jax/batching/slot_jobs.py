@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
+from ..config import TrOCRConfig
 from ..generation.loop import GenerateConfig
 from ..generation.packed import Packed
-from ..model import TrOCR
 from ..network.layers import Array
 from . import device
 from .jobs import Counts, Job, Status
@@ -23,7 +23,8 @@ class SlotJobs:
     """B jobs at most that are decoded at the same time, each from its own beginning to its own end.
 
     Args:
-        model, packed: the same model twice; the `pack`ed one is what the device runs.
+        packed: the model, as the device runs it.
+        config: the model's.
         slots: B.
         places: P, how many tokens of a line a slot has room for.
         counts: where steps are counted.
@@ -31,8 +32,8 @@ class SlotJobs:
 
     _slots: device.Slots
 
-    def __init__(self, model: TrOCR, packed: Packed, slots: int, places: int, counts: Counts):
-        self._model, self._packed, self._places, self._counts = model, packed, places, counts
+    def __init__(self, packed: Packed, config: TrOCRConfig, slots: int, places: int, counts: Counts):
+        self._packed, self._config, self._places, self._counts = packed, config, places, counts
         self._jobs: list[Job | None] = [None] * slots
         self.restart()
         self._advancing: tuple[list[Job | None], device.Progress] | None = None
@@ -70,7 +71,7 @@ class SlotJobs:
             self._jobs[slot] = job
             job.start()
         settings = jax.device_put(self._settings(memory.shape[0], placed))
-        self._slots = device.insert(self._slots, memory, settings, self._model.config)
+        self._slots = device.insert(self._slots, memory, settings, self._config)
 
     def _settings(self, n: int, placed: Sequence[tuple[int, int, Job]]) -> device.Settings:
         nowhere = np.full(n, len(self._jobs), np.int32)
@@ -116,7 +117,7 @@ class SlotJobs:
     def _end_within(self, job: Job, tokens: Sequence[int]) -> tuple[int, Status | None]:
         """How many of k new tokens belong to a job, and how it ends with them, if it does."""
         room = job.config.max_new_tokens - len(job.tokens)
-        end = self._model.config.eos_token_id
+        end = self._config.eos_token_id
         if end in tokens[:room]:
             return tokens.index(end) + 1, "stop"
         return (room, "length") if room <= len(tokens) else (len(tokens), None)
@@ -140,7 +141,7 @@ class SlotJobs:
 
     def restart(self) -> None:
         """Makes a new device state."""
-        self._slots = device.empty(self._model, len(self._jobs), self._places)
+        self._slots = device.empty(self._packed, len(self._jobs), self._places)
 
 
 def _likeliest(progress: device.Progress, slot: int, steps: int, count: int) -> list[list[tuple[int, float]]]:

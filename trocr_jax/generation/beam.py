@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from ..config import TrOCRConfig
 from ..model import TrOCR
-from ..network.decoder_layer import KVCache
+from ..network.kv_cache import KVCache
 from ..network.layers import Array
 from ..network.mesh_axes import varying
 from ..network.step_layers import StepLayers, Unrolled

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from ..config import NEW_TOKENS, TrOCRConfig
-from ..network.decoder_layer import KVCache
+from ..network.kv_cache import KVCache
 from ..network.layers import Array
 from . import processors
 from .constraint import Constraint

@@ -4,7 +4,7 @@ Letters: B rows (images, or images x beams), T target length, P cached positions
 tokens, L layers, D width, N heads, H head dim, V vocabulary.
 
 Two ways through the same weights. Teacher forcing (`__call__`) runs all T positions at once. A decoding `step` runs one
-token a row against a cache of self-attention keys and values [L,B,N,P,H] that lives in the loop's carry. `decoder_layer` has
+token a row against a cache of self-attention keys and values (`kv_cache`) that lives in the loop's carry. `decoder_layer` has
 a single layer of both, `step_layers` all of them as a device's steps read them.
 """
 
@@ -18,7 +18,8 @@ import numpy as np
 from flax import nnx
 
 from ..config import DecoderConfig
-from .decoder_layer import LAYER_NORM_EPS, DecoderLayer, KVCache
+from .decoder_layer import LAYER_NORM_EPS, DecoderLayer
+from .kv_cache import FlatKVCache, KVCache
 from .layers import (
     Array,
     Dtype,
@@ -142,9 +143,8 @@ class Decoder(nnx.Module):
 
     def init_cache(self, rows: int, length: int) -> KVCache:
         """An empty cache for this many rows and positions."""
-        c = self.config
-        shape = (c.num_layers, rows, c.num_heads, length, c.hidden_size // c.num_heads)
-        return KVCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+        c, kind = self.config, FlatKVCache if self.layers.self_attention.fused else KVCache
+        return kind.empty(c.num_layers, rows, c.num_heads, length, c.hidden_size // c.num_heads, self.dtype)
 
     def _rows(self, ids: Array) -> Array:
         """Position rows of ids [B,T]: learned tables count every token, the sinusoidal one skips padding (as the reference)."""

@@ -19,32 +19,10 @@ from flax import nnx
 from ..config import DecoderConfig
 from . import fused
 from .attention import Attention
+from .kv_cache import KVCache
 from .layers import Array, Dtype, Mlp, dropout, layer_norm, softmax_dtype, split, transpose_kernels
 
 LAYER_NORM_EPS = 1e-5  # fixed in the reference; no config names it
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class KVCache:
-    """Self-attention keys and values of the tokens decoded so far.
-
-    Attributes:
-        keys: [L,B,N,P,H], heads before positions: the order that a step multiplies them in, or a CPU would transpose all of it.
-        values: [L,B,N,P,H]
-    """
-
-    keys: Array
-    values: Array
-
-    def rows(self, indices: Array) -> KVCache:
-        """The cache of rows [B'] picked by index: beams that swap places."""
-        return KVCache(self.keys[:, indices], self.values[:, indices])
-
-    def widened(self, positions: int) -> KVCache:
-        """The cache with room for this many positions, which are no fewer than it has."""
-        room = (*[(0, 0)] * 3, (0, positions - self.keys.shape[3]), (0, 0))
-        return KVCache(jnp.pad(self.keys, room), jnp.pad(self.values, room))
 
 
 class DecoderLayer(nnx.Module):
@@ -108,8 +86,8 @@ class StepLayer:
         """One token a row: x [B,D], memory [images,S,E], the cache written at [index, :, position] -> [B,D] and the cache."""
         layer, attention = self.layer, self.layer.self_attention
         key, value = attention.heads(attention.key(x)), attention.heads(attention.value(x))
-        cache = KVCache(_write(cache.keys, key, index, position), _write(cache.values, value, index, position))
-        y = _attend_to_cache(attention.heads(attention.query(x)), cache.keys[index], cache.values[index], position)
+        cache = cache.written(key, value, index, position)
+        y = cache.attend(attention.heads(attention.query(x)), index, position)
         x = layer.self_attention_norm(x + attention.out(y.reshape(x.shape)))
         x = layer.cross_attention_norm(x + self._attend_to_image(x, memory))
         return layer.mlp_norm(x + layer.mlp(x)), cache
@@ -129,19 +107,3 @@ class StepLayer:
             return fused.attend_to_tokens(query, memory)
         scores = jnp.einsum("ise,iqe->isq", memory, query, preferred_element_type=softmax_dtype(query))
         return jnp.einsum("isq,ise->iqe", jax.nn.softmax(scores, axis=1).astype(query.dtype), memory)
-
-
-def _write(cache: Array, new: Array, layer: Array, position: Array) -> Array:
-    """Puts new [B,N,H] at cache[layer, :, :, position]; position is one for all rows, or one a row [B] (the engine's slots)."""
-    if position.ndim:
-        return cache.at[layer, jnp.arange(new.shape[0]), :, position].set(new)
-    zero = jnp.zeros((), position.dtype)
-    return jax.lax.dynamic_update_slice(cache, new[None, :, :, None], (layer.astype(position.dtype), zero, zero, position, zero))
-
-
-def _attend_to_cache(query: Array, keys: Array, values: Array, position: Array) -> Array:
-    """Queries [B,N,H] against cached positions 0..position, [B,N,P,H] each -> [B,N,H]."""
-    scores = jnp.einsum("bnh,bnph->bnp", query, keys, preferred_element_type=softmax_dtype(query)) * query.shape[-1] ** -0.5
-    seen = jnp.arange(keys.shape[2], dtype=position.dtype) <= position[..., None]
-    weights = jax.nn.softmax(jnp.where(jnp.atleast_2d(seen)[:, None], scores, -jnp.inf), axis=-1)
-    return jnp.einsum("bnp,bnph->bnh", weights.astype(values.dtype), values)

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .decoder_layer import KVCache, StepLayer
+from .decoder_layer import StepLayer
+from .kv_cache import KVCache
 from .layers import Array
 
 TRANSPOSED_FROM = 512
