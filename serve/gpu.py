@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from trocr_jax import ahead_of_time
+from trocr_jax import ahead_of_time, program_text
 from trocr_jax.cli import check_known, program
 from trocr_jax.config import PRESETS
 from trocr_jax.model import TrOCR
 from trocr_jax.network import attention
 
-from . import kernels, tpu
+from . import tpu
 
 H100 = """
 gpu_device_info {
@@ -99,11 +99,13 @@ def described(name: str, label: str, program: Any) -> dict[str, Any]:
     """Memory and loops of one program."""
     held = ahead_of_time.bytes_held(program)
     print(f"{name:<36} {label:<8} {held / 2**30:6.2f} GiB", file=sys.stderr)
-    loops = [loop(source, round_) for source, round_ in kernels.loops(kernels.parse(program.as_text())) if len(round_) > 3]
+    loops = [
+        loop(source, round_) for source, round_ in program_text.loops(program_text.parse(program.as_text())) if len(round_) > 3
+    ]
     return {"model": name, "program": label, "bytes": held, "loops": loops}
 
 
-def loop(source: str, round_: list[kernels.Kernel]) -> dict[str, Any]:
+def loop(source: str, round_: list[program_text.Kernel]) -> dict[str, Any]:
     """One round of a loop: a layer of the encoder, or a step of the decoder."""
     moved = sum(kernel.bytes for kernel in round_)
     print(f"    {len(round_):4d} kernels {moved / 1e6:10,.1f} MB a round of {source}", file=sys.stderr)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from trocr_jax.ahead_of_time import cost, unstacked
+from trocr_jax.ahead_of_time import alone, cost, unstacked
 from trocr_jax.chips import Chip, Cost
 from trocr_jax.generation.loop import whole_chunks, widths
 from trocr_jax.model import TrOCR, normalize
@@ -40,7 +40,7 @@ def reading_cost(mesh: Mesh, model: TrOCR, work: Workload, chip: Chip, engine: b
         work = replace(work, places=next(wide, work.places))
     parts = parts_of(model, work, engine)
     donate = {"decoder layer": (1,)}  # its carry
-    costs = {name: cost(part, shapes, mesh, chip, donate.get(name, ())) for name, (part, shapes) in parts.items()}
+    costs = {name: cost(alone(part, shapes, mesh, donate.get(name, ())), chip) for name, (part, shapes) in parts.items()}
     encoder, decoder = model.config.encoder.num_layers, model.config.decoder.num_layers
     step = costs["decoder layer"] * decoder + costs["head"]
     return costs["embed"] + costs["encoder layer"] * encoder + step * work.tokens

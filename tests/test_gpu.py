@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from trocr_jax.serve import kernels
+from trocr_jax import program_text
 
 PROGRAM = """
 HloModule jit_f
@@ -53,7 +53,7 @@ ENTRY %main (a: (s32[], f32[4,8], f32[8])) -> (s32[], f32[4,8], f32[8]) {
 
 def test_kernels_are_counted_with_what_they_move():
     """Of buffers that change in place what is read and written of them, and a product without cuBLAS's workspace."""
-    ((source, found),) = kernels.loops(kernels.parse(PROGRAM))
+    ((source, found),) = program_text.loops(program_text.parse(PROGRAM))
     assert source == "jit(f)/while"
     row, index = 8 * 4, 4
     assert {k.name: k.bytes for k in found} == {
@@ -70,7 +70,7 @@ def test_kernels_are_counted_with_what_they_move():
 ])  # fmt: skip
 def test_what_cannot_be_counted_is_not_left_out(old, new, what):
     with pytest.raises((ValueError, KeyError), match=what):
-        kernels.loops(kernels.parse(PROGRAM.replace(old, new)))
+        program_text.loops(program_text.parse(PROGRAM.replace(old, new)))
 
 
 def test_jax_s_own_programs_are_understood():
@@ -80,7 +80,7 @@ def test_jax_s_own_programs_are_understood():
         return jax.lax.fori_loop(0, 5, lambda i, x: x.at[i].set(2 * x[i]), x)
 
     text = jax.jit(program).lower(jax.ShapeDtypeStruct((5, 1000), "float32")).compile().as_text()
-    ((_, found),) = kernels.loops(kernels.parse(text))
+    ((_, found),) = program_text.loops(program_text.parse(text))
     assert 2 * 1000 * 4 <= sum(kernel.bytes for kernel in found) <= 2 * 1000 * 4 + 100, "one row read, one written"
 
 

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 LEAVES = {
     "images", "image_paths", "containers", "prepared", "line", "streaming", "tokens", "metrics", "files", "config", "chips",
-    "cores", "agreement", "tesseract",
+    "cores", "agreement", "program_text", "tesseract",
     "pixels.image_processor", "pixels.ink", "pixels.line_cutting", "pixels.line_normalization", "pixels.strokes",
     "pages.binarization", "pages.deskew", "pages.letters", "pages.line_detection", "pages.orientation", "pages.outlines",
     "pages.paper", "pages.rules", "pages.sheet",

@@ -107,11 +107,11 @@ def step_cost(mesh: Mesh, name: str, program: Any, chip: Chip, config: Config) -
 
     def layer_cost(kind: type, stacked: Any, *inputs: Any) -> Cost:
         both_ways = partial(forward_and_backward, kind.__call__, remat=config.remat)
-        return ahead_of_time.cost(both_ways, (ahead_of_time.unstacked(stacked), key, *inputs), mesh, chip)
+        return ahead_of_time.cost(ahead_of_time.alone(both_ways, (ahead_of_time.unstacked(stacked), key, *inputs), mesh), chip)
 
     encoder = layer_cost(EncoderLayer, abstract.encoder.layers, hidden)
     decoder = layer_cost(DecoderLayer, abstract.decoder.layers, target, memory)
-    whole = Cost.of(program.cost_analysis(), chip)
+    whole = ahead_of_time.cost(program, chip)
     return whole + encoder * (model.encoder.num_layers - 1) + decoder * (model.decoder.num_layers - 1)
 
 

@@ -6,7 +6,6 @@ Rates are those of docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, 2026. So
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -17,6 +16,8 @@ class Chip:
     Attributes:
         flops: peak bfloat16 operations a second.
         bandwidth: bytes a second from its memory.
+        clock: cycles a second: the peak over what its matrix units do in a cycle, of which v4 and v5p have 8 of 128 x 128, v5e 4
+            of these, and v6e what 4 of 256 x 256 do.
         memory: bytes.
         dollars: an hour on demand in a US region, from cloud.google.com/tpu/pricing, for v5e, v5p and v6e as quoted from it in
             August 2026, for v4 in 2025; prices differ and change, so programs take another one.
@@ -24,15 +25,16 @@ class Chip:
 
     flops: float
     bandwidth: float
+    clock: float
     memory: int
     dollars: float
 
 
 CHIPS = {
-    "v4": Chip(275e12, 1200e9, 32 * 2**30, 3.22),
-    "v5e": Chip(197e12, 819e9, 16 * 2**30, 1.20),
-    "v5p": Chip(459e12, 2765e9, 95 * 2**30, 4.20),
-    "v6e": Chip(918e12, 1638e9, 32 * 2**30, 2.70),
+    "v4": Chip(275e12, 1200e9, 1.05e9, 32 * 2**30, 3.22),
+    "v5e": Chip(197e12, 819e9, 1.5e9, 16 * 2**30, 1.20),
+    "v5p": Chip(459e12, 2765e9, 1.75e9, 95 * 2**30, 4.20),
+    "v6e": Chip(918e12, 1638e9, 1.75e9, 32 * 2**30, 2.70),
 }
 
 
@@ -50,22 +52,11 @@ def chip_of(topology: str) -> Chip:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a chip has to do: seconds by the roofline, operations, bytes from and to its memory. Costs add up and multiply."""
+    """What a chip has to do: seconds, operations, bytes from and to its main memory. Costs add up and multiply."""
 
     seconds: float = 0.0
     flops: float = 0.0
     bytes: float = 0.0
-
-    @classmethod
-    def of(cls, analysis: Mapping[str, float], chip: Chip) -> Cost:
-        """From a compiled program's `cost_analysis()`. A loop's body is in it once, however often it runs.
-
-        The compiler's own `optimal_seconds` is taken where it is longer than the roofline; where it has an operation that
-        it cannot cost, it is negative, and the roofline stands alone.
-        """
-        flops, moved = analysis.get("flops", 0.0), analysis.get("bytes accessed", 0.0)
-        roofline = max(flops / chip.flops, moved / chip.bandwidth)
-        return cls(max(analysis.get("optimal_seconds", 0.0), roofline), flops, moved)
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.seconds + other.seconds, self.flops + other.flops, self.bytes + other.bytes)

@@ -1,0 +1,186 @@
+"""What a compiled program does, read from its text: its kernels, the bytes that each moves, and a TPU's cycles.
+
+XLA gives no cost analysis of programs for GPUs, and that of a TPU's counts every access of a core's own memory as one of the main
+memory. A kernel is counted with what it reads and writes: for an array that it only takes slices from, the slices; for a buffer
+that it changes in place, the change. Arrays have the size that they take there: a TPU fills up whole tiles.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8, "token": 0}
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\([^=]*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)$")
+ARRAY = re.compile(
+    r"(\w+)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?"
+)  # dtype, sizes, layout (fastest axis first), tiles and memory
+TILE = re.compile(r"\bT\(([\d,]+)\)")
+OWN_MEMORY = re.compile(r"\bS\([1-9]\)")
+FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "while", "after-all"}
+COPIES = re.compile(r"^(copy|slice|dynamic-slice)-(start|done)$")
+UNKNOWN = re.compile(r"^(call|conditional|async|all-|collective|reduce-scatter|send|recv)|-(start|done)$")
+WORKSPACE = re.compile(r", [su]8\[\d+\]\{0\}\)$")  # a library's, whatever it needs of it
+SLICES = {"slice", "dynamic-slice", "gather"}
+UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # in place of their first operand, by the one of this number
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a program: its name, what it makes of what, the computation it runs, where in Python it comes from, which input
+    it is, and what a TPU's compiler says of it: cycles, and of a kernel that is not its own the operations that this claims.
+    """
+
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    calls: str | None
+    root: bool
+    source: str
+    number: int | None
+    cycles: int
+    claimed: int
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel, the bytes that it moves, and a TPU's cycles or claimed operations."""
+
+    name: str
+    bytes: int
+    cycles: int = 0
+    claimed: int = 0
+
+
+Program = dict[str, list[Instruction]]
+"""Computation -> its instructions; the one where it begins is there as "ENTRY", too."""
+
+
+def parse(text: str) -> Program:
+    """Of `compiled.as_text()`."""
+    program, current = {}, []
+    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
+        if found := COMPUTATION.match(line):
+            current = program.setdefault(found[2], [])
+            program |= {"ENTRY": current} if found[1] else {}
+        elif found := INSTRUCTION.match(line):
+            current.append(_instruction(*found.groups()))
+    return program
+
+
+def _instruction(root: str | None, name: str, shape: str, opcode: str, operands: str, rest: str) -> Instruction:
+    calls, source = re.search(r"(?:calls|body)=%?([\w.\-]+)", rest), re.search(r'op_name="([^"]*)"', rest)
+    inputs = tuple(re.findall(r"%([\w.\-]+)", operands))
+    cycles, claimed = re.search(r'"estimated_cycles":"(\d+)"', rest), re.search(r'"cost_estimate":\{"flops":"(\d+)"', rest)
+    return Instruction(
+        name, shape, opcode, inputs, calls and calls[1], bool(root), source[1] if source else "",
+        int(operands) if opcode == "parameter" else None,
+        int(cycles[1]) if cycles else 0, int(claimed[1]) if claimed else 0,
+    )  # fmt: skip
+
+
+def loops(program: Program) -> list[tuple[str, list[Kernel]]]:
+    """(where it comes from, kernels of one round) of every loop, in the order of the text, inner loops not entered."""
+    found = [i for name, instructions in program.items() if name != "ENTRY" for i in instructions if _is_loop(i)]
+    return [(loop.source, kernels(program, str(loop.calls))) for loop in found]
+
+
+def kernels_once(program: Program, computation: str = "ENTRY") -> Iterator[Kernel]:
+    """All kernels, those of a loop once, however often it runs."""
+    yield from kernels(program, computation)
+    for loop in filter(_is_loop, program[computation]):
+        yield from kernels_once(program, str(loop.calls))
+
+
+def _is_loop(instruction: Instruction) -> bool:
+    return instruction.opcode == "while" and bool(instruction.calls)
+
+
+def size(shape: str, *, anywhere: bool = False) -> int:
+    """Bytes that a shape such as "bf16[2,3]{1,0}", or a tuple of them, takes in the device's main memory; of what lies elsewhere
+    none, unless asked for.
+    """
+    arrays = ARRAY.findall(shape)
+    return sum(_padded(*array) for array in arrays if anywhere or not OWN_MEMORY.search(array[3]))
+
+
+def _padded(dtype: str, sizes: str, layout: str, rest: str) -> int:
+    numbers = [int(number) for number in filter(None, sizes.split(","))]
+    if tile := TILE.search(rest):
+        order = [int(axis) for axis in filter(None, layout.split(","))]
+        for axis, multiple in zip(order, reversed(tile[1].split(",")), strict=False):
+            numbers[axis] = -(-numbers[axis] // int(multiple)) * int(multiple)
+    return BYTES[dtype] * math.prod(numbers)
+
+
+def kernels(program: Program, computation: str) -> list[Kernel]:
+    """The kernels of a computation, a loop's body say, in order; inner loops not entered.
+
+    Raises:
+        ValueError: something that this cannot count, such as several GPUs that talk to each other.
+    """
+    instructions = [i for i in program[computation] if i.opcode not in FREE]
+    if unknown := sorted({i.opcode for i in instructions if UNKNOWN.search(i.opcode) and not COPIES.match(i.opcode)}):
+        raise ValueError(f"cannot count the bytes of {', '.join(unknown)}")
+    shapes = {i.name: i.shape for i in program[computation]}
+    return [Kernel(i.name, moved(i, shapes, program), i.cycles, i.claimed) for i in instructions]
+
+
+def moved(kernel: Instruction, shapes: dict[str, str], program: Program) -> int:
+    """Bytes in and out of one kernel."""
+    inner = program.get(kernel.calls or "")
+    if COPIES.match(kernel.opcode):
+        return _copied(kernel, shapes)
+    if kernel.opcode in UPDATES:
+        change = shapes[kernel.operands[UPDATES[kernel.opcode]]]
+        return size(change) + (size(change, anywhere=True) if size(kernel.shape) else 0)
+    if kernel.opcode != "fusion" or not inner:
+        return size(WORKSPACE.sub("", kernel.shape)) + sum(size(shapes.get(operand, "")) for operand in kernel.operands)
+    made = {i.name: i for i in inner}
+    root = next(i for i in inner if i.root)
+    return _written(root, made) + sum(_read(i, inner, program) for i in inner if i.opcode == "parameter")
+
+
+def _copied(copy: Instruction, shapes: dict[str, str]) -> int:
+    """A copy that goes on beside other kernels is counted where it starts; its shape is (target, source, flag), of a slice
+    ((source), target, flag).
+    """
+    if copy.opcode.endswith("-done"):
+        return 0
+    target = ARRAY.findall(copy.shape)[0 if copy.opcode == "copy-start" else 1]
+    main = [shape for shape in (shapes[copy.operands[0]], f"[]{{:{target[3]}}}") if not OWN_MEMORY.search(shape)]
+    return len(main) * _padded(*target)
+
+
+def _read(source: Instruction, inner: list[Instruction], program: Program) -> int:
+    """Bytes read of an input of a fusion: what its users take, fusions within it, too, and at most all of it once."""
+    total = 0
+    for user in inner:
+        if source.name not in user.operands or user.opcode == "tuple":
+            continue
+        if user.opcode == "bitcast" or (user.opcode in UPDATES and user.operands[0] == source.name):
+            total += _read(user, inner, program)
+        elif user.opcode == "fusion" and user.calls:
+            total += _read(_parameter(program[user.calls], user.operands.index(source.name)), program[user.calls], program)
+        else:
+            total += size(user.shape if user.opcode in SLICES else source.shape)
+    return min(total, size(source.shape))
+
+
+def _parameter(computation: list[Instruction], number: int) -> Instruction:
+    return next(i for i in computation if i.opcode == "parameter" and i.number == number)
+
+
+def _written(result: Instruction, made: dict[str, Instruction]) -> int:
+    """Bytes written of a fusion's result."""
+    if result.opcode == "tuple":
+        return sum(_written(made[name], made) for name in result.operands)
+    if result.opcode == "bitcast":
+        return _written(made[result.operands[0]], made)
+    if result.opcode in UPDATES and size(result.shape):
+        return size(made[result.operands[UPDATES[result.opcode]]].shape, anywhere=True)
+    return size(result.shape)
