@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from trocr_jax import ahead_of_time, program_text
 from trocr_jax.cli import check_known, program
 from trocr_jax.config import PRESETS
+from trocr_jax.generation.packed import pack
 from trocr_jax.model import TrOCR
 from trocr_jax.network import attention
 
@@ -91,7 +92,7 @@ def measure(mesh: Mesh, name: str, config: Config) -> list[dict[str, Any]]:
         for beams in config.beams
     }
     if config.engine:
-        compilations["engine"] = partial(tpu.compile_engine, mesh, model, *size)
+        compilations["engine"] = partial(tpu.compile_engine, mesh, jax.eval_shape(partial(pack, backend="gpu"), model), *size)
     return [described(name, label, compile_it()) for label, compile_it in compilations.items()]
 
 

@@ -7,7 +7,9 @@ libtpu compiles for a described topology on any machine. What it prints are comp
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -22,14 +24,16 @@ from jax.stages import Compiled
 
 from trocr_jax import ahead_of_time, sharding
 from trocr_jax.batching import device
-from trocr_jax.chips import Chip, chip_of, estimate
+from trocr_jax.chips import Chip, Cost, chip_of, estimate
 from trocr_jax.cli import check_known, program
 from trocr_jax.config import PRESETS
 from trocr_jax.decoding import GenerateConfig
+from trocr_jax.generation.loop import STEPS_PER_CHUNK, whole_chunks, widths
+from trocr_jax.generation.packed import Packed, model_of, pack
 from trocr_jax.model import TrOCR
-from trocr_jax.network.attention import for_one_device
 
-from .tpu_cost import HALF, Workload, reading_cost
+HALF = (0.5, 0.5, 0.5)
+ALL, DATA = PartitionSpec(), PartitionSpec("data")
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Config:
     engine: bool = False
     """Compile the step of the continuous engine too."""
     price: bool = False
-    """Estimate lines a second and dollars for 1,000 of greedy decoding and the engine; compiles their parts as well."""
+    """Estimate lines a second and dollars for 1,000."""
     line_tokens: int = 20
     """Tokens of a line, for the price."""
     dollars: float | None = None
@@ -72,22 +76,27 @@ def run(config: Config) -> int:
 
 def measure(mesh: Mesh, name: str, chip: Chip | None, config: Config) -> list[dict[str, Any]]:
     """A model's programs in bfloat16, data parallel, and what the compiler says of each; with a chip, prices too."""
-    model, rows = for_one_device(TrOCR.abstract(PRESETS[name], jnp.bfloat16), "tpu"), []
+    model, size = TrOCR.abstract(PRESETS[name], jnp.bfloat16), (config.batch_size, config.tokens)
+    rows = []
     for beams in config.beams:
         label = "greedy" if beams == 1 else f"{beams} beams"
-        compile_it = partial(compile_reading, mesh, model, config.batch_size, config.tokens, beams)
-        rows.append({"beams": beams, **compiled(name, label, compile_it)})
+        row, program = compiled(name, label, partial(compile_reading, mesh, model, *size, beams))
+        rows.append({"beams": beams, **row})
+        if chip:
+            cost = ahead_of_time.cost(program, chip, rounds(config.line_tokens, config.tokens))
+            rows[-1] |= estimate(cost, chip, config.batch_size, mesh.size, config.dollars)
     if config.engine:
-        rows.append(compiled(name, "engine", partial(compile_engine, mesh, model, config.batch_size, config.tokens)))
-    work = Workload(config.batch_size, config.line_tokens, config.tokens)
-    for row in rows:
-        if chip and row.get("beams", 1) == 1:
-            cost = reading_cost(mesh, model, work, chip, row["program"] == "engine")
-            row |= estimate(cost, chip, config.batch_size, mesh.size, config.dollars)
+        packed = jax.eval_shape(partial(pack, backend="tpu"), model)
+        row, program = compiled(name, "engine", partial(compile_engine, mesh, packed, *size))
+        rows.append(row)
+        if chip:
+            rows[-1] |= estimate(
+                engine_cost(mesh, packed, program, chip, config), chip, config.batch_size, mesh.size, config.dollars
+            )
     return rows
 
 
-def compiled(name: str, label: str, compile_it: Callable[[], Compiled]) -> dict[str, Any]:
+def compiled(name: str, label: str, compile_it: Callable[[], Compiled]) -> tuple[dict[str, Any], Compiled]:
     """Compiles one program and tells its memory and its collectives."""
     began = time.perf_counter()
     program = compile_it()
@@ -97,32 +106,50 @@ def compiled(name: str, label: str, compile_it: Callable[[], Compiled]) -> dict[
     return {
         "model": name, "program": label, "bytes_per_chip": held, "collectives": collectives,
         "kernels": ahead_of_time.kernels(program), "compile_s": seconds,
-    }  # fmt: skip
+    }, program  # fmt: skip
+
+
+def rounds(tokens: int, most: int) -> list[int]:
+    """How often each of `loop.run`'s loops, one a width of the cache, runs for lines of so many tokens."""
+    steps = [min(width, whole_chunks(tokens)) for width in widths(whole_chunks(most))]
+    return [(end - begin) // STEPS_PER_CHUNK for begin, end in itertools.pairwise([0, *steps])]
+
+
+def engine_cost(mesh: Mesh, packed: Packed, advance: Compiled, chip: Chip, config: Config) -> Cost:
+    """A batch of images, and the steps that their lines take in as many slots."""
+    encode = ahead_of_time.cost(compile_encoding(mesh, packed, config.batch_size), chip)
+    return encode + ahead_of_time.cost(advance, chip) * math.ceil(config.line_tokens / device.STEPS)
 
 
 def compile_reading(mesh: Mesh, model: TrOCR, batch_size: int, tokens: int, beams: int) -> Compiled:
     """`sharding.data_parallel`: each chip reads its own `batch_size` images and stops on its own."""
     work = sharding.Read(GenerateConfig(tokens, num_beams=beams), HALF, HALF)
     rows = batch_size * mesh.size
-    images = shaped(mesh, jax.ShapeDtypeStruct((rows, *model.config.encoder.image_size, 3), jnp.uint8), PartitionSpec("data"))
-    limits = shaped(mesh, jax.ShapeDtypeStruct((rows,), jnp.int32), PartitionSpec("data"))
-    placed = shaped(mesh, model, PartitionSpec())
-    return sharding.data_parallel.lower(placed, images, None, limits, work, mesh).compile()
+    limits = shaped(mesh, jax.ShapeDtypeStruct((rows,), jnp.int32), DATA)
+    return sharding.data_parallel.lower(shaped(mesh, model, ALL), images(mesh, model, rows), None, limits, work, mesh).compile()
 
 
-def compile_engine(mesh: Mesh, model: TrOCR, batch_size: int, tokens: int) -> Compiled:
+def compile_engine(mesh: Mesh, packed: Packed, batch_size: int, tokens: int) -> Compiled:
     """The engine's `advance` on every chip, each with `batch_size` slots of its own."""
-    state = jax.eval_shape(lambda: device.empty(model, batch_size * mesh.size, tokens))
-    data = PartitionSpec("data")
-    specs = jax.tree.map(lambda _: data, state)
-    cache = jax.tree.map(lambda _: PartitionSpec(None, "data"), state.cache)  # [L,B,...]
-    specs = type(state)(**{**vars(specs), "cache": cache})
+    state = jax.eval_shape(lambda packed: device.empty(packed, batch_size * mesh.size, tokens), packed)
     advance = jax.shard_map(
-        lambda model, state: device.advance(model, state, GenerateConfig(tokens)), mesh=mesh,
-        in_specs=(PartitionSpec(), specs), out_specs=(specs, PartitionSpec(None, "data")), check_vma=False,
+        partial(device.advance, rules=GenerateConfig(tokens)), mesh=mesh, in_specs=(ALL, DATA),
+        out_specs=(DATA, PartitionSpec(None, "data")), check_vma=False,
     )  # fmt: skip
-    placed = jax.tree.map(lambda x, spec: shaped(mesh, x, spec), state, specs)
-    return jax.jit(advance, donate_argnums=1).lower(shaped(mesh, model, PartitionSpec()), placed).compile()
+    return jax.jit(advance, donate_argnums=1).lower(shaped(mesh, packed, ALL), shaped(mesh, state, DATA)).compile()
+
+
+def compile_encoding(mesh: Mesh, packed: Packed, batch_size: int) -> Compiled:
+    """The engine's `encode` on every chip."""
+    encode = jax.shard_map(
+        partial(device.encode, mean=HALF, std=HALF), mesh=mesh, in_specs=(ALL, DATA), out_specs=DATA, check_vma=False
+    )
+    return jax.jit(encode).lower(shaped(mesh, packed, ALL), images(mesh, model_of(packed), batch_size * mesh.size)).compile()
+
+
+def images(mesh: Mesh, model: TrOCR, rows: int) -> Any:
+    """The shape of uint8 images, cut over the mesh."""
+    return shaped(mesh, jax.ShapeDtypeStruct((rows, *model.config.encoder.image_size, 3), jnp.uint8), DATA)
 
 
 def shaped(mesh: Mesh, tree: Any, spec: PartitionSpec) -> Any:

@@ -38,8 +38,7 @@ def test_one_table_a_setting_and_one_json_line(folder, tmp_path, capsys):
         folder, batch_size=(2, 1), tokens=(3,), dtype=("float32", "bfloat16"), rounds=2, peers=False, price_per_hour=3.6,
         plot=plot,
     )  # fmt: skip
-    with jax.numpy_dtype_promotion("standard"):  # flax's LayerNorm widens bfloat16 implicitly
-        assert bench.run(config) == 0
+    assert bench.run(config) == 0
     out = capsys.readouterr().out
     found = last_json(out)
     assert [(m["batch_size"], m["tokens"]) for m in found["measured"]] == [(2, 3), (1, 3)]
@@ -161,15 +160,6 @@ def test_least_time_is_the_slower_of_arithmetic_and_traffic():
     assert roofline.Work(200.0, 50.0).seconds(ceilings) == 5.0
 
 
-@pytest.fixture
-def standard_promotion():
-    """flax's LayerNorm widens bfloat16 implicitly; set for all threads, as readers dispatch from threads of their own."""
-    jax.config.update("jax_numpy_dtype_promotion", "standard")
-    yield
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
-
-
-@pytest.mark.usefixtures("standard_promotion")
 def test_lines_are_read_by_every_mode(tmp_path, capsys):
     for path in sorted((ROOT / "examples").glob("*.png"))[:3]:
         shutil.copy(path, tmp_path)

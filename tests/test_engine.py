@@ -19,7 +19,7 @@ from trocr_jax.engine import Engine, Job, QueueClosedError, QueueFullError
 from trocr_jax.engine_thread import EngineThread
 from trocr_jax.generation import loop
 from trocr_jax.network.attention import for_one_device
-from trocr_jax.network.kv_cache import FlatKVCache
+from trocr_jax.network.kv_cache import FlatLayerCache
 from trocr_jax.reader import Reader
 
 PICTURES = sorted(path for path in (ROOT / "examples").glob("*.[pj][np]g") if path.stem != "typewriter")  # read in pieces
@@ -127,7 +127,7 @@ def test_the_layout_of_a_tpu_s_cache_changes_nothing(reader, pixels, lines):
     as_on_a_tpu = copy(reader)
     as_on_a_tpu.model = for_one_device(reader.model, "tpu")
     engine, searched = make(as_on_a_tpu, beams=(3,)), replace(reader.defaults, num_beams=3)
-    assert isinstance(jax.eval_shape(lambda: as_on_a_tpu.model.decoder.init_cache(1, 4)), FlatKVCache)
+    assert isinstance(jax.eval_shape(lambda: as_on_a_tpu.model.decoder.init_cache(1, 4)).layers[0], FlatLayerCache)
     beams = reader.read(PICTURES[:4], num_beams=3)
     jobs = run(engine, [Job(image, reader.defaults) for image in pixels] + [Job(image, searched) for image in pixels[:4]])
     for job, line in zip(jobs, lines + beams, strict=True):

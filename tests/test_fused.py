@@ -92,16 +92,7 @@ def test_a_step_that_is_fused_is_the_same(interpreted, beams):
     assert as_near_to_float32(found, plain, fused._by_products(*(x.astype(jnp.float32) for x in given)))
 
 
-@pytest.fixture
-def mixed_dtypes():
-    """In all threads: flax mixes bfloat16 with float32."""
-    jax.config.update("jax_numpy_dtype_promotion", "standard")
-    yield
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
-
-
 @pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.usefixtures("mixed_dtypes")
 def test_pictures_are_read_the_same(interpreted, beams):
     """From end to end in bfloat16."""
     pictures = [str(ROOT / "examples" / name) for name in ("sum.png", "print-1.png")]

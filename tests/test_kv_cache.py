@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from test_layers import normal
 
-from trocr_jax.network.kv_cache import FlatKVCache, KVCache
+from trocr_jax.network.kv_cache import FlatLayerCache, KVCache, LayerCache
 
-LAYERS, ROWS, HEADS, PLACES, SIZE = 2, 3, 4, 5, 8
-KINDS = (KVCache, FlatKVCache)
+ROWS, HEADS, PLACES, SIZE = 3, 4, 5, 8
+KINDS = (LayerCache, FlatLayerCache)
 
 
 def token(seed: int):
@@ -30,51 +30,44 @@ def attended(keys_of, values_of, query, position):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_attends_to_what_was_written(kind):
-    cache = kind.empty(LAYERS, ROWS, HEADS, PLACES, SIZE, jnp.float32)
-    written = {0: ([], []), 1: ([], [])}
+    cache, keys, values = kind.empty(ROWS, HEADS, PLACES, SIZE, jnp.float32), [], []
     for place in range(3):
-        for layer, (keys, values) in written.items():
-            key, value, query = token(10 * place + layer)
-            keys.append(key), values.append(value)
-            cache = cache.written(key, value, jnp.int32(layer), jnp.int32(place))
-            found = cache.attend(query, jnp.int32(layer), jnp.int32(place))
-            np.testing.assert_allclose(found, attended(keys, values, query, place), rtol=1e-5, atol=1e-6)
+        key, value, query = token(10 * place)
+        keys.append(key), values.append(value)
+        cache = cache.written(key, value, jnp.int32(place))
+        found = cache.attend(query, jnp.int32(place))
+        np.testing.assert_allclose(found, attended(keys, values, query, place), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_at_positions_of_their_own(kind):
-    cache, layer = kind.empty(LAYERS, ROWS, HEADS, PLACES, SIZE, jnp.float32), jnp.int32(1)
+    cache, position = kind.empty(ROWS, HEADS, PLACES, SIZE, jnp.float32), jnp.array([0, 2, 1])
     key, value, query = token(0)
     keys, values = [jnp.zeros_like(key)] * 3, [jnp.zeros_like(value)] * 3
-    position = jnp.array([0, 2, 1])
-    for row, place in enumerate([0, 2, 1]):
+    for row, place in enumerate(position):
         keys[place] = keys[place].at[row].set(key[row])
         values[place] = values[place].at[row].set(value[row])
-    cache = cache.written(key, value, layer, position)
-    found = cache.attend(query, layer, position)
+    found = cache.written(key, value, position).attend(query, position)
     np.testing.assert_allclose(found, attended(keys, values, query, position), rtol=1e-5, atol=1e-6)
-    assert not cache.keys[0].any(), "another layer is as it was"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_wider_and_with_rows_swapped_it_holds_the_same(kind):
-    cache, order = kind.empty(LAYERS, ROWS, HEADS, PLACES, SIZE, jnp.float32), jnp.array([2, 0, 2, 1])
+    cache, order = kind.empty(ROWS, HEADS, PLACES, SIZE, jnp.float32), jnp.array([2, 0, 2, 1])
     key, value, query = token(0)
-    cache = cache.written(key, value, jnp.int32(0), jnp.int32(0))
-    wide = cache.widened(9).rows(order)
-    assert (type(wide), cache.positions, wide.positions) == (kind, PLACES, 9)
-    query = query[order]
-    found = wide.attend(query, jnp.int32(0), jnp.int32(0))
-    np.testing.assert_allclose(found, value[order], rtol=1e-6)
+    narrow = KVCache((cache, cache.written(key, value, jnp.int32(0))))
+    wide = narrow.widened(9).rows(order)
+    assert (narrow.positions, wide.positions) == (PLACES, 9)
+    assert [type(layer) for layer in wide.layers] == [kind, kind] and not wide.layers[0].keys.any()
+    np.testing.assert_allclose(wide.layers[1].attend(query[order], jnp.int32(0)), value[order], rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_head_s_overflow_is_no_other_s(kind):
     """The flat layout multiplies every query with the columns of all heads."""
     key, value, query = token(0)
-    cache = kind.empty(1, ROWS, HEADS, PLACES, SIZE, jnp.float32)
-    cache = cache.written(key, value.at[:, 1].set(jnp.inf), jnp.int32(0), jnp.int32(0))
-    found = cache.attend(query.at[:, 1].set(jnp.nan), jnp.int32(0), jnp.int32(0))
+    cache = kind.empty(ROWS, HEADS, PLACES, SIZE, jnp.float32).written(key, value.at[:, 1].set(jnp.inf), jnp.int32(0))
+    found = cache.attend(query.at[:, 1].set(jnp.nan), jnp.int32(0))
     others = np.arange(HEADS) != 1
     np.testing.assert_allclose(found[:, others], value[:, others], rtol=1e-6)
 
@@ -83,11 +76,11 @@ def test_half_precision_keeps_its_dtype_and_float32_scores():
     key, value, query = (x.astype(jnp.bfloat16) for x in token(0))
     found = []
     for kind in KINDS:
-        cache = kind.empty(1, ROWS, HEADS, PLACES, SIZE, jnp.bfloat16)
+        cache = kind.empty(ROWS, HEADS, PLACES, SIZE, jnp.bfloat16)
         for place in range(3):
-            cache = cache.written(key * (place + 1), value + place, jnp.int32(0), jnp.int32(place))
-        text = str(jax.make_jaxpr(lambda cache: cache.attend(query, jnp.int32(0), jnp.int32(2)))(cache))
+            cache = cache.written(key * (place + 1), value + place, jnp.int32(place))
+        text = str(jax.make_jaxpr(lambda cache: cache.attend(query, jnp.int32(2)))(cache))
         assert "preferred_element_type=float32" in text
-        found.append(cache.attend(query, jnp.int32(0), jnp.int32(2)))
+        found.append(cache.attend(query, jnp.int32(2)))
     assert found[0].dtype == found[1].dtype == jnp.bfloat16
     np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in found), atol=2e-2)

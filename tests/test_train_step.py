@@ -103,7 +103,7 @@ def off(a: jax.Array, truth: jax.Array) -> float:
 
 @contextmanager
 def float64():
-    """jax in double precision; flax itself mixes it with float32, which "strict" refuses."""
+    """jax in double precision; optax mixes int32 with int64 there, which "strict" refuses."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         yield
 
@@ -256,20 +256,20 @@ def test_the_pmap_step_equals_the_jit_step():
 
 @pytest.mark.parametrize("devices", [1, 4])
 def test_micro_batches_add_up_to_the_batch(devices):
-    config = step_config(without_dropout(tiny.MODEL))
-    whole, losses = run(config, devices=devices)
-    parts, same = run(replace(config, accumulate=2), devices=devices)
+    """By plain gradient steps: Adam would make full steps of gradients that are rounding alone, and hide a wrong factor."""
+    config, optimizer = step_config(without_dropout(tiny.MODEL)), optax.sgd(0.1)
+    whole, losses = run(config, devices=devices, optimizer=optimizer)
+    parts, same = run(replace(config, accumulate=2), devices=devices, optimizer=optimizer)
+    assert losses[-1] < losses[0] - 0.1, "steps that change something"
     np.testing.assert_allclose(same, losses, rtol=1e-5)
     for name, x in whole.model.items():
-        if not name.endswith("key.bias"):  # softmax cancels it: its gradient is rounding alone, which Adam blows up to full steps
-            np.testing.assert_allclose(np.asarray(parts.model[name]), np.asarray(x), atol=2e-4, err_msg=name)
+        np.testing.assert_allclose(np.asarray(parts.model[name]), np.asarray(x), atol=2e-5, err_msg=name)
 
 
 def test_remat_changes_nothing_and_bfloat16_little(alone):
     config = step_config(tiny.MODEL)
     np.testing.assert_allclose(run(replace(config, remat=True), 2)[1], alone[:2], rtol=1e-5)
-    with jax.numpy_dtype_promotion("standard"):  # flax's LayerNorm widens its input implicitly
-        state, narrow = run(replace(config, dtype="bfloat16"), 2)
+    state, narrow = run(replace(config, dtype="bfloat16"), 2)
     np.testing.assert_allclose(narrow, alone[:2], rtol=0.02)
     assert narrow != alone[:2]
     assert {x.dtype for x in state.model.values()} == {jnp.dtype("float32")}, "masters stay float32"

@@ -11,7 +11,6 @@ import json
 import sys
 import time
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -20,12 +19,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled
 
 from trocr_jax import ahead_of_time
-from trocr_jax.chips import Chip, Cost, chip_of, estimate
+from trocr_jax.chips import Chip, chip_of, estimate
 from trocr_jax.cli import check_known, program
 from trocr_jax.config import PRESETS
 from trocr_jax.model import TrOCR
-from trocr_jax.network.decoder_layer import DecoderLayer
-from trocr_jax.network.encoder import EncoderLayer
 
 from . import mesh as meshes
 from .config import OptimizerConfig
@@ -83,43 +80,10 @@ def measure(mesh: Mesh, name: str, chip: Chip | None, config: Config) -> dict[st
     seconds = round(time.perf_counter() - began, 1)
     row = {"model": name, "bytes_per_chip": held, "collectives": dict(collectives), "compile_s": seconds}
     if chip:
-        row |= estimate(step_cost(mesh, name, program, chip, config), chip, config.batch_size, mesh.size, config.dollars)
+        row |= estimate(ahead_of_time.cost(program, chip), chip, config.batch_size, mesh.size, config.dollars)
     said = ", ".join(f"{count} {kind}" for kind, count in collectives.items()) or "no collectives"
     print(f"{name:<32} {held / 2**30:6.2f} GiB a chip  {said}  {seconds:6.1f} s", file=sys.stderr)
     return row
-
-
-def step_cost(mesh: Mesh, name: str, program: Any, chip: Chip, config: Config) -> Cost:
-    """A chip's work in one step: the program's, which counts one layer of each stack, and that of the other layers.
-
-    The time in which chips talk is not in it.
-    """
-    model, rows = PRESETS[name], config.batch_size
-    abstract, key = TrOCR.abstract(model, jnp.bfloat16), jax.eval_shape(lambda: jax.random.key(0))
-    hidden, memory, target = (
-        jax.ShapeDtypeStruct((rows, places, width), jnp.bfloat16)
-        for places, width in (
-            (model.encoder.num_tokens, model.encoder.hidden_size),
-            (model.encoder.num_tokens, model.memory_size),
-            (config.tokens, model.decoder.hidden_size),
-        )
-    )
-
-    def layer_cost(kind: type, stacked: Any, *inputs: Any) -> Cost:
-        both_ways = partial(forward_and_backward, kind.__call__, remat=config.remat)
-        return ahead_of_time.cost(ahead_of_time.alone(both_ways, (ahead_of_time.unstacked(stacked), key, *inputs), mesh), chip)
-
-    encoder = layer_cost(EncoderLayer, abstract.encoder.layers, hidden)
-    decoder = layer_cost(DecoderLayer, abstract.decoder.layers, target, memory)
-    whole = ahead_of_time.cost(program, chip)
-    return whole + encoder * (model.encoder.num_layers - 1) + decoder * (model.decoder.num_layers - 1)
-
-
-def forward_and_backward(apply: Any, layer: Any, key: Any, *inputs: Any, remat: bool) -> Any:
-    """Gradients of one layer and its inputs; what comes back to it has the shape of its output, and here is that."""
-    function = partial(apply, key=key)
-    output, pull = jax.vjp(jax.checkpoint(function) if remat else function, layer, *inputs)
-    return pull(output)
 
 
 def compile_step(mesh: Mesh, name: str, config: Config) -> Compiled:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, SingleDeviceSharding
+from jax.sharding import AxisType, Mesh
 
 from . import program_text
 from .chips import Chip, Cost
@@ -53,36 +52,23 @@ def kernels(program: Any) -> int:
     return program.as_text().count('custom_call_target="tpu_custom_call"')
 
 
-def cost(program: Any, chip: Chip) -> Cost:
-    """What a compiled program makes a chip do; a loop's body is counted once, however often it runs.
+def cost(program: Any, chip: Chip, rounds: Sequence[int] = ()) -> Cost:
+    """What a compiled program makes a chip do.
 
-    It takes as long as the longest of three: its operations at the chip's peak; its bytes, which may all move while something
-    else is computed; its cycles as the compiler estimates them, one kernel after the other. Of a kernel that is not the
-    compiler's own it knows what that claims to compute, here done at the peak.
+    It and each round of its loops take as long as the longer of two: their bytes, which may all move while something else is
+    computed, and their cycles as the compiler estimates them, one kernel after the other. Of a kernel that is not the compiler's
+    own it knows what that claims to compute, here done at the chip's peak.
+
+    Args:
+        rounds: see `program_text.phases`.
 
     Raises:
         ValueError: there is something in the program that cannot be counted.
     """
-    parts = list(program_text.kernels_once(program_text.parse(program.as_text())))
-    moved, cycles, claimed = (sum(getattr(part, what) for part in parts) for what in ("bytes", "cycles", "claimed"))
-    flops = program.cost_analysis().get("flops", 0.0)
-    return Cost(max(flops / chip.flops, moved / chip.bandwidth, cycles / chip.clock + claimed / chip.flops), flops, moved)
+    phases = program_text.phases(program_text.parse(program.as_text()), iter(rounds))
+    return sum((_once(kernels, chip) * times for times, kernels in phases), Cost())
 
 
-def alone(function: Callable[..., Any], shapes: tuple[Any, ...], mesh: Mesh, donate: tuple[int, ...] = ()) -> Any:
-    """A function compiled by itself for one chip of the mesh, its arrays laid out as it likes them best: in a program, or in a
-    loop's carry, they lie so from the start.
-
-    Args:
-        shapes: those of its arguments, as trees of `jax.ShapeDtypeStruct`.
-        donate: arguments that come back changed, as a loop's carry does.
-    """
-    from jax.experimental.layout import Format, Layout
-
-    free = Format(Layout.AUTO, SingleDeviceSharding(mesh.devices.flat[0]))
-    return jax.jit(function, donate_argnums=donate, in_shardings=free, out_shardings=free).lower(*shapes).compile()
-
-
-def unstacked(layers: Any) -> Any:
-    """The shapes of one layer, from those of stacked layers."""
-    return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), layers)
+def _once(kernels: list[program_text.Kernel], chip: Chip) -> Cost:
+    moved, cycles, claimed = (sum(getattr(kernel, what) for kernel in kernels) for what in ("bytes", "cycles", "claimed"))
+    return Cost(max(moved / chip.bandwidth, cycles / chip.clock + claimed / chip.flops), moved)

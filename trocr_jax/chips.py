@@ -1,4 +1,4 @@
-"""Published rates of TPU chips, and what they make of a compiler's cost analysis. Estimates, not measurements; no jax here.
+"""Published rates of TPU chips, and what they make of a program's cost. Estimates, not measurements; no jax here.
 
 Rates are those of docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, 2026. Some versions of v5e's page give its bandwidth as
 800 GiB/s (859 GB/s).
@@ -52,17 +52,16 @@ def chip_of(topology: str) -> Chip:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a chip has to do: seconds, operations, bytes from and to its main memory. Costs add up and multiply."""
+    """What a chip has to do: seconds, and bytes from and to its main memory. Costs add up and multiply."""
 
     seconds: float = 0.0
-    flops: float = 0.0
     bytes: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.seconds + other.seconds, self.flops + other.flops, self.bytes + other.bytes)
+        return Cost(self.seconds + other.seconds, self.bytes + other.bytes)
 
     def __mul__(self, times: int) -> Cost:
-        return Cost(self.seconds * times, self.flops * times, self.bytes * times)
+        return Cost(self.seconds * times, self.bytes * times)
 
 
 def estimate(cost: Cost, chip: Chip, lines: int, chips: int, dollars: float | None = None) -> dict[str, float]:
@@ -75,7 +74,7 @@ def estimate(cost: Cost, chip: Chip, lines: int, chips: int, dollars: float | No
     rate = lines * chips / cost.seconds
     price = dollars_per_thousand(rate, (chip.dollars if dollars is None else dollars) * chips)
     return {
-        "gflop_per_line": round(cost.flops / lines / 1e9, 1), "mb_per_line": round(cost.bytes / lines / 1e6, 1),
+        "mb_per_line": round(cost.bytes / lines / 1e6, 1),
         "estimated_lines_per_s": round(rate, 1), "estimated_dollars_per_1000": round(price, 6),
     }  # fmt: skip
 

@@ -30,25 +30,34 @@ UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # in place of their first o
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a program: its name, what it makes of what, the computation it runs, where in Python it comes from, which input
-    it is, and what a TPU's compiler says of it: cycles, and of a kernel that is not its own the operations that this claims.
+    """One line of a program.
+
+    Attributes:
+        name, shape, opcode, operands: what it makes of what.
+        calls, condition: the computations that it runs: a fusion's, or a loop's body and its test.
+        root: whether it is what its computation gives back.
+        number: which input it is, or which whole number.
+        source: where in Python it comes from.
+        cycles: a TPU's, as its compiler estimates them.
+        claimed: operations, of a kernel that is not the compiler's own and says so.
     """
 
     name: str
     shape: str
     opcode: str
     operands: tuple[str, ...]
-    calls: str | None
+    calls: str
+    condition: str
     root: bool
-    source: str
     number: int | None
+    source: str
     cycles: int
     claimed: int
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel, the bytes that it moves, and a TPU's cycles or claimed operations."""
+    """One kernel, the bytes that it moves, and a TPU's cycles or claimed operations, see `Instruction`."""
 
     name: str
     bytes: int
@@ -73,31 +82,51 @@ def parse(text: str) -> Program:
 
 
 def _instruction(root: str | None, name: str, shape: str, opcode: str, operands: str, rest: str) -> Instruction:
-    calls, source = re.search(r"(?:calls|body)=%?([\w.\-]+)", rest), re.search(r'op_name="([^"]*)"', rest)
-    inputs = tuple(re.findall(r"%([\w.\-]+)", operands))
-    cycles, claimed = re.search(r'"estimated_cycles":"(\d+)"', rest), re.search(r'"cost_estimate":\{"flops":"(\d+)"', rest)
+    def said(pattern: str) -> str:
+        found = re.search(pattern, rest)
+        return found[1] if found else ""
+
+    number = int(operands) if opcode in ("parameter", "constant") and re.fullmatch(r"-?\d+", operands) else None
+    cycles, claimed = said(r'"estimated_cycles":"(\d+)"'), said(r'"cost_estimate":\{"flops":"(\d+)"')
     return Instruction(
-        name, shape, opcode, inputs, calls and calls[1], bool(root), source[1] if source else "",
-        int(operands) if opcode == "parameter" else None,
-        int(cycles[1]) if cycles else 0, int(claimed[1]) if claimed else 0,
+        name, shape, opcode, tuple(re.findall(r"%([\w.\-]+)", operands)), calls=said(r"(?:calls|body)=%?([\w.\-]+)"),
+        condition=said(r"condition=%?([\w.\-]+)"), root=bool(root), number=number, source=said(r'op_name="([^"]*)"'),
+        cycles=int(cycles or 0), claimed=int(claimed or 0),
     )  # fmt: skip
 
 
 def loops(program: Program) -> list[tuple[str, list[Kernel]]]:
     """(where it comes from, kernels of one round) of every loop, in the order of the text, inner loops not entered."""
-    found = [i for name, instructions in program.items() if name != "ENTRY" for i in instructions if _is_loop(i)]
-    return [(loop.source, kernels(program, str(loop.calls))) for loop in found]
+    found = [i for name, instructions in program.items() if name != "ENTRY" for i in instructions if i.opcode == "while"]
+    return [(loop.source, kernels(program, loop.calls)) for loop in found]
 
 
-def kernels_once(program: Program, computation: str = "ENTRY") -> Iterator[Kernel]:
-    """All kernels, those of a loop once, however often it runs."""
-    yield from kernels(program, computation)
-    for loop in filter(_is_loop, program[computation]):
-        yield from kernels_once(program, str(loop.calls))
+def phases(
+    program: Program, rounds: Iterator[int], computation: str = "ENTRY", times: int = 1
+) -> Iterator[tuple[int, list[Kernel]]]:
+    """(how often it runs, its kernels) of the program and of every loop in it.
+
+    Args:
+        rounds: of the loops that test something else than a counter, in their order; taken as they are met.
+
+    Raises:
+        ValueError: there are more such loops, or something that cannot be counted.
+    """
+    yield times, kernels(program, computation)
+    for loop in (i for i in program[computation] if i.opcode == "while"):
+        known = _rounds(program[loop.condition])
+        count = next(rounds, None) if known is None else known
+        if count is None:
+            raise ValueError(f"nobody knows how often the loop {loop.source} runs")
+        yield from phases(program, rounds, loop.calls, times * count)
 
 
-def _is_loop(instruction: Instruction) -> bool:
-    return instruction.opcode == "while" and bool(instruction.calls)
+def _rounds(condition: list[Instruction]) -> int | None:
+    """Rounds of a loop that counts from 0 to a number, or None."""
+    made = {i.name: i for i in condition}
+    test = next(i for i in condition if i.root)
+    ends = [made[name].number for name in test.operands if made[name].opcode == "constant"]
+    return ends[0] if test.opcode == "compare" and len(ends) == 1 else None
 
 
 def size(shape: str, *, anywhere: bool = False) -> int:
@@ -132,7 +161,7 @@ def kernels(program: Program, computation: str) -> list[Kernel]:
 
 def moved(kernel: Instruction, shapes: dict[str, str], program: Program) -> int:
     """Bytes in and out of one kernel."""
-    inner = program.get(kernel.calls or "")
+    inner = program.get(kernel.calls)
     if COPIES.match(kernel.opcode):
         return _copied(kernel, shapes)
     if kernel.opcode in UPDATES:
@@ -164,15 +193,22 @@ def _read(source: Instruction, inner: list[Instruction], program: Program) -> in
             continue
         if user.opcode == "bitcast" or (user.opcode in UPDATES and user.operands[0] == source.name):
             total += _read(user, inner, program)
-        elif user.opcode == "fusion" and user.calls:
-            total += _read(_parameter(program[user.calls], user.operands.index(source.name)), program[user.calls], program)
+        elif user.opcode == "fusion":
+            within = program[user.calls]
+            again = next(i for i in within if i.number == user.operands.index(source.name))
+            total += _read(again, within, program) + (_read(user, inner, program) if _is_view(again, within) else 0)
         else:
             total += size(user.shape if user.opcode in SLICES else source.shape)
     return min(total, size(source.shape))
 
 
-def _parameter(computation: list[Instruction], number: int) -> Instruction:
-    return next(i for i in computation if i.opcode == "parameter" and i.number == number)
+def _is_view(source: Instruction, inner: list[Instruction]) -> bool:
+    """Whether a fusion gives back its input as it is, in another shape."""
+    made = {i.name: i for i in inner}
+    result = next(i for i in inner if i.root)
+    while result.opcode == "bitcast":
+        result = made[result.operands[0]]
+    return result is source
 
 
 def _written(result: Instruction, made: dict[str, Instruction]) -> int:

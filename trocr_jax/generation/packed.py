@@ -36,12 +36,14 @@ class Packed:
     structure: Structure = field(metadata={"static": True})
 
 
-def pack(model: TrOCR) -> Packed:
-    """Lays the decoder's layers out once on a CPU or a GPU, which inside a program would copy them at every call; such a device
-    then holds them twice. Other devices read them where they are. On a TPU it has the kernels of `network.fused`, so that a
-    program of it is for one device.
+def pack(model: TrOCR, backend: str | None = None) -> Packed:
+    """Lays the decoder's layers out once, which inside a program would be copied at every call; the device then holds them twice.
+    On a TPU it has the kernels of `network.fused`, so that a program of it is for one device.
+
+    Args:
+        backend: the kind of device, by default the one that JAX uses.
     """
-    backend = jax.default_backend()
+    backend = backend or jax.default_backend()
     model = for_one_device(model, backend)
     layers = _laid_out(model, backend)
     leaves, treedef = jax.tree.flatten((model, layers))
@@ -49,7 +51,7 @@ def pack(model: TrOCR) -> Packed:
 
 
 @partial(jax.jit, static_argnames="backend")
-def _laid_out(model: TrOCR, backend: str) -> Unrolled | None:
+def _laid_out(model: TrOCR, backend: str) -> Unrolled:
     return model.decoder.step_layers().only_for(backend)
 
 
@@ -60,9 +62,8 @@ def model_of(model: TrOCR | Packed) -> TrOCR:
 
 def layers_of(model: TrOCR | Packed) -> StepLayers | Unrolled:
     """The decoder's layers for its steps: those that were laid out beside the model, or all layouts; inside a program."""
-    laid_out = None if isinstance(model, TrOCR) else _unpack(model)[1]
-    return laid_out or model_of(model).decoder.step_layers()
+    return model.decoder.step_layers() if isinstance(model, TrOCR) else _unpack(model)[1]
 
 
-def _unpack(packed: Packed) -> tuple[TrOCR, Unrolled | None]:
+def _unpack(packed: Packed) -> tuple[TrOCR, Unrolled]:
     return jax.tree.unflatten(packed.structure.treedef, packed.leaves)

@@ -19,13 +19,13 @@ from flax import nnx
 
 from ..config import DecoderConfig
 from .decoder_layer import LAYER_NORM_EPS, DecoderLayer
-from .kv_cache import FlatKVCache, KVCache
+from .kv_cache import FlatLayerCache, KVCache, LayerCache
 from .layers import (
     Array,
     Dtype,
+    LayerNorm,
     dropout,
     embedding,
-    layer_norm,
     linear,
     matmul_few_rows,
     precision,
@@ -51,7 +51,7 @@ class Decoder(nnx.Module):
         if config.learned_positions:
             self.position_embedding = nnx.Param(init(rngs.params(), (config.max_positions + POSITION_OFFSET, size), dtype))
         if config.layernorm_embedding:
-            self.embed_norm = layer_norm(size, LAYER_NORM_EPS, dtype=dtype, rngs=rngs)
+            self.embed_norm = LayerNorm(size, LAYER_NORM_EPS, dtype=dtype)
         self.layers = stack(lambda rngs: DecoderLayer(config, memory_size, dtype=dtype, rngs=rngs), config.num_layers, rngs)
         if not config.tie_word_embeddings:
             self.head = linear(size, config.vocab_size, bias=False, dtype=dtype, rngs=rngs)
@@ -143,8 +143,9 @@ class Decoder(nnx.Module):
 
     def init_cache(self, rows: int, length: int) -> KVCache:
         """An empty cache for this many rows and positions."""
-        c, kind = self.config, FlatKVCache if self.layers.self_attention.fused else KVCache
-        return kind.empty(c.num_layers, rows, c.num_heads, length, c.hidden_size // c.num_heads, self.dtype)
+        c, kind = self.config, FlatLayerCache if self.layers.self_attention.fused else LayerCache
+        size = c.hidden_size // c.num_heads
+        return KVCache(tuple(kind.empty(rows, c.num_heads, length, size, self.dtype) for _ in range(c.num_layers)))
 
     def _rows(self, ids: Array) -> Array:
         """Position rows of ids [B,T]: learned tables count every token, the sinusoidal one skips padding (as the reference)."""

@@ -19,8 +19,8 @@ from flax import nnx
 from ..config import DecoderConfig
 from . import fused
 from .attention import Attention
-from .kv_cache import KVCache
-from .layers import Array, Dtype, Mlp, dropout, layer_norm, softmax_dtype, split, transpose_kernels
+from .kv_cache import LayerCache
+from .layers import Array, Dtype, LayerNorm, Mlp, dropout, softmax_dtype, split, transpose_kernels
 
 LAYER_NORM_EPS = 1e-5  # fixed in the reference; no config names it
 
@@ -32,13 +32,13 @@ class DecoderLayer(nnx.Module):
         size, kwargs = config.hidden_size, {"dtype": dtype, "rngs": rngs}
         self.dropout = config.dropout
         self.self_attention = Attention(size, config.num_heads, dropout=config.attention_dropout, **kwargs)
-        self.self_attention_norm = layer_norm(size, LAYER_NORM_EPS, **kwargs)
+        self.self_attention_norm = LayerNorm(size, LAYER_NORM_EPS, dtype=dtype)
         self.cross_attention = Attention(
             size, config.num_heads, memory_size=memory_size, dropout=config.attention_dropout, **kwargs
         )
-        self.cross_attention_norm = layer_norm(size, LAYER_NORM_EPS, **kwargs)
+        self.cross_attention_norm = LayerNorm(size, LAYER_NORM_EPS, dtype=dtype)
         self.mlp = Mlp(size, config.mlp_size, config.activation, dropout=config.activation_dropout, **kwargs)
-        self.mlp_norm = layer_norm(size, LAYER_NORM_EPS, **kwargs)
+        self.mlp_norm = LayerNorm(size, LAYER_NORM_EPS, dtype=dtype)
 
     def __call__(self, x: Array, memory: Array, key: Array | None = None) -> Array:
         """Teacher forcing: x [B,T,D] under a causal mask, memory [B,S,E] -> [B,T,D]."""
@@ -69,7 +69,7 @@ class StepLayer:
 
     @classmethod
     def of(cls, layer: DecoderLayer) -> StepLayer:
-        """Lays out one layer; call it under `jax.vmap` for stacked layers."""
+        """Lays out one layer."""
         layer = jax.tree.map(lambda parameter: parameter, layer)
         attention = layer.cross_attention
         E, N = attention.key.kernel.shape[0], attention.num_heads
@@ -82,12 +82,12 @@ class StepLayer:
         """The layer with transposed kernels, for `matmul_few_rows`."""
         return replace(self, layer=transpose_kernels(self.layer))
 
-    def __call__(self, x: Array, memory: Array, cache: KVCache, index: Array, position: Array) -> tuple[Array, KVCache]:
-        """One token a row: x [B,D], memory [images,S,E], the cache written at [index, :, position] -> [B,D] and the cache."""
+    def __call__(self, x: Array, memory: Array, cache: LayerCache, position: Array) -> tuple[Array, LayerCache]:
+        """One token a row: x [B,D], memory [images,S,E], its cache written at position -> [B,D] and the cache."""
         layer, attention = self.layer, self.layer.self_attention
-        key, value = attention.heads(attention.key(x)), attention.heads(attention.value(x))
-        cache = cache.written(key, value, index, position)
-        y = cache.attend(attention.heads(attention.query(x)), index, position)
+        query, key, value = (attention.heads(project(x)) for project in (attention.query, attention.key, attention.value))
+        cache = cache.written(key, value, position)
+        y = cache.attend(query, position)
         x = layer.self_attention_norm(x + attention.out(y.reshape(x.shape)))
         x = layer.cross_attention_norm(x + self._attend_to_image(x, memory))
         return layer.mlp_norm(x + layer.mlp(x)), cache

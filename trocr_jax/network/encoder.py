@@ -13,7 +13,7 @@ from flax import nnx
 
 from ..config import EncoderConfig, Size
 from .attention import Attention
-from .layers import Array, Dtype, Mlp, dropout, layer_norm, linear, precision, scan_layers, split, stack
+from .layers import Array, Dtype, LayerNorm, Mlp, dropout, linear, precision, scan_layers, split, stack
 
 
 class EncoderLayer(nnx.Module):
@@ -22,11 +22,11 @@ class EncoderLayer(nnx.Module):
     def __init__(self, config: EncoderConfig, *, dtype: Dtype, rngs: nnx.Rngs):
         size, eps = config.hidden_size, config.layer_norm_eps
         self.dropout = config.dropout
-        self.norm1 = layer_norm(size, eps, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(size, eps, dtype=dtype)
         self.attention = Attention(
             size, config.num_heads, qkv_bias=config.qkv_bias, dropout=config.attention_dropout, dtype=dtype, rngs=rngs
         )
-        self.norm2 = layer_norm(size, eps, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(size, eps, dtype=dtype)
         self.mlp = Mlp(size, config.mlp_size, config.activation, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
@@ -65,7 +65,7 @@ class Encoder(nnx.Module):
         self.position_embedding = nnx.Param(init(rngs.params(), (config.num_tokens, size), dtype))
         self.patch_embed = linear(h * w * config.num_channels, size, dtype=dtype, rngs=rngs)
         self.layers = stack(lambda rngs: EncoderLayer(config, dtype=dtype, rngs=rngs), config.num_layers, rngs)
-        self.norm = layer_norm(size, config.layer_norm_eps, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(size, config.layer_norm_eps, dtype=dtype)
 
     def __call__(self, pixels: Array, *, key: Array | None = None, remat: bool = False) -> Array:
         """Normalised pixels [B,height,width,C] -> [B,S,D]. A size other than the config's interpolates the positions."""

@@ -1,6 +1,6 @@
 """The decoder's layers as decoding steps read them: for every kind of device the layout that it need not copy at each step.
 
-Letters: B rows, images, P cached positions, S image tokens, E their width, D width, V vocabulary.
+Letters: B rows, images, S image tokens, E their width, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TRANSPOSED_FROM = 512
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)  # by identity: JAX hashes what it calls
 class Unrolled:
-    """All layers one by one, for a CPU or a GPU, which would copy what a scan slices.
+    """All layers one by one: what a scan slices from stacked ones would be copied at every step.
 
     Attributes:
         layers: in order.
@@ -34,9 +34,11 @@ class Unrolled:
 
     def __call__(self, x: Array, memory: Array, cache: KVCache, position: Array) -> tuple[Array, KVCache]:
         """One token a row, x [B,D], through all layers, with memory [images,S,E] -> [B,D] and the cache."""
-        for index, layer in enumerate(self.layers):
-            x, cache = layer(x, memory, cache, jnp.int32(index), position)
-        return x, cache
+        caches = []
+        for layer, own in zip(self.layers, cache.layers, strict=True):
+            x, own = layer(x, memory, own, position)
+            caches.append(own)
+        return x, KVCache(tuple(caches))
 
     def transposed(self, head: Array | None) -> Unrolled:
         """The layers with transposed kernels, for `layers.matmul_few_rows`, and with an untied head's [D,V] transposed, too."""
@@ -46,44 +48,33 @@ class Unrolled:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepLayers:
-    """All layers in every layout; the device that a program is compiled for picks its own.
+    """All layers in both layouts; the device that a program is compiled for picks its own.
 
     Attributes:
-        stacked: for a scan.
         on_cpu: with transposed kernels where those are faster.
-        on_gpu: one by one.
+        elsewhere: as they are.
     """
 
-    stacked: StepLayer
     on_cpu: Unrolled
-    on_gpu: Unrolled
+    elsewhere: Unrolled
 
     @classmethod
     def of(cls, layers: Any, head: Array | None) -> StepLayers:
         """Lays out stacked `DecoderLayer`s, and the kernel [D,V] of the head if it is not tied to the embedding."""
-        stacked = jax.vmap(StepLayer.of)(layers)
         count, size = layers.mlp_norm.scale.shape
-        single = Unrolled([jax.tree.map(lambda p, i=i: p[i], stacked) for i in range(count)])
+        single = Unrolled([StepLayer.of(jax.tree.map(lambda p, i=i: p[i], layers)) for i in range(count)])
         transposes = size >= TRANSPOSED_FROM and layers.mlp.fc1.kernel.dtype == jnp.float32
-        return cls(stacked, single.transposed(head) if transposes else single, single)
+        return cls(single.transposed(head) if transposes else single, single)
 
     @property
     def head(self) -> Array | None:
         """The head's transposed kernel [V,D], or None, see `Unrolled`."""
         return self.on_cpu.head
 
-    def only_for(self, backend: str) -> Unrolled | None:
-        """What one kind of device reads, if that is worth keeping beside the model: a TPU reads what is there already."""
-        return {"cpu": self.on_cpu, "gpu": self.on_gpu}.get(backend)
+    def only_for(self, backend: str) -> Unrolled:
+        """What one kind of device reads."""
+        return self.on_cpu if backend == "cpu" else self.elsewhere
 
     def __call__(self, x: Array, memory: Array, cache: KVCache, position: Array) -> tuple[Array, KVCache]:
         """One token a row through all layers, see `Unrolled`."""
-        ways = {"cpu": self.on_cpu, "cuda": self.on_gpu, "rocm": self.on_gpu, "default": self._scan}
-        return jax.lax.platform_dependent(x, memory, cache, position, **ways)
-
-    def _scan(self, x: Array, memory: Array, cache: KVCache, position: Array) -> tuple[Array, KVCache]:
-        def body(carry: tuple[Array, KVCache], xs: tuple[StepLayer, Array]) -> tuple[tuple[Array, KVCache], None]:
-            layer, index = xs
-            return layer(carry[0], memory, carry[1], index, position), None
-
-        return jax.lax.scan(body, (x, cache), (self.stacked, jnp.arange(cache.keys.shape[0])))[0]
+        return jax.lax.platform_dependent(x, memory, cache, position, cpu=self.on_cpu, default=self.elsewhere)
