@@ -137,6 +137,10 @@ class LayerNorm(nnx.Module):
         """[...,D] -> [...,D]"""
         return jax.checkpoint(self._normalize, prevent_cse=False)(x)
 
+    def widened(self) -> LayerNorm:
+        """The same with parameters of the dtype that it computes in."""
+        return jax.tree.map(lambda parameter: parameter.astype(softmax_dtype(parameter)), self)
+
     def _normalize(self, x: Array) -> Array:
         wide = x.astype(softmax_dtype(x))
         mean = wide.mean(axis=-1, keepdims=True)
