@@ -126,6 +126,8 @@ def _convert(config: Config) -> tuple[Any, dict[str, bytes], Any]:
     given = TrOCRConfig.from_hf(files.read_json(config.config)) if config.config else None
     source = pretrained.open_checkpoint(config.src, given)
     companions = _complete(config, pretrained.companions(source.path) if source.path.is_dir() else {}, source.config)
+    if any(tensor.dtype == np.float64 for tensor in source.tensors.values()):
+        print("SRC has float64 weights, DST gets what a model computes in, float32 at most", file=sys.stderr)
     with np.errstate(over="ignore"):  # told of as damage
         model = weights.load(TrOCR.abstract(source.config, config.dtype or source.dtype), source.tensors)
     return model, companions, source
@@ -155,7 +157,7 @@ def _complete(config: Config, found: dict[str, bytes], model: TrOCRConfig) -> di
     from trocr_jax import files
 
     if config.tokenizer is None:
-        tokenizer = _found_tokenizer(config.src, found, model)
+        tokenizer = _found_tokenizer(config.decoder or config.src, found, model)
     else:
         tokenizer = _named_tokenizer("--tokenizer", config.tokenizer, model)
     found = {name: content for name, content in found.items() if name not in files.TOKENIZER_FILES} | tokenizer
@@ -163,7 +165,8 @@ def _complete(config: Config, found: dict[str, bytes], model: TrOCRConfig) -> di
         _tell_of_preprocessor(config.src, model.encoder.image_size)
     else:
         found["preprocessor_config.json"] = _preprocessor(config, model)
-        print("no preprocessor_config.json: wrote the one of the public checkpoints of this kind", file=sys.stderr)
+        which = "no preprocessor_config.json" if config.decoder is None else "an encoder's own preprocessing is not taken"
+        print(f"{which}: DST gets the preprocessor_config.json of the public checkpoints of this kind", file=sys.stderr)
     return found
 
 

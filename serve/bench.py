@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +120,8 @@ def check(config: Config) -> None:
         raise UsageError("--batch-size and --tokens need at least one number each")
     if min(*config.batch_size, *config.tokens, config.rounds, config.devices) < 1:
         raise UsageError("--batch-size, --tokens, --rounds and --devices must be at least 1")
+    if not 0 <= config.price_per_hour < math.inf:
+        raise UsageError("--price-per-hour must be a number from 0 on")
     if not config.dtype or not set(config.dtype) <= set(DTYPES):
         raise UsageError(f"--dtype must be one or both of {', '.join(DTYPES)}")
     if config.devices > (have := jax.local_device_count()):
@@ -334,15 +337,31 @@ def first_batch(config: Config) -> int:
 
 
 def from_json(arguments: list[str]) -> Config:
-    """The fields of a Config as one JSON object, for machines without tyro. Raises UsageError."""
+    """The fields of a Config as one JSON object, for machines without tyro; a list of one may go without its brackets.
+
+    Raises:
+        UsageError: another field, or a value of another kind.
+    """
+    kinds = get_type_hints(Config)
     try:
         given = json.loads(*arguments) if arguments else {}
-        known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-        known |= {name: Path(known[name]) for name in ("plot", "lines") if known.get(name)}
-        return Config(**known)
-    except (TypeError, ValueError, AttributeError):
-        names = ", ".join(field.name for field in fields(Config))
+        return Config(**{name: _typed(name, value, kinds[name]) for name, value in given.items()})
+    except (TypeError, ValueError, AttributeError, KeyError):
+        names = ", ".join(kinds)
         raise UsageError(f"{__package__}.bench takes one JSON object of: {names}; 'trocr-jax bench' has flags") from None
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """A field's value as `kind` has it, a type as `Config` writes it."""
+    if get_origin(kind) is tuple:
+        return tuple(_typed(name, one, get_args(kind)[0]) for one in (value if isinstance(value, list) else [value]))
+    if value is None and type(None) in get_args(kind):
+        return None
+    wanted = next((part for part in get_args(kind) if part is not type(None)), kind)
+    json_kind: Any = {Path: str, float: (int, float)}.get(wanted, wanted)
+    if not isinstance(value, json_kind) or (isinstance(value, bool) and wanted is not bool):
+        raise UsageError(f"{name} must be of type {wanted.__name__}, not {value!r:.80}")
+    return wanted(value)
 
 
 if __name__ == "__main__":

@@ -134,6 +134,18 @@ def test_without_tyro_flags_are_one_json_object():
     for wrong in (["--help"], ['{"round": 2}'], ["[1]"], ["{}", "{}"]):
         with pytest.raises(UsageError, match="takes one JSON object of: model, random, batch_size"):
             bench.from_json(wrong)
+    assert bench.from_json(['{"batch_size": 64, "price_per_hour": 2}']) == bench.Config(batch_size=(64,), price_per_hour=2.0)
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ('{"rounds": "x"}', "rounds must be of type int, not 'x'"), ('{"rounds": true}', "rounds must be of type int, not True"),
+    ('{"tokens": [20, 2.5]}', "tokens must be of type int, not 2.5"), ('{"plot": 3}', "plot must be of type Path, not 3"),
+    ('{"random": "yes"}', "random must be of type bool, not 'yes'"), ('{"model": 1}', "model must be of type str, not 1"),
+])  # fmt: skip
+def test_a_value_of_another_kind_is_named(given, said):
+    with pytest.raises(UsageError) as raised:
+        bench.from_json([given])
+    assert str(raised.value) == said
 
 
 def test_the_counts_of_the_base_model_are_known():

@@ -404,3 +404,33 @@ def test_a_device_that_is_not_there_is_one_line(folder, platform):
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": platform})
     assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
     assert done.stderr.startswith("trocr-jax: ") and platform in done.stderr
+
+
+@pytest.mark.parametrize(
+    "program", [lambda: cli.main(), lambda: cli.program("trocr_jax.commands.doctor")], ids=["verb", "module"]
+)
+def test_ctrl_c_ends_a_process_of_our_own_at_once(monkeypatch, capsys, program):
+    """Python's own end would meet XLA's threads, at work still, and crash."""
+
+    def interrupted(*_):
+        print("half of it")
+        raise KeyboardInterrupt
+
+    ended = []
+    monkeypatch.setattr(sys, "argv", ["trocr-jax", "doctor"])
+    monkeypatch.setattr(cli, "load", interrupted)
+    monkeypatch.setattr(os, "_exit", lambda code: ended.append((code, *capsys.readouterr())))
+    program()
+    assert ended == [(130, "half of it\n", "trocr-jax: interrupted\n")]
+    assert cli.main(["doctor"]) == 130 and len(ended) == 1, "a caller's process goes on"
+
+
+def test_a_notebook_is_offered_the_public_names():
+    found = subprocess.run(
+        [sys.executable, "-c", "import trocr_jax; print(*dir(trocr_jax)); print(trocr_jax.__version__)"],
+        capture_output=True, text=True, cwd=ROOT, check=True,
+    ).stdout  # fmt: skip
+    names, version = found.splitlines()
+    assert {"Reader", "TrOCR", "generate", "__version__"} <= set(names.split()) and version == cli.package_version()
+    done = subprocess.run([sys.executable, "-m", "trocr_jax", "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout.strip()) == (0, version)

@@ -125,6 +125,8 @@ def test_what_changes_the_maths_is_refused_by_name(section, field, value):
         ("encoder.hidden_act", ["gelu"], "['gelu'], expected a name"),
         ("encoder.layer_norm_eps", float("nan"), "nan, expected a number from 0 to below 1"),
         ("encoder.qkv_bias", 1, "1, expected true or false"),
+        ("encoder.image_size", 16 * 10**9, "(16000000000, 16000000000), expected height and width"),
+        ("decoder.vocab_size", 10**30, f"{10**30}, expected a whole number above 0, at most 1000000"),
         ("decoder.decoder_layers", 0, "0, expected a whole number above 0"),
         ("decoder.decoder_attention_heads", -4, "-4, expected a whole number above 0"),
         ("decoder.scale_embedding", "false", "'false', expected true or false"),
@@ -132,7 +134,7 @@ def test_what_changes_the_maths_is_refused_by_name(section, field, value):
         ("decoder.dropout", 1.0, "1.0, expected a number from 0 to below 1"),
         ("decoder.activation_dropout", False, "False, expected a number from 0 to below 1"),
         ("decoder.vocab_size", True, "True, expected a whole number above 0"),
-        ("decoder.cross_attention_hidden_size", [768], "[768], expected a whole number above 0, or null"),
+        ("decoder.cross_attention_hidden_size", [768], "[768], expected a whole number above 0, at most 1000000, or null"),
     ],
 )
 def test_fields_of_another_type_or_out_of_range_are_refused(field, value, told):
@@ -140,6 +142,13 @@ def test_fields_of_another_type_or_out_of_range_are_refused(field, value, told):
     section, name = field.split(".")
     config[section][name] = value
     with pytest.raises(ConfigError, match=f"^{re.escape(f'{field} is {told}')}"):
+        TrOCRConfig.from_hf(config)
+
+
+def test_positions_that_no_weights_bound_are_bounded():
+    config = PRESETS["microsoft/trocr-large-printed"].to_hf()
+    config["decoder"]["max_position_embeddings"] = 200_000
+    with pytest.raises(ConfigError, match=r"decoder\.max_position_embeddings is 200000, expected at most 65536"):
         TrOCRConfig.from_hf(config)
 
 

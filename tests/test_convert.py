@@ -15,6 +15,7 @@ import torch
 from conftest import FAMILIES, ROOT, shared
 from PIL import Image
 from reference import close, nchw, ours, random_config, random_pixels, torch_model
+from safetensors.numpy import save_file
 from test_weights import to_fairseq
 from tokenizers import Tokenizer, models
 from transformers import (
@@ -148,6 +149,16 @@ def test_damaged_weights_are_named_and_converted(tmp_path, capsys, source):
     pretrained.save(model, tmp_path / "damaged", pretrained.companions(directory))
     assert convert(tmp_path / "damaged", tmp_path / "m") == 0
     assert "damaged weights, NaN or infinity: encoder.norm.bias\n" in capsys.readouterr().err
+
+
+def test_what_float64_loses_is_told(tmp_path, capsys, source):
+    directory, _ = source("A", 3)
+    tensors = {name: np.asarray(x, np.float64) for name, x in pretrained.open_checkpoint(directory).tensors.items()}
+    (directory / "model.safetensors").unlink()
+    save_file(tensors, directory / "model.safetensors")
+    assert convert(directory, tmp_path / "m") == 0
+    assert "SRC has float64 weights, DST gets what a model computes in" in capsys.readouterr().err
+    assert pretrained.open_checkpoint(tmp_path / "m").dtype == jnp.float32
 
 
 def test_what_float16_cannot_hold_is_told(tmp_path, capsys, source):
@@ -504,6 +515,7 @@ def test_warm_start_from_the_command_line(tmp_path, capsys, roberta):
     assert convert(tmp_path / "vit", tmp_path / "m", *flags) == 0
     captured = capsys.readouterr()
     assert "fresh: " in captured.err and json.loads(captured.out.splitlines()[-1])["ok"]
+    assert "an encoder's own preprocessing is not taken: DST gets" in captured.err and "no tokenizer" not in captured.err
     found = pretrained.companions(tmp_path / "m")
     assert found["vocab.json"] == TOKENIZER["vocab.json"] and not pretrained.lacking(found)
 

@@ -34,6 +34,7 @@ ORDER = [
     "pages.words pages.formats page commands.page commands.read".split(),
     "cli commands.page commands.read".split(),  # for its UsageError; cli names verbs and imports none of them
     "cli commands.doctor".split(),
+    "cli __main__".split(),
 ]
 NO_JAX = LEAVES | {"checkpoints.fairseq", "page", "pages.formats", "pages.words", "commands.page"}
 APPS = ("convert", "train", "serve")

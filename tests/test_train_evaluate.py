@@ -122,6 +122,23 @@ def test_accents_apart_from_their_letters_are_told_and_compared_as_asked(tmp_pat
     assert (f"{told}; the first of lines: {name}" in err) == (form is None)
 
 
+def test_all_that_is_told_compares_with_the_references_of_the_original_scorer(places, tmp_path, capsys):
+    """An end token within a text is none of its signs to the tokenizer."""
+    reader, folder = Reader.from_pretrained(str(places[0])), tmp_path / "signs"
+    folder.mkdir()
+    picture = tiny.draw("12")
+    picture.save(folder / "a.png")
+    text = reader.read(picture, max_new_tokens=8).text
+    (folder / "a.gt.txt").write_text(f"{text}</s>", encoding="utf-8")
+    for published, error in ((True, False), (False, True)):
+        report = tmp_path / "report.html"
+        run(Config((str(folder),), str(places[0]), max_tokens=8, as_published=published, report=report))
+        (found,) = json.loads(capsys.readouterr().out)["results"]
+        assert (found["scores"]["signs"]["cer"]["value"] > 0) is error
+        assert bool(found["confusions"]) is error and ("<figure" in report.read_text()) is error
+        assert (found["coverage"][0]["coverage"] == 0) is error
+
+
 def test_data_sets_of_the_same_name_have_rows_of_their_own(tmp_path):
     lists = [str(tiny.line_folder(tmp_path / name / "valid", count)) for name, count in (("a", 3), ("b", 5))]
     folders = [str(Path(place).parent) for place in lists]

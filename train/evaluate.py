@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from trocr_jax import metrics
 from trocr_jax.cli import UsageError, check_known, check_writable
-from trocr_jax.reader import TOGETHER, Reader
+from trocr_jax.reader import TOGETHER, Reader, cache_compilations
 
 from .benchmarks import BENCHMARKS, Benchmark, Part, size_name
 from .config import SyntheticConfig
@@ -79,6 +79,7 @@ def run(config: Config) -> int:
         UsageError: flags that mean nothing. ValueError: no such data set or model.
     """
     check(config)
+    cache_compilations()
     reader = Reader.from_pretrained(config.model, dtype=config.dtype)
     benchmark = BENCHMARKS[config.benchmark] if config.benchmark else None
     tasks = benchmark_tasks(benchmark, config.data[0], reader) if benchmark else data_tasks(config)
@@ -150,24 +151,13 @@ def measure(reader: Reader, tasks: Sequence[Task], names: Sequence[str], beams: 
     groups = {task.name: [r for r in readings if r.source == task.name] for task in tasks}
     if len(tasks) > 1:
         groups[ALL] = readings
-    scores = {name: _scores(names, [r for r in group if r.scored], reader, config) for name, group in groups.items()}
+    scores = {name: _scores(names, [r for r in group if r.scored]) for name, group in groups.items()}
     return Result(beams, readings, scores, len(readings) / seconds)
 
 
-def _scores(
-    names: Sequence[str], group: Sequence[Reading], reader: Reader, config: Config
-) -> dict[str, tuple[float, float, float]]:
-    """The scores by name; none where a data set has no line to compare."""
-    return metrics.score(names, *texts(group, reader, config)) if group else {}
-
-
-def texts(group: Sequence[Reading], reader: Reader, config: Config) -> tuple[list[str], list[str]]:
-    """Predictions and references; an image that could not be read counts as read empty."""
-    tokenizer = reader.tokenizer
-    references = [reading.reference for reading in group]
-    if config.as_published or config.benchmark:
-        references = [tokenizer.decode(tokenizer.labels(text)) for text in references]
-    return [reading.line.text for reading in group], references
+def _scores(names: Sequence[str], group: Sequence[Reading]) -> dict[str, tuple[float, float, float]]:
+    """The scores by name; none where a data set has no line to compare. An image that could not be read counts as read empty."""
+    return metrics.score(names, [r.line.text for r in group], [r.reference for r in group]) if group else {}
 
 
 def read_task(reader: Reader, task: Task, beams: int, config: Config) -> Iterator[Reading]:
@@ -179,7 +169,15 @@ def read_task(reader: Reader, task: Task, beams: int, config: Config) -> Iterato
     lines = reader.stream(pictures, batch_size=config.batch_size, together=TOGETHER, num_beams=beams, **length)
     for record, line in zip(records, lines, strict=True):
         line = replace(line, text=normalized(line.text, config.normalize))
-        yield Reading(task.name, record.name, record.image, normalized(record.text, config.normalize), line)
+        yield Reading(
+            task.name, record.name, record.image, normalized(_reference(record, reader, config), config.normalize), line
+        )
+
+
+def _reference(record: Record, reader: Reader, config: Config) -> str:
+    """A record's text, as the original scorer saw it where it is asked for."""
+    published = config.as_published or config.benchmark
+    return reader.tokenizer.decode(reader.tokenizer.labels(record.text)) if published else record.text
 
 
 def normalized(text: str, form: Literal["NFC", "NFKC"] | None) -> str:

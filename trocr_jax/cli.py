@@ -15,6 +15,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ VERBS = {
     "bench": ("trocr_jax.serve.bench", "measure speed beside other implementations"),
     "doctor": ("trocr_jax.commands.doctor", "check this machine and a checkpoint"),
 }
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as a shell has it."""
 INT8 = "trocr_jax.serve.onnx_backend"
 EXTRAS = {"train": "train", "eval": "train", "batch": "batch"}
 
@@ -39,9 +42,13 @@ class UsageError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code. Without arguments they are the process's own, and so is the process."""
-    if arguments is None:
-        _collect_seldom()
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is not None:
+        return _verb(list(arguments))
+    _collect_seldom()
+    return _ended(_verb(sys.argv[1:]))
+
+
+def _verb(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         try:
             print(usage(), file=sys.stdout if arguments else sys.stderr, flush=True)
@@ -60,7 +67,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def program(module: str) -> int:
     """`python -m MODULE ...` for modules that have a Config and a run as the verbs do; returns the exit code."""
     _collect_seldom()
-    return _run(module, f"python -m {module}", sys.argv[1:], module)
+    return _ended(_run(module, f"python -m {module}", sys.argv[1:], module))
+
+
+def _ended(code: int) -> int:
+    """The exit code; of what was interrupted the process ends here, as Python's own end crashes while XLA's threads run."""
+    if code == INTERRUPTED:
+        with suppress(OSError):  # nobody reads any more
+            sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def _collect_seldom() -> None:
@@ -116,7 +132,7 @@ def guarded(work: Callable[[], int]) -> int:
         wanted = os.environ["JAX_PLATFORMS"]
         return complain(f"JAX_PLATFORMS={wanted}: JAX's plugin for it is not installed (pip install 'trocr-jax[cuda]')", 1)
     except KeyboardInterrupt:
-        return complain("interrupted", 130)
+        return complain("interrupted", INTERRUPTED)
 
 
 def _without_platform(error: AssertionError) -> bool:

@@ -89,6 +89,10 @@ class DecoderConfig:
         _check_fields(self, "decoder", _DECODER_FIELDS)
         _require(self.hidden_size % self.num_heads == 0, "decoder.d_model is no multiple of decoder.decoder_attention_heads")
         _require(self.activation in ENCODER_ACTIVATIONS, f"decoder.activation_function {self.activation!r} is not supported")
+        _require(
+            self.learned_positions or self.max_positions <= MOST_SINUSOIDS,
+            f"decoder.max_position_embeddings is {self.max_positions}, expected at most {MOST_SINUSOIDS}",
+        )
 
 
 @dataclass(frozen=True)
@@ -226,17 +230,26 @@ def _decoder_from_hf(section: dict[str, Any]) -> DecoderConfig:
     return DecoderConfig(**known)
 
 
+MOST = 1_000_000
+"""Of anything that a config counts: a hostile one could ask for more memory than there is."""
+MOST_SINUSOIDS = 1 << 16
+"""Positions of a decoder that learns none, whose table no weights bound."""
+
+
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value <= MOST
 
 
 _KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
-    int: (_is_count, "a whole number above 0"),
-    int | None: (lambda x: x is None or _is_count(x), "a whole number above 0, or null"),
+    int: (_is_count, f"a whole number above 0, at most {MOST}"),
+    int | None: (lambda x: x is None or _is_count(x), f"a whole number above 0, at most {MOST}, or null"),
     float: (lambda x: isinstance(x, int | float) and type(x) is not bool and 0 <= x < 1, "a number from 0 to below 1"),
     bool: (lambda x: type(x) is bool, "true or false"),
     str: (lambda x: type(x) is str, "a name"),
-    Size: (lambda x: type(x) is tuple and len(x) == 2 and all(map(_is_count, x)), "height and width, whole numbers above 0"),
+    Size: (
+        lambda x: type(x) is tuple and len(x) == 2 and all(map(_is_count, x)),
+        f"height and width, whole numbers above 0, at most {MOST}",
+    ),
     EncoderKind: (lambda x: x in ("vit", "deit"), "'vit' or 'deit'"),
 }
 

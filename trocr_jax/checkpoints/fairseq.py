@@ -166,4 +166,6 @@ def _number(args: Mapping[str, Any], name: str) -> int:
 def _is_tied(tensors: Tensors) -> bool:
     """Whether the head is the embedding. The file may hold a tied head, too, and then with the same numbers."""
     head, embedding = tensors.get("decoder.output_projection.weight"), tensors["decoder.embed_tokens.weight"]
-    return head is None or (head.shape == embedding.shape and np.array_equal(np.asarray(head), np.asarray(embedding)))
+    return head is None or (
+        head.shape == embedding.shape and np.array_equal(np.asarray(head), np.asarray(embedding), equal_nan=True)
+    )

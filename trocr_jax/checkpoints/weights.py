@@ -221,7 +221,7 @@ def _merge_tied(tensors: dict[str, ArrayLike]) -> list[str]:
     head = tensors.pop(HEAD, None)
     if head is None or tensors.setdefault(EMBED, head) is head:
         return []
-    if head.shape == tensors[EMBED].shape and np.array_equal(np.asarray(head), np.asarray(tensors[EMBED])):
+    if head.shape == tensors[EMBED].shape and np.array_equal(np.asarray(head), np.asarray(tensors[EMBED]), equal_nan=True):
         return []
     return [f"differs: {HEAD} from {EMBED}, though the config ties them"]
 
