@@ -44,14 +44,33 @@ def test_greedy_and_beam_of_base_and_large_fit_a_v5e(topology, size, beams):
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a lock file that a killed one left behind
     }  # fmt: skip
     model = f"microsoft/trocr-{size}-handwritten"
-    command = [sys.executable, "-m", "trocr_jax.serve.tpu", "--topology", topology, "--models", model, "--beams", str(beams)]
+    command = [
+        sys.executable,
+        "-m",
+        "trocr_jax.serve.tpu",
+        "--topology",
+        topology,
+        "--models",
+        model,
+        "--beams",
+        str(beams),
+        "--price",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=LIBTPU)
     assert done.returncode == 0, done.stderr[-3000:]
     (program,) = json.loads(done.stdout.splitlines()[-1])["programs"]
     assert (program["model"], program["beams"]) == (model, beams)
     assert 0 < program["bytes_per_chip"] < HBM
     assert program["collectives"] == 0, "data-parallel decoding must not wait for other chips"
+    assert 50 < program["estimated_lines_per_s"] / (4 if topology == "v5e:2x2" else 1) < 700, "no more than the chip can"
     assert program["kernels"] == 1 + 12, "the encoder's attention, and every layer's look at the image, see network.fused"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "most", "expected"), [(20, 64, [5]), (20, 128, [5, 0]), (33, 128, [8, 1]), (128, 128, [8, 24])]
+)
+def test_lines_take_their_steps_in_the_narrowest_caches_that_hold_them(tokens, most, expected):
+    assert serve_tpu.rounds(tokens, most) == expected
 
 
 def test_a_chip_without_known_rates_costs_the_estimates_alone(monkeypatch, capsys):
