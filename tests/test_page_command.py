@@ -22,6 +22,31 @@ def test_pages_that_would_overwrite_each_other_are_refused(tmp_path, other):
     assert all(str(path) in str(error.value) for path in (first, second, out / "1.alto.xml"))
 
 
+@pytest.mark.parametrize("lines, form", [("", "page"), ("scan.page.xml", "page"), (None, "text")])
+def test_what_is_read_is_never_written_to(tmp_path, lines, form):
+    """The lines, in a file or in a folder of them; and a picture with an odd name, by another way to it."""
+    page, given = tmp_path / ("scan.png" if form == "page" else "scan.txt"), tmp_path / "scan.page.xml"
+    page.touch()
+    given.touch()
+    (tmp_path / "same").symlink_to(tmp_path)
+    job = Job(form, None if lines is None else str(tmp_path / lines), str(tmp_path / "same"), {})
+    with pytest.raises(UsageError, match="same/scan.* is read and would be written to: name another folder"):
+        check(job, sources([page]))
+
+
+def test_other_files_that_are_replaced_are_told(tmp_path, capsys):
+    pages = [tmp_path / f"{number}.png" for number in range(3)]
+    job = Job("text", None, str(tmp_path), {})
+    check(job, sources(pages))
+    assert capsys.readouterr().err == ""
+    (tmp_path / "1.txt").write_text("by hand")
+    check(job, sources(pages))
+    assert capsys.readouterr().err == f"trocr-jax: --output {tmp_path}: 1.txt will be replaced\n"
+    (tmp_path / "2.txt").write_text("by hand")
+    check(job, sources(pages))
+    assert "1.txt and 1 more will be replaced" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "page, expected",
     [

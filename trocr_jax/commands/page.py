@@ -109,6 +109,7 @@ def check(job: Job, pages: list[Source]) -> None:
         raise UsageError(f"--output {job.output} is no folder: a file for each page goes into it")
     if job.output:
         _check_names(pages, job)
+        _check_replaced(pages, job)
         try:
             Path(job.output).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -121,6 +122,18 @@ def _check_names(pages: list[Source], job: Job) -> None:
         other = first.setdefault(target := _target(source, job), source)
         if other != source:  # the same page twice is written twice
             raise UsageError(f"{other} and {source} would both be written to {target}: read them one by one, into other folders")
+
+
+def _check_replaced(pages: list[Source], job: Job) -> None:
+    """Refuses to replace what is read; says of other files that they will be."""
+    there = {target: target.resolve() for target in (_target(source, job) for source in pages) if target.exists()}
+    if not there:
+        return
+    read = {path.resolve() for source in pages for path in (source.path, *_files_of_lines(source, job.lines))}
+    if lost := [target for target, path in there.items() if path in read]:
+        raise UsageError(f"{lost[0]} is read and would be written to: name another folder with --output")
+    more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+    remark(f"--output {job.output}: {next(iter(there)).name}{more} will be replaced")
 
 
 def read_pages(pages: list[Source], reader: Any, job: Job) -> int:
@@ -177,12 +190,10 @@ def _given(source: Source, lines: str | None) -> list[np.ndarray] | None:
     """
     if lines is None:
         return None
-    path = Path(lines)
-    if path.is_dir():
-        found = _named_as(source, path)
-        if len(found) != 1:
-            raise PageFormatError(f"{path} has {len(found)} files of lines named {source.stem}; one is needed")
-        path = found[0]
+    found = _files_of_lines(source, lines)
+    if len(found) != 1:
+        raise PageFormatError(f"{lines} has {len(found)} files of lines named {source.stem}; one is needed")
+    path = found[0]
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -192,6 +203,13 @@ def _given(source: Source, lines: str | None) -> list[np.ndarray] | None:
         return parse_lines(content)
     except PageFormatError as error:
         raise PageFormatError(f"{path}: {error}") from None
+
+
+def _files_of_lines(source: Source, lines: str | None) -> list[Path]:
+    """What may tell the lines of a page: the file that --lines names, or those in its folder."""
+    if lines is None:
+        return []
+    return _named_as(source, Path(lines)) if Path(lines).is_dir() else [Path(lines)]
 
 
 def _named_as(source: Source, folder: Path) -> list[Path]:
