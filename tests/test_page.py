@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -119,7 +120,7 @@ def test_a_page_on_its_side_by_its_tag_is_cut_as_it_is_read():
 
 @pytest.mark.parametrize("polygon", [[79, 83, 522, 125], [[1, 2], [3, 4]], [[[1, 2]] * 4], []])
 def test_what_is_no_polygon_is_refused_by_its_shape(polygon):
-    with pytest.raises(page.PageFormatError, match=r"a line is a polygon of at least three points, \[n,2\], not of shape"):
+    with pytest.raises(page.PageFormatError, match=r"a line must be a polygon of at least three points, \[n,2\], not of shape"):
         page.cut_out(Image.new("RGB", (600, 200)), polygon)
 
 
@@ -216,6 +217,11 @@ def test_documents_are_valid_and_give_the_lines_back(form, check):
     for outline, line in zip(outlines, found.lines, strict=True):
         np.testing.assert_array_equal(outline, np.maximum(line.points, 0))
     assert check(render(Page(5, 5, ()), form, "x.png")) == []
+
+
+@pytest.mark.parametrize("form", ["page", "alto", "hocr"])
+def test_a_name_that_xml_cannot_hold_does_not_become_another_files(form):
+    assert r"caf\udce9\x01.png" in render(Page(5, 5, ()), form, os.fsdecode(b"caf\xe9\x01.png"))
 
 
 def test_json_gives_the_lines_back_and_text_their_texts():
@@ -331,8 +337,8 @@ def test_lines_that_are_not_on_the_page_cost_their_page_alone(directory, scan, t
     code = cli.main(["read", *pictures, *flags])
     captured = capsys.readouterr()
     assert code == 1 and [row.split("\t")[0] for row in captured.out.splitlines()] == pictures[2:]
-    assert re.search("huge.png: a line .* is far larger than the page of 700 x 320 pixels", captured.err)
-    assert re.search("off.png: a line .* lies outside of the page of 700 x 320 pixels", captured.err)
+    assert re.search("huge.png: line 1 at x 0 to .* is far larger than the page of 700 x 320 pixels", captured.err)
+    assert re.search("off.png: line 1 at x 900 .* lies outside of the page of 700 x 320 pixels", captured.err)
 
 
 def test_two_pages_are_not_written_to_one_file(scan, tmp_path, capsys):

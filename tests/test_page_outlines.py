@@ -160,6 +160,21 @@ def test_numbers_and_encodings_that_are_none_are_refused_in_a_line(content, mess
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"[[1,2,30,40],[5,5,5,9],[1,2,30,40]]", r"^line 2: a line has no area, .*: \[5, 5, 5, 9\]$"),
+        (b'{"lines": [{"box": [1,2,30,40]}, {"box": [1,"x",3,4]}]}', r"^line 2: .* of numbers: \[1, 'x', 3, 4\]$"),
+        (b"[[1,2,30,40],[1,2,3]]", r"^line 2: .* at least three points: \[1, 2, 3\]$"),
+        (b"<html>" + LINE + b"<p class='ocr_line' title='x'>", "^line 2: a line of the hOCR file has no bbox$"),
+        (b"<alto>" + 2 * b'<TextLine HPOS="1" VPOS="0" WIDTH="9" HEIGHT="5"/>' + b"<TextLine/></alto>", "^line 3: a TextLine "),
+    ],
+)  # fmt: skip
+def test_of_many_lines_the_wrong_one_is_named(content, message):
+    with pytest.raises(PageFormatError, match=message):
+        parse_lines(content)
+
+
 @pytest.mark.parametrize("space", [b"", b" xmlns='http://www.loc.gov/standards/alto/ns-v4#'"])
 def test_alto_that_does_not_measure_in_pixels_is_refused(space):
     """Its lines would be cut out somewhere else."""
@@ -201,7 +216,7 @@ def test_lines_of_any_detector_are_read_as_they_are_given():
     found = page.read_page(Sizes(), Image.new("RGB", (100, 60)), [np.array(ROUND), QUAD], num_beams=2)
     assert [line.line.text for line in found.lines] == ["80 x 20 {'num_beams': 2}"] * 2
     assert found.lines[0].points == tuple(map(tuple, QUAD)), "words are placed along the outline"
-    with pytest.raises(PageFormatError, match="far larger"):
+    with pytest.raises(PageFormatError, match="^line 2 at x 0 to 999, y 0 to 9 is far larger"):
         page.read_page(None, Image.new("RGB", (100, 60)), [QUAD, [[0, 0], [999, 0], [999, 9], [0, 9]]])
 
 

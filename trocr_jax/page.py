@@ -63,7 +63,8 @@ def read_page(reader: Any, source: Any, polygons: Sequence[np.ndarray] | None = 
     """
     image = images.load(source)
     if polygons is not None:
-        return _read(reader, image, [_on_page(polygon, image.size) for polygon in polygons], options)
+        given = [_on_page(polygon, image.size, f"line {number}") for number, polygon in enumerate(polygons, 1)]
+        return _read(reader, image, given, options)
     outlines = find_lines(image)
     found = _read(reader, image, outlines, options)
     return _turned(reader, image, outlines, found, options) if is_lost(found) else found
@@ -169,17 +170,17 @@ def _size(quad: np.ndarray) -> tuple[int, int]:
     return max(1, round(float(width))), max(1, round(float(height)))
 
 
-def _on_page(polygon: Any, page: tuple[int, int]) -> np.ndarray:
+def _on_page(polygon: Any, page: tuple[int, int], name: str = "a line") -> np.ndarray:
     """A polygon [n,2] as an outline on a page of (width, height), float, a quadrilateral clockwise.
 
     Raises PageFormatError for one that is not on the page, or would take far more memory than it.
     """
     outline = np.asarray(polygon, float)
     if outline.ndim != 2 or outline.shape[1] != 2 or len(outline) < 3:
-        raise PageFormatError(f"a line is a polygon of at least three points, [n,2], not of shape {list(outline.shape)}")
+        raise PageFormatError(f"{name} must be a polygon of at least three points, [n,2], not of shape {list(outline.shape)}")
     outline = clockwise(outline)
     low, high = outline.min(0), outline.max(0)
-    where = f"a line at x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}"
+    where = f"{name} at x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}"
     on_page = np.minimum(np.ceil(high), page) - np.maximum(np.floor(low), 0)
     if not (on_page > 0).all():  # NaN is not, either
         raise PageFormatError(f"{where} lies outside of the page of {page[0]} x {page[1]} pixels")

@@ -69,7 +69,7 @@ def render(page: Page, form: Format, name: str, page_number: int = 1, created: d
     """A page as text of one of the formats, ending in a newline.
 
     Args:
-        name: the image's file name.
+        name: the image's file name; in XML, what XML cannot hold of it is written as Python does: \\udcff for the byte ff.
         page_number: the page's number in that file, which hOCR and ALTO state.
         created: for PAGE-XML; by default now.
     """
@@ -121,6 +121,11 @@ def _add(parent: ElementTree.Element, tag: str, text: str | None = None, **attri
     return child
 
 
+def _valid(name: str) -> str:
+    """A file's name, which without the characters that XML cannot hold might be another file's."""
+    return _ILLEGAL.sub(lambda character: character[0].encode("unicode_escape").decode(), name)
+
+
 def _around(page: Page) -> tuple[int, int, int, int]:
     """The box around all lines, or around the page where there are none."""
     if not page.lines:
@@ -133,7 +138,7 @@ def _page_xml(page: Page, name: str, created: datetime) -> ElementTree.Element:
     metadata, stamp = _add(root, "Metadata"), created.isoformat(timespec="seconds")
     for tag, text in (("Creator", "trocr-jax"), ("Created", stamp), ("LastChange", stamp)):
         _add(metadata, tag, text)
-    sheet = _add(root, "Page", imageFilename=name, imageWidth=page.width, imageHeight=page.height)
+    sheet = _add(root, "Page", imageFilename=_valid(name), imageWidth=page.width, imageHeight=page.height)
     if not page.lines:
         return root
     left, top, right, bottom = _around(page)
@@ -161,7 +166,7 @@ def _alto(page: Page, name: str, page_number: int) -> ElementTree.Element:
     root = ElementTree.Element("alto")
     description = _add(root, "Description")
     _add(description, "MeasurementUnit", "pixel")
-    _add(_add(description, "sourceImageInformation"), "fileName", name)
+    _add(_add(description, "sourceImageInformation"), "fileName", _valid(name))
     software = _add(_add(description, "Processing", ID="reading"), "processingSoftware")
     _add(software, "softwareName", "trocr-jax")
     layout = _add(root, "Layout")
@@ -197,10 +202,10 @@ def _place(box: tuple[int, int, int, int]) -> dict[str, Any]:
 def _hocr(page: Page, name: str, page_number: int) -> ElementTree.Element:
     root = ElementTree.Element("html")
     head = _add(root, "head")
-    _add(head, "title", name)
+    _add(head, "title", _valid(name))
     _add(head, "meta", name="ocr-system", content="trocr-jax")
     _add(head, "meta", name="ocr-capabilities", content="ocr_page ocr_carea ocr_line ocrx_word")
-    image = name.replace("\\", "/").replace('"', "'")
+    image = _valid(name.replace("\\", "/").replace('"', "'"))
     title = f'image "{image}"; bbox 0 0 {page.width} {page.height}; ppageno {page_number - 1}'
     area = _add(_add(root, "body"), "div", class_="ocr_page", id="page", title=title)
     if page.lines:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+import reprlib
+from collections.abc import Callable, Iterable, Iterator
 from html import unescape
 from typing import Any
 from xml.etree import ElementTree
@@ -51,7 +52,7 @@ def parse_lines(content: bytes) -> list[np.ndarray]:
     image.
 
     Raises:
-        PageFormatError: none of these, damaged, dangerous, or without a line.
+        PageFormatError: none of these, damaged, dangerous, or without a line; of a line that is wrong its number, from 1.
     """
     if len(content) > MAX_BYTES:
         raise PageFormatError(f"the file of lines is larger than {MAX_BYTES} bytes")
@@ -59,22 +60,34 @@ def parse_lines(content: bytes) -> list[np.ndarray]:
         text = content.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         raise PageFormatError("a file of lines must be UTF-8") from None
-    found = list(_parser(text)(text))
+    items, place = _parser(text)
+    found = list(items(text))
     if not found:
         raise PageFormatError("the file has no lines")
     if len(found) > MAX_LINES:
         raise PageFormatError(f"the file has more than {MAX_LINES} lines")
-    return [_checked(points) for points in found]
+    return [_placed(number, item, place) for number, item in enumerate(found, 1)]
 
 
-def _parser(text: str) -> Any:
+def _parser(text: str) -> tuple[Callable[[str], Iterable[Any]], Callable[[Any], Any]]:
+    """What finds the lines in such a text, and what finds the place of one of them."""
     if text[:1] in ("[", "{"):
-        return _from_json
+        return _json_lines, _json_outline
     if re.search(r"<html|ocr_page|ocr_line", text[:100_000], re.IGNORECASE) and "<PcGts" not in text and "<alto" not in text:
-        return _from_hocr
+        return _hocr_lines, _hocr_outline
     if text.startswith("<"):
-        return _from_xml
+        return _xml_lines, outline
     raise PageFormatError("a file of lines must be PAGE-XML, ALTO, hOCR or JSON")
+
+
+def _placed(number: int, item: Any, place: Callable[[Any], Any]) -> np.ndarray:
+    points = None
+    try:
+        points = place(item)
+        return _checked(points)
+    except PageFormatError as error:
+        values = "" if points is None else f": {reprlib.repr(points)}"
+        raise PageFormatError(f"line {number}: {error}{values}") from None
 
 
 def _checked(points: Any) -> np.ndarray:
@@ -102,7 +115,7 @@ def clockwise(points: np.ndarray) -> np.ndarray:
     return points[[0, 3, 2, 1]] if len(points) == 4 and area < 0 else points
 
 
-def _from_json(text: str) -> Iterator[Any]:
+def _json_lines(text: str) -> list[Any]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
@@ -110,12 +123,15 @@ def _from_json(text: str) -> Iterator[Any]:
     items = content.get("lines") if isinstance(content, dict) else content
     if not isinstance(items, list):
         raise PageFormatError('a JSON file of lines must be a list, or an object with a list as "lines"')
-    for item in items:
-        yield item.get("polygon", item.get("box")) if isinstance(item, dict) else item
+    return items
 
 
-def _from_xml(text: str) -> Iterator[Any]:
-    return map(outline, text_lines(xml_root(text)))
+def _json_outline(item: Any) -> Any:
+    return item.get("polygon", item.get("box")) if isinstance(item, dict) else item
+
+
+def _xml_lines(text: str) -> Iterator[ElementTree.Element]:
+    return text_lines(xml_root(text))
 
 
 def xml_root(text: str) -> ElementTree.Element:
@@ -195,11 +211,12 @@ def _pairs(text: str) -> list[tuple[float, float]]:
         raise PageFormatError(f"the points of a line are {text[:20]!a}..., not pairs of numbers") from None
 
 
-def _from_hocr(text: str) -> Iterator[Any]:
+def _hocr_lines(text: str) -> Iterator[str]:
+    """The titles of the lines, which say where they are."""
     for skipped_or_tag in _TAG.finditer(text):
         values = dict(_attributes(skipped_or_tag["attributes"] or ""))
         if _HOCR_LINES & set(values.get("class", "").split()):
-            yield _hocr_outline(values.get("title", ""))
+            yield values.get("title", "")
 
 
 def _attributes(text: str) -> Iterator[tuple[str, str]]:
