@@ -260,6 +260,9 @@ def png(width: int, height: int, rows: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
 
 
+HEIF = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"heif", b"avif")
+
+
 def test_bad_files(tmp_path: Path) -> None:
     named = tmp_path / "text.png"
     named.write_text("BMW and P5 are not pictures")
@@ -271,6 +274,8 @@ def test_bad_files(tmp_path: Path) -> None:
     assert code(b"\x89PNG\r\n\x1a\n") == "truncated"
     assert code(b"BM is no bitmap, P6 no pixmap") == code(b"<svg/>") == "not_an_image"
     assert code(b"%PDF-1.7") == "pdf"
+    assert all(code(b"\0\0\0\x1cftyp" + brand + b"\0\0\0\0mif1") == "heif" for brand in HEIF), "a phone's photographs"
+    assert code(b"\0\0\0\x1cftypisom\0\0\0\0") == "not_an_image", "a film"
     assert code(None) == code(7) == code([[0, 255]]) == "bad_source"
 
 

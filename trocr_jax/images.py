@@ -44,6 +44,7 @@ _MESSAGES = {
     "empty": "the file is empty",
     "not_an_image": "not a PNG, JPEG, WEBP, TIFF, GIF, BMP or PPM image",
     "pdf": "a PDF is no picture: make one of each page first, for example with pdftoppm -r 300 -png",
+    "heif": "HEIC and AVIF are not read: convert the picture to JPEG or PNG first",
     "truncated": "the image is damaged or cut off",
     "too_large": "the image has more pixels than allowed: scale it down or crop the line",
     "too_costly": "the image is made to take minutes to decode: save it anew, as PNG",
@@ -63,6 +64,10 @@ _DECODERS = tuple(
         (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", BmpImageFile),
         (rb"P[1-6]\s", PpmImageFile),
     )
+)
+_UNREAD = tuple(  # formats whose users are told what to do instead
+    (re.compile(signature, re.DOTALL), code)
+    for signature, code in ((rb"%PDF-", "pdf"), (rb".{4}ftyp(hei[cfmsx]|hev[cx]|mif1|msf1|avi[fs])", "heif"))
 )
 _UPRIGHT = {  # EXIF orientation -> the operation that undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -227,7 +232,7 @@ def _decoder(head: bytes) -> type[ImageFile]:
     for signature, decoder in _DECODERS:
         if signature.match(head):
             return decoder
-    raise ImageError("pdf" if head.startswith(b"%PDF-") else "not_an_image")
+    raise ImageError(next((code for signature, code in _UNREAD if signature.match(head)), "not_an_image"))
 
 
 def _decode(image: Image.Image, max_pixels: int) -> Image.Image:
