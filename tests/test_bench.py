@@ -16,6 +16,7 @@ from trocr_jax import images
 from trocr_jax.cli import UsageError
 from trocr_jax.config import PRESETS
 from trocr_jax.model import TrOCR
+from trocr_jax.reader import Reader
 from trocr_jax.serve import bench, curves, refill
 from trocr_jax.serve.benchmark import lines as bench_lines
 from trocr_jax.serve.benchmark import roofline
@@ -77,8 +78,6 @@ def test_every_peer_gives_the_same_number_of_tokens_and_the_exact_ones_the_same_
 
 
 def _pixels(name: str) -> np.ndarray:
-    from trocr_jax import Reader
-
     reader = Reader.from_pretrained()
     return reader.processor.normalize(reader.processor(images.load(ROOT / "examples" / f"{name}.png")))
 
@@ -185,6 +184,20 @@ def test_lines_are_read_by_every_mode(tmp_path, capsys):
         if "float32" in row["name"]:
             assert row["line_agreement"] == 1.0
     assert "same tokens" in capsys.readouterr().out
+
+
+def test_lines_that_cannot_be_read_are_named_before_another_program_gives_up_at_them(tmp_path, monkeypatch):
+    shutil.copy(ROOT / "examples" / "sum.png", tmp_path)
+    for number in range(1, 6):
+        (tmp_path / f"{number}.png").write_bytes((tmp_path / "sum.png").read_bytes()[: 100 * (number > 1)])
+    reader = Reader.from_pretrained()
+    others = {"ours": bench_lines._reading(reader), "Tesseract": lambda paths: pytest.fail("too late")}
+    monkeypatch.setattr(bench_lines, "make_candidates", lambda model: others)
+    with pytest.raises(
+        ValueError, match=r"^5 of 6 images cannot be read, take them out: .*/1.png: the file is empty; .*/2.png: "
+    ) as error:
+        bench_lines.run(tmp_path, None, 1)
+    assert "3.png" in str(error.value) and "4.png" not in str(error.value) and str(error.value).endswith("; and 2 more")
 
 
 def test_refilling_counts_steps():

@@ -23,14 +23,23 @@ from trocr_jax.line import Line
 from trocr_jax.reader import Reader
 from trocr_jax.tesseract import read_lines
 
+NAMED = 3
+"""Images that cannot be read, of which so many are named."""
 ReadAll = Callable[[Sequence[Path]], list[Line]]
 
 
 def run(folder: Path, model: str | None, rounds: int) -> dict[str, Any]:
-    """Reads all images of a folder with every candidate in turn; prints a table and returns what the JSON line says."""
+    """Reads all images of a folder with every candidate in turn; prints a table and returns what the JSON line says.
+
+    Raises:
+        ValueError: an image cannot be read: what it costs is not what a line costs, and Tesseract gives up at it.
+    """
     paths = find_images([str(folder)])
     candidates = make_candidates(model)
-    lines = {name: read(paths) for name, read in candidates.items()}  # also warms up
+    lines: dict[str, list[Line]] = {}
+    for name, read in candidates.items():  # also warms up
+        lines[name] = read(paths)
+        _check_read(paths, lines[name])
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, read in candidates.items():
@@ -45,6 +54,13 @@ def run(folder: Path, model: str | None, rounds: int) -> dict[str, Any]:
         same = "" if row["token_agreement"] is None else f"{row['line_agreement']:11.2%} {row['token_agreement']:12.2%}"
         print(f"{row['name']:<40} {row['median_s']:9.3f} {row['lines_per_s']:9.1f} {same}")
     return {"lines": len(paths), "results": rows}
+
+
+def _check_read(paths: Sequence[Path], lines: Sequence[Line]) -> None:
+    bad = [f"{path}: {line.error}" for path, line in zip(paths, lines, strict=False) if line.error]
+    if bad:
+        more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        raise ValueError(f"{len(bad)} of {len(paths)} images cannot be read, take them out: {'; '.join(bad[:NAMED])}{more}")
 
 
 def make_candidates(model: str | None) -> dict[str, ReadAll]:
