@@ -142,6 +142,25 @@ def test_without_a_home_directory_every_process_compiles_for_itself(monkeypatch)
     cache_compilations()
 
 
+@pytest.mark.parametrize("there", [False, True], ids=["cannot be made", "only to be read"])
+def test_a_cache_that_cannot_be_written_is_told_once_and_not_by_jax(monkeypatch, tmp_path, caplog, there):
+    folder, settings = tmp_path / "trocr-jax" / "xla", {}
+    config = SimpleNamespace(jax_compilation_cache_dir=None, update=settings.__setitem__)
+    monkeypatch.setattr("trocr_jax.reader.jax", SimpleNamespace(config=config))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if there:
+        monkeypatch.setattr("os.access", lambda *_: False)
+    else:
+        (tmp_path / "trocr-jax").touch()
+    cache_compilations()
+    (record,) = caplog.records
+    reason = "Permission denied" if there else "Not a directory"
+    assert record.getMessage().startswith(
+        f"compiled programs cannot be kept in {folder} ({reason}): set JAX_COMPILATION_CACHE_DIR"
+    )
+    assert list(settings.values()) == [str(folder), math.inf] * there, "what is there is read"
+
+
 def test_what_gives_no_array_is_an_error_of_its_own_image(reader, drawn):
     class Tensor:
         def __array__(self, *args, **kwargs):
