@@ -153,6 +153,12 @@ def test_a_large_photograph_is_sent_as_jpeg(page, tmp_path):
     assert sent.format == "JPEG" and sent.size[0] == 3200
 
 
+def test_a_file_larger_than_a_server_takes_is_sent_as_jpeg(page, tmp_path):
+    Image.new("RGB", (2700, 2000), "white").save(tmp_path / "large.bmp")
+    (sent,) = sent_for(page, tmp_path / "large.bmp")
+    assert sent.format == "JPEG" and sent.size == (2700, 2000) and page.text(".text.error") == []
+
+
 def test_transparency_too_large_to_send_is_put_on_white(page, tmp_path):
     rng = np.random.default_rng(0)
     pixels = np.concatenate([rng.integers(0, 256, (1200, 3600, 3)), rng.integers(0, 2, (1200, 3600, 1)) * 255], axis=2)
