@@ -357,6 +357,52 @@ def test_on_a_phone(page, dark):
     keep(page, "phone-dark" if dark else "phone")
 
 
+@pytest.mark.parametrize("width", [320, 1200])
+def test_long_names_make_nothing_wider_than_the_screen(page, tmp_path, width):
+    page.look(width, 800)
+    page.run(f"document.getElementById('model').add(new Option('owner/{'model' * 40}', 'second/model', true, true))")
+    long = tmp_path / f"{'scan' * 60}.png"
+    long.write_bytes(PICTURES[LONGEST].read_bytes())
+    page.drop(long)
+    page.until(DONE)
+    assert page.run("document.documentElement.scrollWidth") <= width
+    keep(page, f"long-{width}")
+
+
+def test_a_picture_opens_in_full_size(page):
+    """By keyboard, in a window of its own, under the page's policy."""
+    page.drop(PICTURES[LONGEST])
+    page.until(DONE)
+    assert ("link", f"Open: {PICTURES[LONGEST].name}") in page.heard()
+    page.run("document.querySelector('.picture').focus()")
+    page.key("Enter", "\r")
+    address = page.run("document.querySelector('.line img').src")
+    with Image.open(PICTURES[LONGEST]) as picture:
+        size = f"{picture.width}×{picture.height}"
+    try:
+        wait_until(lambda: any(size in window["title"] for window in windows(page, address)), 20)
+    finally:  # it has the keyboard
+        for window in windows(page, address):
+            page.call("Target.closeTarget", targetId=window["targetId"])
+
+
+def windows(page, address: str) -> list[dict]:
+    return [target for target in page.call("Target.getTargets")["targetInfos"] if target["url"] == address]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_buttons_and_boxes_have_an_edge_that_is_seen(page, dark):
+    """At least 3 to 1 against what is inside and around it, as WCAG asks."""
+    page.look(1000, 800, dark=dark)
+    page.drop(PICTURES[0])
+    page.until(DONE)
+    edges = page.run("""[...document.querySelectorAll('button, .button, select')].filter(e => e.offsetParent).flatMap(e => {
+        let b = e.parentElement; while (getComputedStyle(b).backgroundColor === 'rgba(0, 0, 0, 0)') b = b.parentElement;
+        const [edge, inside] = ["borderTopColor", "backgroundColor"].map(name => getComputedStyle(e)[name]);
+        return [[edge, getComputedStyle(b).backgroundColor], ...(edge === inside ? [] : [[edge, inside]])]; })""")
+    assert len(edges) > 10 and all(contrast(*pair) >= 3 for pair in edges), edges
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_contrast(page, dark):
     """Every text against its own background: at least 4.5 to 1, as WCAG asks."""
