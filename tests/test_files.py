@@ -360,6 +360,37 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "m"]
 
 
+def test_a_directory_stays_until_another_one_takes_its_place(tmp_path, monkeypatch):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "old").write_text("x")
+
+    def write(name: str) -> None:
+        with files.new_directory(tmp_path / "m", replace=True) as folder:
+            (folder / name).write_text("y")
+            assert (tmp_path / "m" / "old").exists()
+            if name == "half":
+                raise RuntimeError
+
+    def content() -> list[str]:
+        assert list(tmp_path.iterdir()) == [tmp_path / "m"]
+        return sorted(path.name for path in (tmp_path / "m").iterdir())
+
+    with pytest.raises(RuntimeError):
+        write("half")
+    assert content() == ["old"]
+    rename = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: rename(a, b) if (Path(a) / "old").exists() else rename(a, "/dev/null"))
+    with pytest.raises(FilesError, match="m: cannot be written"):
+        write("new")
+    monkeypatch.undo()
+    assert content() == ["old"], "the old one is put back"
+    write("new")
+    assert content() == ["manifest.json", "new"]
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FilesError, match="exists and is not empty"), files.new_directory(tmp_path / "file", replace=True):
+        pass
+
+
 def test_nothing_is_written_over(tmp_path):
     (tmp_path / "file").write_text("x")
     for taken in (tmp_path, tmp_path / "file"):

@@ -1,5 +1,8 @@
 """The model in the package: complete, small, read by transformers too, and as good as it was when it was packed."""
 
+import shutil
+from unittest.mock import DEFAULT, Mock
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from reference import close, nchw
 
 from trocr_jax import files
+from trocr_jax.checkpoints import tensor_files
 from trocr_jax.reader import Reader
+from trocr_jax.train import package
 
 EXAMPLES = dict(line.split("\t") for line in (ROOT / "examples" / "texts.tsv").read_text(encoding="utf-8").splitlines())
 
@@ -21,6 +26,21 @@ def reader():
 def test_it_is_small_and_undamaged():
     files.check_manifest(files.PACKAGED)
     assert sum(path.stat().st_size for path in files.PACKAGED.iterdir()) <= 16e6
+
+
+def test_a_failure_to_package_leaves_what_was_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(package, "golden", lambda reader: b"{}")
+    old = shutil.copytree(files.PACKAGED, tmp_path / "packaged")
+    monkeypatch.setattr(files, "PACKAGED", old)
+    write = tensor_files.write_safetensors  # the draft's, then the real one's
+    full = Mock(side_effect=[DEFAULT, OSError(28, "no space left")], wraps=write)
+    monkeypatch.setattr(tensor_files, "write_safetensors", full)
+    with pytest.raises(files.FilesError, match="packaged: cannot be written"):
+        package.run(package.Config(old))
+    files.check_manifest(old)
+    monkeypatch.setattr(tensor_files, "write_safetensors", write)
+    assert package.run(package.Config(old)) == 0
+    assert (old / "golden.json").read_bytes() == b"{}" and list(tmp_path.iterdir()) == [old]
 
 
 def test_it_reads_every_printable_character(reader):

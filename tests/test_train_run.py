@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -171,6 +172,15 @@ def test_a_tokenizer_is_found_as_a_model_is(tmp_path, monkeypatch):
 def test_labels_longer_than_the_model_has_positions_are_refused_by_the_flag(tmp_path):
     with pytest.raises(UsageError, match="--max-tokens 25 is more than the 24 positions of this model"):
         train(tiny.config(tmp_path, max_tokens=25))
+
+
+def test_a_model_that_cannot_be_published_leaves_the_old_one(straight, tmp_path, monkeypatch):
+    shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr("trocr_jax.checkpoints.tensor_files.write_safetensors", Mock(side_effect=OSError(28, "no space left")))
+    with pytest.raises(files.FilesError, match="run/model: cannot be written"):
+        train(tiny.config(straight, out=tmp_path / "run", tensorboard=True))
+    tiny.equal_trees(*(Reader.from_pretrained(folder / "run" / "model").model for folder in (straight, tmp_path)))
+    assert not list((tmp_path / "run").glob(".model*"))
 
 
 def test_what_a_run_leaves_behind(straight):

@@ -13,7 +13,6 @@ Its folder:
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -352,6 +351,5 @@ def publish(config: Config, checkpoints: Checkpoints, log: Log) -> None:
     found = opened(checkpoints.path(best))  # on all hosts: Orbax waits for all of them when it reads, too
     if jax.process_index() > 0:
         return
-    shutil.rmtree(config.out / "model", ignore_errors=True)
-    pretrained.save(build(found.config, found.parameters), config.out / "model", found.companions)
+    pretrained.save(build(found.config, found.parameters), config.out / "model", found.companions, replace=True)
     log("done", step=best, model=str(config.out / "model"), score=checkpoints.metrics(best).get("score"))

@@ -10,7 +10,6 @@ that float32 gives. They are read into float32 or bfloat16.
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +44,8 @@ def run(config: Config) -> int:
     with tempfile.TemporaryDirectory() as folder:
         draft = pretrained.save(model, Path(folder) / "draft", companions)
         answer = golden(Reader.from_pretrained(draft, dtype="float32"))
-    shutil.rmtree(files.PACKAGED, ignore_errors=True)
-    pretrained.save(model, files.PACKAGED, {**companions, "golden.png": PICTURE.read_bytes(), "golden.json": answer})
+    golden_files = {"golden.png": PICTURE.read_bytes(), "golden.json": answer}
+    pretrained.save(model, files.PACKAGED, {**companions, **golden_files}, replace=True)
     return 0
 
 

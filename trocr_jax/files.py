@@ -180,14 +180,18 @@ def write_atomically(path: Path | str, data: bytes) -> None:
 
 
 @contextmanager
-def new_directory(path: Path | str) -> Iterator[Path]:
+def new_directory(path: Path | str, replace: bool = False) -> Iterator[Path]:
     """A directory to fill, which appears under its name, whole and with a manifest, only when the block ends well.
 
+    Args:
+        replace: whether it takes the place of a directory that is there, which stays until then.
+
     Raises:
-        FilesError: the path exists and is not empty, or cannot be written.
+        FilesError: the path exists and is not empty (with `replace`: is a file), or cannot be written.
     """
     path = expand(path).resolve()
-    check_free(path)
+    if not (replace and path.is_dir()):
+        check_free(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         temporary.mkdir(parents=True)
@@ -196,12 +200,26 @@ def new_directory(path: Path | str) -> Iterator[Path]:
         for folder, _, names in os.walk(temporary):
             for name in [*names, "."]:
                 _sync(Path(folder, name))
-        os.replace(temporary, path)
+        _put(temporary, path)
         _sync(path.parent)
     except OSError as error:
         raise FilesError(f"{path}: cannot be written ({error.strerror or type(error).__name__})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put(new: Path, path: Path) -> None:
+    """Gives a directory its name. One that has it is renamed before, as no directory takes the place of a full one."""
+    if not path.exists():
+        return os.replace(new, path)
+    old = new.with_name(f"{new.name}.old")
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_free(path: Path) -> None:

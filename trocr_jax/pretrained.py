@@ -102,19 +102,22 @@ def lacking(companions: Mapping[str, bytes]) -> str:
     return "" if companions.keys() & set(files.PREPROCESSOR_FILES) else "no preprocessor_config.json"
 
 
-def save(model: Any, directory: Path | str, companions: Mapping[str, bytes], *, to: Format = "hub") -> Path:
+def save(
+    model: Any, directory: Path | str, companions: Mapping[str, bytes], *, to: Format = "hub", replace: bool = False
+) -> Path:
     """Writes a complete model directory in one step: after a crash it is there whole or not at all.
 
     Args:
         model: a TrOCR whose parameters this process can read.
-        directory: must not exist, or be empty.
+        directory: must not exist, or be empty, unless `replace`.
         companions: file name -> content, as `companions(other_directory)` reads them; `lacking` tells what is missing.
         to: "hub" for `model.safetensors`, which transformers loads too; "orbax" for our stacked arrays.
+        replace: whether it takes the place of a directory that is there, which stays until then.
 
     Raises:
         FilesError: the place is taken, the disk full, or what was written reads back differently.
     """
-    with files.new_directory(directory) as folder:
+    with files.new_directory(directory, replace) as folder:
         usual = {"max_new_tokens": min(NEW_TOKENS, model.config.decoder.max_positions), "use_cache": True}
         for name, content in {generation_files.NAME: _generation_config(model.config, usual), **companions}.items():
             (folder / name).write_bytes(content)
