@@ -303,9 +303,11 @@ def test_samples_and_scalars_reach_tensorboard(tmp_path):
     assert b"train/loss" in content and b"samples/0" in content and b"a\\|b" in content
 
 
-def test_a_quiet_host_writes_nothing(tmp_path):
-    Log(tmp_path, 10, tensorboard=True, quiet=True)("train", step=1, loss=1.0)
-    assert not list(tmp_path.iterdir())
+def test_another_host_writes_nothing_and_says_which_of_its_records_are_bad(tmp_path, capsys):
+    log = Log(tmp_path, 10, tensorboard=True, host=3)
+    log("train", step=1, loss=1.0)
+    log("bad_record", problem="a.png: no image")
+    assert not list(tmp_path.iterdir()) and capsys.readouterr().err == "bad_record host 3 problem a.png: no image\n"
 
 
 def test_a_sheet_shows_what_the_model_will_see(tmp_path, capsys):

@@ -26,12 +26,12 @@ class Log:
     Args:
         folder: the run's folder.
         steps: how many the whole run has, for the progress bar.
-        quiet: say and write nothing: all hosts but the first.
+        host: all but the first, 0, write nothing, and say only which records of theirs cannot be used.
     """
 
-    def __init__(self, folder: Path, steps: int, tensorboard: bool = False, quiet: bool = False):
-        self.folder, self.quiet, self.bar, self.board = folder, quiet, None, None
-        if quiet:
+    def __init__(self, folder: Path, steps: int, tensorboard: bool = False, host: int = 0):
+        self.folder, self.host, self.bar, self.board = folder, host, None, None
+        if host:
             return
         if sys.stderr.isatty():
             from tqdm import tqdm
@@ -43,7 +43,9 @@ class Log:
             self.board = SummaryWriter(str(folder / "tensorboard"))
 
     def __call__(self, kind: str, **fields: Any) -> None:
-        if self.quiet:
+        if self.host:
+            if kind == "bad_record":
+                self._show(kind, {"host": self.host, **fields})
             return
         try:
             self._write(kind, {name: rounded(x) if isinstance(x, float) else x for name, x in fields.items()})

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +30,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from trocr_jax import files, pretrained, sharding
-from trocr_jax.cli import UsageError
+from trocr_jax.cli import UsageError, guarded
 
 from . import mesh as meshes
 from . import preflight, vocabulary
@@ -57,12 +59,39 @@ def train(config: Config) -> int:
     check(config)
     config = replace(config, out=files.expand(config.out))
     join_hosts(config)
-    with claimed(config):
+    with _together(), claimed(config):
         return _train(config)
 
 
+@contextmanager
+def _together() -> Iterator[None]:
+    """Ends one of several hosts at once where something goes wrong: at its end, Python would wait for the others, in jax's
+    barrier, and they wait for this one."""
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() > 1:
+            _end(error)
+        raise
+
+
+def _end(error: BaseException) -> NoReturn:
+    """Says what went wrong as any command does, and ends the process."""
+
+    def again() -> int:
+        raise error
+
+    try:
+        code = guarded(again)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _train(config: Config) -> int:
-    log = Log(config.out, config.steps, config.tensorboard, quiet=jax.process_index() > 0)
+    log = Log(config.out, config.steps, config.tensorboard, host=jax.process_index())
     checkpoints = Checkpoints(config.out / CHECKPOINTS, config.keep, log)
     newest = checkpoints.newest()
     run = Run(config, _fresh(config) if newest is None else opened(checkpoints.path(newest), numbers=False), checkpoints, log)
