@@ -288,6 +288,15 @@ def test_the_log_survives_a_cut_line_and_repeated_steps(tmp_path):
     assert [(e["kind"], e.get("loss")) for e in events] == [("start", None), ("train", 2.0), ("bad_record", None)]
 
 
+@pytest.mark.parametrize("cut", ['{"kind": "bad_record", "problem": "né"}'.encode()[:37], b"12", b'{"kind": "train", "st', b"{}"])
+def test_what_a_kill_left_of_a_line_costs_neither_the_log_nor_the_next_event(cut, tmp_path):
+    Log(tmp_path, 10)("bad_record", problem="one\u2028text")
+    with open(tmp_path / "log.jsonl", "ab") as file:
+        file.write(cut)
+    Log(tmp_path, 10)("start", step=7)
+    assert [(e["kind"], e.get("problem")) for e in read_log(tmp_path)] == [("bad_record", "one\u2028text"), ("start", None)]
+
+
 def test_a_log_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("trocr_jax.train.log.draw_curves", lambda _: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
     with pytest.raises(FilesError, match=f"{tmp_path}: the log cannot be written .No space left on device"):

@@ -12,6 +12,7 @@ import numpy as np
 
 from trocr_jax.files import FilesError
 
+LOG = "log.jsonl"
 CURVES = {"loss": "train", "accuracy": "train", "score": "eval", "lines_per_s": "train"}
 
 
@@ -33,6 +34,7 @@ class Log:
         self.folder, self.host, self.bar, self.board = folder, host, None, None
         if host:
             return
+        _end_line(folder / LOG)
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -53,7 +55,7 @@ class Log:
             raise FilesError(f"{self.folder}: the log cannot be written ({error.strerror})") from error
 
     def _write(self, kind: str, fields: dict[str, Any]) -> None:
-        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+        with open(self.folder / LOG, "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "time": round(time.time(), 1), **fields}, ensure_ascii=False) + "\n")
         self._show(kind, fields)
         if self.board and kind in ("train", "eval"):
@@ -94,16 +96,35 @@ def _cell(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|")
 
 
+def _end_line(path: Path) -> None:
+    """Ends a line of which a killed process wrote only the beginning: the next event would be lost behind it.
+
+    Raises:
+        FilesError: the file cannot be written.
+    """
+    try:
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            with open(path, "ab") as file:
+                file.write(b"\n")
+    except OSError as error:
+        raise FilesError(f"{path}: the log cannot be written ({error.strerror})") from error
+
+
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The events of a run, those of steps that a resumed run repeated only once; a last line that was cut off is left out."""
+    """The events of a run, those of steps that a resumed run repeated only once; lines that were cut off are left out."""
     events: dict[Any, dict[str, Any]] = {}
-    for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
+    for event in filter(None, map(_event, (folder / LOG).read_bytes().split(b"\n"))):
         events[(event["kind"], event["step"]) if event["kind"] in ("train", "eval") else len(events)] = event
     return list(events.values())
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """What a line of the log holds; None where it was cut off, perhaps amid a character."""
+    try:
+        event = json.loads(line.decode())
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "kind" in event else None
 
 
 def evaluations(folder: Path, step: int) -> list[dict[str, Any]]:
