@@ -18,6 +18,8 @@ from trocr_jax.train.start import opened
 
 PROCESSOR = ImageProcessor(height=16, width=48, fit="pad")
 
+TEXTS = {"empty": "  ", "long": "1" * 30, "ends": "1</s>2", "begins": "<s>1", "fills": "1<pad>", "two": "1\n2"}
+
 
 class Numbers:
     """n lines whose text is their number; some of them broken."""
@@ -32,7 +34,7 @@ class Numbers:
         problem = self.bad.get(index)
         if problem == "missing":
             raise SourceError("the record is missing")
-        text = {"empty": "  ", "long": "1" * 30}.get(problem or "", str(index))
+        text = TEXTS.get(problem or "", str(index))
         return Record(b"no image" if problem == "image" else tiny.draw(text), text, f"number {index}")
 
 
@@ -152,6 +154,17 @@ def test_bad_records_are_named_once_and_their_places_filled():
     assert any("number 13: its label has 31 tokens, more than --max-tokens 8" in line for line in said)
     again = loader([Numbers(400, bad)], max_bad=0.05)
     assert [place for step in range(100) for place in batches(again)[step].places] == places, "substitutes repeat too"
+
+
+def test_labels_that_no_line_can_have_are_bad_records():
+    """A model would learn to stop in the middle, or to write what is no text."""
+    said: list[str] = []
+    bad = {3: "ends", 5: "begins", 7: "fills", 9: "two"}
+    load = loader([Numbers(200, bad)], max_bad=0.05, report=said.append)
+    assert not {load[position].place[1] for position in range(200)} & bad.keys()
+    problem = "its label has a token in it that begins, ends or fills up labels, such as </s>"
+    expected = [*(f"number {index}: {problem}" for index in (3, 5, 7)), "source 0 record 9: number 9: its text has a line break"]
+    assert sorted(said) == expected
 
 
 def test_too_many_bad_records_end_the_run_with_a_name():

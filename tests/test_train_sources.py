@@ -311,6 +311,16 @@ def test_what_is_wrong_is_said_in_one_line(case, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_text_of_several_lines_is_told_with_its_record(tmp_path):
+    """As of a table's cell; here the other records are of use."""
+    (tmp_path / "one.gt.txt").write_text("a\nb")
+    (tmp_path / "two.gt.txt").write_text("a\n")
+    source = open_source(tmp_path)
+    with pytest.raises(SourceError, match="one.jpg: its text has a line break"):
+        source[0]
+    assert source[1].text == "a"
+
+
 def test_damaged_lmdb_and_missing_rows(tmp_path):
     folder = tmp_path / "bad"
     folder.mkdir()

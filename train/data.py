@@ -126,6 +126,7 @@ class Loader:
     def __post_init__(self) -> None:
         self.bad: set[Place] = set()
         self.seen = [np.zeros(_size(source), bool) for source in self.sources]
+        self._ends = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
         self._last = ""
         self.met, self.judged_from = 0, min(JUDGED_FROM, sum(map(_size, self.sources)))
         self._lock = threading.Lock()
@@ -176,6 +177,8 @@ class Loader:
         if not text.strip():  # a model that learns to say nothing forgets how to read
             raise _BadRecord("its label is empty")
         label = self.tokenizer.labels(text)
+        if not self._ends.isdisjoint(label[:-1]):
+            raise _BadRecord("its label has a token in it that begins, ends or fills up labels, such as </s>")
         if len(label) > self.max_tokens:
             raise _BadRecord(f"its label has {len(label)} tokens, more than --max-tokens {self.max_tokens}")
         return label

@@ -20,11 +20,19 @@ class SourceError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """A line: `image` is anything that `images.load` takes, `name` says where it came from."""
+    """A line: `image` is anything that `images.load` takes, `name` says where it came from.
+
+    Raises:
+        SourceError: its text is more than one line, which no model of lines can read.
+    """
 
     image: Any
     text: str
     name: str
+
+    def __post_init__(self) -> None:
+        if "\n" in self.text or "\r" in self.text:
+            raise SourceError(f"{self.name}: its text has a line break")
 
 
 class Source(Protocol):
