@@ -174,6 +174,25 @@ def test_labels_longer_than_the_model_has_positions_are_refused_by_the_flag(tmp_
         train(tiny.config(tmp_path, max_tokens=25))
 
 
+@pytest.mark.parametrize(
+    ("patch", "cut", "message"),
+    [((16, 8), 12, "--data.cut 12 must be a multiple of 8"), ((8, 8), 16, "--data.cut needs a model with one row .* has 2; set")],
+)
+def test_columns_that_are_no_patches_of_the_model_are_refused_by_the_flag(patch, cut, message, tmp_path):
+    tiny.model_directory(tmp_path / "start", replace(tiny.MODEL, encoder=replace(tiny.MODEL.encoder, patch_size=patch)))
+    tiny.line_folder(tmp_path / "lines")
+    config = tiny.config(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        train(replace(config, data=replace(config.data, cut=cut)))
+
+
+def test_a_warmup_that_has_the_rate_collapse_is_noted(straight, tmp_path, capsys):
+    falling = OptimizerConfig(lr=1e-3, warmup=0)
+    assert train(tiny.config(straight, out=tmp_path / "run", steps=2, optimizer=falling)) == 0
+    assert "--optimizer.warmup 0 has inverse_sqrt fall from the first step on" in capsys.readouterr().err
+    assert not any(e["kind"] == "note" for e in read_log(straight / "run"))
+
+
 def test_a_model_that_cannot_be_published_leaves_the_old_one(straight, tmp_path, monkeypatch):
     shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr("trocr_jax.checkpoints.tensor_files.write_safetensors", Mock(side_effect=OSError(28, "no space left")))

@@ -103,8 +103,8 @@ def _follow(run: Run, newest: int | None) -> int:
     """From the start or the newest checkpoint to the end, or to a signal."""
     config, checkpoints, log = run.config, run.checkpoints, run.log
     state = run.place() if newest is None else checkpoints.load(newest, run.abstract())
-    if config.optimizer.warmup >= config.steps:
-        log("note", text=f"--optimizer.warmup {config.optimizer.warmup} outlasts --steps: the rate never reaches --optimizer.lr")
+    for text in _remarks(config):
+        log("note", text=text)
     log("start", step=int(state.step), devices=run.mesh.size, **parameter_counts(run))
     if newest is None and config.preflight.enabled:
         run.preflight()
@@ -119,6 +119,19 @@ def _follow(run: Run, newest: int | None) -> int:
     return INTERRUPTED if run.interrupted and not ended else 0
 
 
+def _remarks(config: Config) -> Iterator[str]:
+    """What about the learning rate is allowed, and seldom meant."""
+    o, steps = config.optimizer, config.steps
+    if o.warmup >= steps:
+        yield f"--optimizer.warmup {o.warmup} outlasts --steps: the rate never reaches --optimizer.lr"
+    elif o.warmup < 2 and o.schedule == "inverse_sqrt":
+        last = float(np.asarray(schedule(o, steps)(steps - 1)))
+        yield (
+            f"--optimizer.warmup {o.warmup} has inverse_sqrt fall from the first step on, from {o.lr:.2g} to {last:.2g}: "
+            "set a warmup, or --optimizer.schedule constant"
+        )
+
+
 def _fresh(config: Config) -> Start:
     """The start model as host arrays: on devices, the state is to be its only copy."""
     found = trimming(start(config.start, config.seed), bool(config.data.cut))
@@ -130,9 +143,8 @@ class Run:
 
     def __init__(self, config: Config, model: Start, checkpoints: Checkpoints, log: Log):
         self.config, self.model, self.checkpoints, self.log = config, model, checkpoints, log
-        o, lora, most = config.optimizer, config.lora, model.config.decoder.max_positions
-        if config.max_tokens > most:
-            raise UsageError(f"--max-tokens {config.max_tokens} is more than the {most} positions of this model")
+        o, lora = config.optimizer, config.lora
+        _refuse_misfit(config, model)
         factors = with_lora(rates(model.parameters, o.rates, o.layer_decay))
         trained = frozenset(name for name, factor in factors.items() if np.any(factor))
         self.mesh: Mesh = meshes.make_mesh(config.devices, config.mesh)
@@ -370,6 +382,17 @@ def parameter_counts(run: Run) -> dict[str, int]:
     if run.config.lora.rank:
         trained = sum(int(np.prod(x.shape)) for x in run.shapes.lora.values())
     return {"parameters": sum(counts.values()), "trained": trained}
+
+
+def _refuse_misfit(config: Config, model: Start) -> None:
+    """Raises UsageError for flags that do not fit the model."""
+    most, cut, encoder = model.config.decoder.max_positions, config.data.cut, model.config.encoder
+    if config.max_tokens > most:
+        raise UsageError(f"--max-tokens {config.max_tokens} is more than the {most} positions of this model")
+    if cut and encoder.grid[0] > 1:
+        raise UsageError(f"--data.cut needs a model with one row of patches, this one has {encoder.grid[0]}; set it to 0")
+    if cut % encoder.patch_size[1]:
+        raise UsageError(f"--data.cut {cut} must be a multiple of {encoder.patch_size[1]}, the width of this model's patches")
 
 
 def publish(config: Config, checkpoints: Checkpoints, log: Log) -> None:
