@@ -139,6 +139,8 @@ def test_one_source_need_not_be_a_list(tmp_path):
         ("--start.extend-vocab=", "--start.extend-vocab needs a value"),
         ("--hosts.index -1", "--hosts.index must be at least 0, not -1"),
         ("--hosts.count 2", "--hosts.count above 1 needs --hosts.coordinator"),
+        ("--hosts.index 5 --hosts.count 2 --hosts.coordinator a:1", "--hosts.index 5 must be less than --hosts.count 2"),
+        ("--hosts.count 2 --hosts.coordinator localhost", "--hosts.coordinator must be address:port, not localhost"),
         ("--preset imam", "no preset 'imam'"),
     ],
 )

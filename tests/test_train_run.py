@@ -5,6 +5,7 @@ The runs that are killed are processes of their own; they kill themselves at a g
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from conftest import ROOT
 from trocr_jax import Reader, files, pretrained
 from trocr_jax.cli import UsageError
 from trocr_jax.train import vocabulary
-from trocr_jax.train.config import DataConfig, LoraConfig, OptimizerConfig, PreflightConfig, StartConfig
+from trocr_jax.train.config import DataConfig, HostsConfig, LoraConfig, OptimizerConfig, PreflightConfig, StartConfig
 from trocr_jax.train.log import evaluations, read_log
 from trocr_jax.train.loop import train
 from trocr_jax.train.parameters import named
@@ -186,6 +187,18 @@ def test_columns_that_are_no_patches_of_the_model_are_refused_by_the_flag(patch,
         train(replace(config, data=replace(config.data, cut=cut)))
 
 
+@pytest.mark.parametrize("error", [ValueError("coordinator_address should be defined."), RuntimeError("UNAVAILABLE: no\nmore")])
+def test_hosts_that_cannot_be_connected_are_told_which_flags_say_so(error, monkeypatch, tmp_path):
+    monkeypatch.setattr(jax.distributed, "initialize", Mock(side_effect=error))
+    reason = str(error).partition("\n")[0].rstrip(".")
+    for hosts, said in (
+        (HostsConfig(0), "--hosts.count 0: jax finds no cluster; set"),
+        (HostsConfig(2, 1, "a:1"), "--hosts.coordinator a:1 --hosts.count 2 --hosts.index 1: the hosts cannot be connected; "),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(said)}.*{re.escape(f'({reason})')}$"):
+            train(tiny.config(tmp_path, hosts=hosts))
+
+
 def test_a_warmup_that_has_the_rate_collapse_is_noted(straight, tmp_path, capsys):
     falling = OptimizerConfig(lr=1e-3, warmup=0)
     assert train(tiny.config(straight, out=tmp_path / "run", steps=2, optimizer=falling)) == 0
@@ -235,6 +248,13 @@ def test_a_folder_with_other_things_is_refused_and_left_as_it_is(name, tmp_path)
     with pytest.raises(UsageError, match="holds other things than a run"):
         train(tiny.config(tmp_path, out=out))
     assert [file.name for file in out.iterdir()] == [name] and "vision" in (out / name).read_text()
+
+
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_file_where_the_folder_should_be_is_named(below, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="--out .*: .*/file is a file; name a new or an empty folder"):
+        train(tiny.config(tmp_path, out=tmp_path / "file" / below))
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(straight, tmp_path):

@@ -351,11 +351,20 @@ def _refuse_mismatch(config: Config) -> None:
     """Raises UsageError for numbers that do not fit each other."""
     if config.batch_size % config.optimizer.accumulate:
         raise UsageError(f"--optimizer.accumulate {config.optimizer.accumulate} must divide --batch-size {config.batch_size}")
-    if config.hosts.count > 1 and not config.hosts.coordinator:
-        raise UsageError("--hosts.count above 1 needs --hosts.coordinator, address:port of the first; with 0 jax finds it out")
+    _refuse_hosts(config.hosts)
     shortest, longest = config.synthetic.min_length, config.synthetic.max_length
     if shortest > longest:
         raise UsageError(f"--synthetic.min-length {shortest} is more than --synthetic.max-length {longest}")
+
+
+def _refuse_hosts(hosts: HostsConfig) -> None:
+    """Raises UsageError for hosts that cannot find each other."""
+    if hosts.count > 1 and not hosts.coordinator:
+        raise UsageError("--hosts.count above 1 needs --hosts.coordinator, address:port of the first; with 0 jax finds it out")
+    if 1 < hosts.count <= hosts.index:
+        raise UsageError(f"--hosts.index {hosts.index} must be less than --hosts.count {hosts.count}: the first has 0")
+    if hosts.coordinator and not re.fullmatch(r".+:\d+", hosts.coordinator):
+        raise UsageError(f"--hosts.coordinator must be address:port, not {hosts.coordinator}")
 
 
 def _refuse_idle(config: Config) -> None:

@@ -36,7 +36,7 @@ from . import mesh as meshes
 from . import preflight, vocabulary
 from .batches import Batches, prefetch
 from .checkpoint import Checkpoints
-from .config import Config, check
+from .config import Config, HostsConfig, check
 from .data import training_lines
 from .log import Log, evaluations, rounded
 from .optimizer import make_optimizer, schedule
@@ -367,12 +367,27 @@ def _on_all_hosts(first: bool) -> bool:
 
 
 def join_hosts(config: Config) -> None:
-    """Connects the processes of a run; before anything touches a device."""
+    """Connects the processes of a run; before anything touches a device.
+
+    Raises:
+        ValueError: they cannot be connected, or jax finds no cluster.
+    """
     hosts = config.hosts
-    if hosts.count == 0:
-        jax.distributed.initialize()
-    elif hosts.count > 1:
-        jax.distributed.initialize(hosts.coordinator, hosts.count, hosts.index)
+    if hosts.count == 1:
+        return
+    try:
+        jax.distributed.initialize(hosts.coordinator, hosts.count or None, hosts.index if hosts.count else None)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"{_unjoined(hosts)} ({reason})") from error
+
+
+def _unjoined(hosts: HostsConfig) -> str:
+    """With which flags hosts could not be connected, and what to do."""
+    if not hosts.count:
+        return "--hosts.count 0: jax finds no cluster; set --hosts.count, --hosts.index and --hosts.coordinator"
+    flags = f"--hosts.coordinator {hosts.coordinator} --hosts.count {hosts.count} --hosts.index {hosts.index}"
+    return f"{flags}: the hosts cannot be connected; every index must start once, and reach the first"
 
 
 def parameter_counts(run: Run) -> dict[str, int]:

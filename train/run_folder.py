@@ -25,7 +25,7 @@ def claimed(config: Config) -> Iterator[None]:
     """Makes the run folder, writes the configuration, and keeps other processes out for as long as this lasts.
 
     Raises:
-        UsageError: the folder holds other things than a run, such as a model.
+        UsageError: the folder is a file, or holds other things than a run, such as a model.
         ValueError: another process is at work there, or the folder holds checkpoints of a run with another configuration: the
             message names the fields that differ.
     """
@@ -55,6 +55,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _refuse_other_things(folder: Path) -> None:
     """A run writes a config.json, which is the heart of a model's folder, too."""
+    if file := next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None):
+        raise UsageError(f"--out {folder}: {file} is a file; name a new or an empty folder")
     path = folder / "config.json"
     if path.exists():
         content = files.read_json(path)
