@@ -13,6 +13,7 @@ import pytest
 from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.train.config import SyntheticConfig
 from trocr_jax.train.drawing import pool
+from trocr_jax.train.sets.records import SourceError
 
 DRAWER = pool.Drawer
 LINE = np.zeros((2, 2, 3), np.uint8)
@@ -73,6 +74,14 @@ def test_a_shard_that_another_run_published_meanwhile_is_left_alone(tmp_path, mo
     draw(tmp_path)
     assert (tmp_path / "000000.txt").read_text() == "published" and np.load(tmp_path / "000000.npy").shape == LINE.shape
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.npy", "000000.txt"]
+
+
+def test_without_fonts_nothing_is_drawn_and_the_flag_is_named(tmp_path):
+    config = SyntheticConfig(fonts=tmp_path / "fonts", cache=tmp_path / "lines")
+    lines = pool.LinePool(config, ImageProcessor(height=16, width=48))
+    with pytest.raises(SourceError, match="^--synthetic.fonts: no fonts .* under .*fonts; `bash .*fetch_fonts.sh` fetches free"):
+        lines.start()
+    assert not list(tmp_path.iterdir())
 
 
 def imported(module: str) -> Iterator[str]:

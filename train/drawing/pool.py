@@ -25,6 +25,7 @@ from trocr_jax.pixels import image_processor
 from trocr_jax.pixels.image_processor import ImageProcessor
 
 from ..config import SyntheticConfig, to_plain
+from ..sets.records import SourceError
 from . import fonts, synthesis
 
 SHARD = 2048
@@ -52,22 +53,33 @@ class LinePool:
     def __init__(self, config: SyntheticConfig, processor: ImageProcessor):
         self.config, self.processor = config, processor
         self.folder = Path(config.cache).expanduser() / _digest(config, processor)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "source.json").write_text(json.dumps(to_plain(config), indent=1))
         self._shards: dict[int, tuple[np.ndarray, list[str]]] = {}
         self._drawers: list[Any] = []
 
     def start(self) -> None:
-        """Starts the drawers, unless all lines are there."""
+        """Starts the drawers, unless all lines are there.
+
+        Raises:
+            SourceError: there are no fonts to draw with.
+        """
         count = -(-self.config.lines // SHARD)
         if all(_images(self.folder, i).exists() for i in range(count)):
             return
+        self._prepare()
         context = multiprocessing.get_context("spawn")
         for worker in range(self.config.workers):
             arguments = (self.config, self.processor, self.folder, range(worker, count, self.config.workers), os.getpid())
             drawer = context.Process(target=draw_shards, args=arguments, daemon=True)
             drawer.start()
             self._drawers.append(drawer)
+
+    def _prepare(self) -> None:
+        try:
+            fonts.find_faces(self.config.fonts)  # here: the drawers' own complaints would be tracebacks
+        except FileNotFoundError as error:
+            raise SourceError(f"--synthetic.fonts: {error}") from None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "source.json").write_text(json.dumps(to_plain(self.config), indent=1))
 
     def available(self, used: int) -> int:
         """Lines to choose from when `used` have been used; nothing else decides, so that a resumed run repeats it."""
