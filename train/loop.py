@@ -30,7 +30,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from trocr_jax import files, pretrained, sharding
-from trocr_jax.cli import UsageError, guarded
+from trocr_jax.cli import INTERRUPTED, UsageError, guarded
 
 from . import mesh as meshes
 from . import preflight, vocabulary
@@ -45,8 +45,6 @@ from .run_folder import CHECKPOINTS, claimed
 from .start import Start, opened, start, trimming
 from .step import Step, StepConfig, TrainState, inference, make_step, new_state
 from .validation import digest, evaluate, held_out
-
-INTERRUPTED = 130  # as a shell has it
 
 
 def train(config: Config) -> int:
