@@ -15,9 +15,8 @@ from dataclasses import dataclass
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8, "token": 0}
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\([^=]*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)$")
-ARRAY = re.compile(
-    r"(\w+)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?"
-)  # dtype, sizes, layout (fastest axis first), tiles and memory
+ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
+"""Of an array the dtype, the sizes, the axes from the fastest on, and how it is tiled in which memory."""
 TILE = re.compile(r"\bT\(([\d,]+)\)")
 OWN_MEMORY = re.compile(r"\bS\([1-9]\)")
 FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "while", "after-all"}
