@@ -52,7 +52,9 @@ def plain_attention(module: M) -> M:
 
 
 def for_one_device(module: M, platform: str) -> M:
-    """The module for reading on one device, or inside of `shard_map` or `pmap`: on a TPU with the kernels of `fused`."""
+    """The module for reading on one device, or inside of `shard_map` or `pmap`: on a TPU with the kernels of `fused` and a cache
+    of `kv_cache.FlatLayerCache`, neither of which XLA can cut over heads.
+    """
     return _with(module, fused=True) if platform == "tpu" else module
 
 
