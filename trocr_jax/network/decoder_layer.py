@@ -76,7 +76,7 @@ class StepLayer:
         key, value = (m.kernel[...].reshape(E, N, -1) for m in (attention.key, attention.value))
         bias = attention.value.bias
         del attention.key, attention.value
-        for name in ("self_attention_norm", "cross_attention_norm", "mlp_norm"):
+        for name in ("self_attention_norm", "cross_attention_norm", "mlp_norm"):  # a TPU would convert them at every step
             setattr(layer, name, getattr(layer, name).widened())
         return cls(layer, key.transpose(1, 0, 2), value.transpose(1, 2, 0), None if bias is None else bias[...])
 
