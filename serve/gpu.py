@@ -100,9 +100,8 @@ def described(name: str, label: str, program: Any) -> dict[str, Any]:
     """Memory and loops of one program."""
     held = ahead_of_time.bytes_held(program)
     print(f"{name:<36} {label:<8} {held / 2**30:6.2f} GiB", file=sys.stderr)
-    loops = [
-        loop(source, round_) for source, round_ in program_text.loops(program_text.parse(program.as_text())) if len(round_) > 3
-    ]
+    found = program_text.loops(program_text.parse(program.as_text()))
+    loops = [loop(source, round_) for source, round_ in found if len(round_) > 3]
     return {"model": name, "program": label, "bytes": held, "loops": loops}
 
 

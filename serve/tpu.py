@@ -76,24 +76,34 @@ def run(config: Config) -> int:
 
 def measure(mesh: Mesh, name: str, chip: Chip | None, config: Config) -> list[dict[str, Any]]:
     """A model's programs in bfloat16, data parallel, and what the compiler says of each; with a chip, prices too."""
-    model, size = TrOCR.abstract(PRESETS[name], jnp.bfloat16), (config.batch_size, config.tokens)
-    rows = []
-    for beams in config.beams:
-        label = "greedy" if beams == 1 else f"{beams} beams"
-        row, program = compiled(name, label, partial(compile_reading, mesh, model, *size, beams))
-        rows.append({"beams": beams, **row})
-        if chip:
-            cost = ahead_of_time.cost(program, chip, rounds(config.line_tokens, config.tokens))
-            rows[-1] |= estimate(cost, chip, config.batch_size, mesh.size, config.dollars)
-    if config.engine:
-        packed = jax.eval_shape(partial(pack, backend="tpu"), model)
-        row, program = compiled(name, "engine", partial(compile_engine, mesh, packed, *size))
-        rows.append(row)
-        if chip:
-            rows[-1] |= estimate(
-                engine_cost(mesh, packed, program, chip, config), chip, config.batch_size, mesh.size, config.dollars
-            )
-    return rows
+    model = TrOCR.abstract(PRESETS[name], jnp.bfloat16)
+    rows = [reading(mesh, name, model, beams, chip, config) for beams in config.beams]
+    return [*rows, engine(mesh, name, model, chip, config)] if config.engine else rows
+
+
+def reading(mesh: Mesh, name: str, model: TrOCR, beams: int, chip: Chip | None, config: Config) -> dict[str, Any]:
+    """Priced as a batch whose lines all have `line_tokens` tokens."""
+    label = "greedy" if beams == 1 else f"{beams} beams"
+    row, program = compiled(name, label, partial(compile_reading, mesh, model, config.batch_size, config.tokens, beams))
+    if chip:
+        row |= priced(ahead_of_time.cost(program, chip, rounds(config.line_tokens, config.tokens)), mesh, chip, config)
+    return {"beams": beams, **row}
+
+
+def engine(mesh: Mesh, name: str, model: TrOCR, chip: Chip | None, config: Config) -> dict[str, Any]:
+    """Priced as a batch of images, and the steps that their lines take in as many slots."""
+    packed = jax.eval_shape(partial(pack, backend="tpu"), model)
+    row, advance = compiled(name, "engine", partial(compile_engine, mesh, packed, config.batch_size, config.tokens))
+    if chip:
+        steps = ahead_of_time.cost(advance, chip) * math.ceil(config.line_tokens / device.STEPS)
+        encoding = ahead_of_time.cost(compile_encoding(mesh, packed, config.batch_size), chip)
+        row |= priced(encoding + steps, mesh, chip, config)
+    return row
+
+
+def priced(cost: Cost, mesh: Mesh, chip: Chip, config: Config) -> dict[str, float]:
+    """Lines a second and dollars for 1,000, from what a batch costs one chip."""
+    return estimate(cost, chip, config.batch_size, mesh.size, config.dollars)
 
 
 def compiled(name: str, label: str, compile_it: Callable[[], Compiled]) -> tuple[dict[str, Any], Compiled]:
@@ -113,12 +123,6 @@ def rounds(tokens: int, most: int) -> list[int]:
     """How often each of `loop.run`'s loops, one a width of the cache, runs for lines of so many tokens."""
     steps = [min(width, whole_chunks(tokens)) for width in widths(whole_chunks(most))]
     return [(end - begin) // STEPS_PER_CHUNK for begin, end in itertools.pairwise([0, *steps])]
-
-
-def engine_cost(mesh: Mesh, packed: Packed, advance: Compiled, chip: Chip, config: Config) -> Cost:
-    """A batch of images, and the steps that their lines take in as many slots."""
-    encode = ahead_of_time.cost(compile_encoding(mesh, packed, config.batch_size), chip)
-    return encode + ahead_of_time.cost(advance, chip) * math.ceil(config.line_tokens / device.STEPS)
 
 
 def compile_reading(mesh: Mesh, model: TrOCR, batch_size: int, tokens: int, beams: int) -> Compiled:

@@ -169,9 +169,8 @@ def read_task(reader: Reader, task: Task, beams: int, config: Config) -> Iterato
     lines = reader.stream(pictures, batch_size=config.batch_size, together=TOGETHER, num_beams=beams, **length)
     for record, line in zip(records, lines, strict=True):
         line = replace(line, text=normalized(line.text, config.normalize))
-        yield Reading(
-            task.name, record.name, record.image, normalized(_reference(record, reader, config), config.normalize), line
-        )
+        written = normalized(_reference(record, reader, config), config.normalize)
+        yield Reading(task.name, record.name, record.image, written, line)
 
 
 def _reference(record: Record, reader: Reader, config: Config) -> str:

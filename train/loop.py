@@ -64,7 +64,8 @@ def train(config: Config) -> int:
 @contextmanager
 def _together() -> Iterator[None]:
     """Ends one of several hosts at once where something goes wrong: at its end, Python would wait for the others, in jax's
-    barrier, and they wait for this one."""
+    barrier, and they wait for this one.
+    """
     try:
         yield
     except BaseException as error:
