@@ -341,6 +341,15 @@ def test_a_jpeg_of_a_thousand_pieces_of_metadata_is_refused() -> None:
     assert load(start + 3 * piece + rest).size == (300, 48)
 
 
+@pytest.mark.parametrize("head", [b"P1\n10 10\n", b"P2\n10 10\n255\n", b"P3\n5 5\n255\n"])
+def test_a_plain_ppm_of_a_hundred_thousand_remarks_is_refused(head: bytes) -> None:
+    """9,000,000 of them are 18 MB and take three minutes."""
+    pixels = 100 * b"1 "
+    assert code(head + 100_000 * b"#\n" + pixels) == "too_costly"
+    assert load(head + 500 * b"# a remark\n" + pixels).size[0] in (5, 10)
+    assert load(b"P5\n100 100\n255\n" + 10_000 * b"#").size == (100, 100)  # there it is a pixel
+
+
 def test_a_sign_that_lies_over_the_edge_of_two_blocks_is_counted_once() -> None:
     sign, block = b"Exif\0\0", 1 << 20
     for before in (0, block - 6, block - 3, block - 1, block, 2 * block - 1):

@@ -79,9 +79,14 @@ _UPRIGHT = {  # EXIF orientation -> the operation that undoes it
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
-_MOST_OF_JPEG = {b"\xff\xda": 100, b"Exif\0\0": 100}
-"""Scans, each of which costs a pass over the whole picture, and pieces of metadata, each of which costs a copy of those before:
-real files have a dozen, and one of 100 kB could have thousands. In coded pixels 0xff is never followed by 0xda.
+_MOST = (
+    (re.compile(rb"\xff\xd8\xff"), {b"\xff\xda": 100, b"Exif\0\0": 100}),
+    (re.compile(rb"P[1-3]\s"), {b"#": 1000}),
+)
+"""By a file's first bytes, how often it may hold what is costly. Of a JPEG scans, each of which costs a pass over the whole
+picture, and pieces of metadata, each of which costs a copy of those before: real files have a dozen, and one of 100 kB could
+have thousands. In coded pixels 0xff is never followed by 0xda. Of a PPM in plain text remarks, each of which costs a copy of up
+to 1 MB: of 18 MB of them decoding took three minutes.
 """
 _TILE_TAGS = 322, 323
 _UNSEEN = 24  # grey levels between the darkest and the lightest pixel
@@ -192,7 +197,8 @@ def _opened(stream: BinaryIO) -> ImageFile:
     try:
         head = stream.read(32)
         decoder = _decoder(head)
-        if decoder is JpegImageFile and any(_count(stream, sign) > most for sign, most in _MOST_OF_JPEG.items()):
+        signs = next((signs for signature, signs in _MOST if signature.match(head)), {})
+        if any(_count(stream, sign) > most for sign, most in signs.items()):
             raise ImageError("too_costly")
         stream.seek(0)
         return decoder(stream)
