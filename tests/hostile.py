@@ -141,4 +141,9 @@ HOSTILE_URLS = [
     "http://allowed.example /",
     "http://allowed.example/" + "a" * 3000,
     "http://127.0.0.1 @allowed.example/",
+    # signs whose small or capital letter is one of ASCII's
+    "http\u017f://allowed.example/a.png",
+    "http\u017f://allowed.example:443/a.png",
+    "http://allowed.example/\u212a.png",
+    "http://allowed.example/a.png?s=\u017f",
 ]

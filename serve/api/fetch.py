@@ -19,7 +19,10 @@ import httpcore2
 
 from .errors import bad_request
 
-_URL = re.compile(r"(https?)://([a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?)(:[1-9][0-9]{0,4})?(/[!$-;=?-\[\]_a-z~]*)?", re.IGNORECASE)
+_URL = re.compile(
+    r"(https?)://([a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?)(:[1-9][0-9]{0,4})?(/[!$-;=?-\[\]_a-z~]*)?",
+    re.IGNORECASE | re.ASCII,  # else U+212A, the sign of Kelvin, is a k
+)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{64,}=*")
 _PORTS = {"http": 80, "https": 443}
 _NOT_PUBLIC = tuple(
