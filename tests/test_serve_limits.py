@@ -1,9 +1,11 @@
 """Too much, too late, too slow, gone: what happens to a server's other clients, and what a refusal costs."""
 
 import asyncio
+import gc
 import json
 import socket
 import statistics
+import sys
 import threading
 import time
 from collections import Counter
@@ -30,6 +32,7 @@ from serving import (
     wait_until,
 )
 
+from trocr_jax.cores import usable_cores
 from trocr_jax.prepared import Prepared
 from trocr_jax.serve.api.chat import OtherMessage
 from trocr_jax.serve.api.errors import ApiError
@@ -37,7 +40,7 @@ from trocr_jax.serve.api.gate import Gate
 from trocr_jax.serve.api.keys import Keys, RateLimit
 from trocr_jax.serve.api.limits import Limits
 from trocr_jax.serve.api.options import Options
-from trocr_jax.serve.api.pictures import Picture
+from trocr_jax.serve.api.pictures import SMALL, TOO_LARGE, Picture, Pictures
 from trocr_jax.serve.api.responses import OtherItem
 from trocr_jax.serve.api.service import RequestContext, Service
 from trocr_jax.serve.api.sources import RequestImage
@@ -417,6 +420,42 @@ def test_a_hundred_clients_vanish_from_the_queue(monkeypatch):
         assert running.count("vanished_total") >= 95
         with running.client() as client:
             assert client.post("/v1/chat/completions", json=chat()).status_code == 200
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_the_bytes_of_images_that_nobody_waits_for_are_not_kept(large):
+    """Every thread is at an image that takes its time; others come and are left before their turn."""
+    done, content = threading.Event(), bytes(10_000)
+
+    def decode(_, most):
+        if large and most == SMALL:
+            return Picture(error=TOO_LARGE)
+        done.wait(10)
+        return Picture([Prepared(np.zeros((1, 1, 3), np.uint8))])
+
+    async def begin(pictures, content, count):
+        asked = [asyncio.create_task(pictures.prepare(RequestImage(content, "x"), decode)) for _ in range(count)]
+        await asyncio.sleep(0.2)
+        return asked
+
+    async def leave(asked):
+        for task in asked:
+            task.cancel()
+        await asyncio.wait(asked)
+
+    async def ask():
+        pictures = Pictures(Limits(), [], lambda: None)
+        busy = await begin(pictures, b"x", usable_cores())
+        await leave(await begin(pictures, content, 20))
+        gc.collect()
+        kept = sys.getrefcount(content)
+        done.set()
+        assert all(isinstance(item, Picture) for item in await asyncio.gather(*busy))
+        await pictures.close()
+        return kept
+
+    before = sys.getrefcount(content)
+    assert asyncio.run(ask()) == before
 
 
 def test_a_hundred_clients_vanish_in_flight():

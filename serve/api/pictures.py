@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from trocr_jax import images
@@ -119,15 +120,14 @@ class Pictures:
 
     async def _in_pool(self, source: RequestImage, decode: Decode) -> Picture:
         """Decodes as many images at once as there are cores, but only one large one, or memory would grow with the cores."""
-        run = asyncio.get_running_loop().run_in_executor
 
         def look() -> tuple[bytes, Picture]:
             content = source.decode()
             return content, self._counted(decode, content, min(self._most, SMALL))
 
-        content, picture = await run(self._pool, look)
+        content, picture = await _run(self._pool, look)
         if self._most > SMALL and _is_too_large(picture):  # by its header: nothing of it was decoded
-            picture = await run(self._large, self._counted, decode, content, self._most)
+            picture = await _run(self._large, partial(self._counted, decode, content, self._most))
         return picture
 
     def _counted(self, decode: Decode, content: bytes, most: int) -> Picture:
@@ -135,6 +135,17 @@ class Pictures:
         if not _is_too_large(picture):
             self._decoded()
         return picture
+
+
+async def _run(pool: ThreadPoolExecutor, work: Callable[[], R]) -> R:
+    """What the work gives, in a thread of the pool. Of work that nobody waits for any more nothing is kept: the pool itself would
+    hold it, and its image's bytes, until a thread comes to it.
+    """
+    waiting = [work]
+    try:
+        return await asyncio.get_running_loop().run_in_executor(pool, lambda: waiting.pop()())
+    finally:
+        waiting.clear()
 
 
 def _is_too_large(picture: Picture) -> bool:
