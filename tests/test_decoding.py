@@ -216,8 +216,20 @@ def test_seeds_and_limits_are_one_an_image(small):
     for name in ("seeds", "limits"):
         with pytest.raises(ValueError, match=f"{name} must be one an image, \\[6\\], not \\[3\\]"):
             read(model, pixels, MODES["greedy"], **{name: jnp.zeros(3, jnp.int32)})
-    with pytest.raises(ValueError, match="limits must be whole numbers of tokens, not bool"):
-        read(model, pixels, MODES["greedy"], limits=jnp.ones(6, bool))
+        for wrong in (jnp.ones(6, bool), jnp.ones(6), jax.random.split(jax.random.key(0), 6)):
+            with pytest.raises(ValueError, match=f"{name} must be whole numbers, not {wrong.dtype}".replace("<", ".")):
+                read(model, pixels, MODES["sampling"], **{"seeds": jnp.zeros(6, jnp.uint32), name: wrong})
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint32, np.int64])
+def test_limits_of_any_dtype_hold_and_its_largest_number_is_none(small, dtype):
+    model, pixels = small
+    config, limits = GenerateConfig(LIMIT), np.array([3, *[np.iinfo(dtype).max] * 5], dtype)
+    with jax.enable_x64(True):  # without, JAX itself makes int32 of int64
+        found = read(model, pixels, config, limits=limits)
+    whole = read(model, pixels, config)
+    np.testing.assert_array_equal(found.lengths[1:], whole.lengths[1:])
+    np.testing.assert_array_equal(found.lengths[0], np.minimum(whole.lengths[0], 3))
 
 
 def test_memory_of_another_model_is_refused(small):

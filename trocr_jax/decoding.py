@@ -52,8 +52,7 @@ def generate(
     _check_rows(memory.shape[0], seeds, limits)
     if memory.shape[0] == 0:
         return nothing(config)
-    most = jnp.full(memory.shape[0], config.max_new_tokens, jnp.int32)
-    limits = most if limits is None else jnp.clip(limits.astype(jnp.int32), 0, most)
+    limits = _limits(memory.shape[0], limits, config.max_new_tokens)
     if config.num_beams > 1:
         return beam_search(model, layers, memory, config, limits)
     return sample(model, layers, memory, config, seeds, limits)
@@ -68,8 +67,15 @@ def _check_rows(images: int, seeds: Array | None, limits: Array | None) -> None:
     for name, given in (("seeds", seeds), ("limits", limits)):
         if given is not None and given.shape != (images,):
             raise ValueError(f"{name} must be one an image, [{images}], not {list(given.shape)}")
-    if limits is not None and not jnp.issubdtype(limits.dtype, jnp.integer):  # a mask would be one token a row
-        raise ValueError(f"limits must be whole numbers of tokens, not {limits.dtype}")
+        if given is not None and not jnp.issubdtype(given.dtype, jnp.integer):  # a mask would be one token a row
+            raise ValueError(f"{name} must be whole numbers, not {given.dtype}")
+
+
+def _limits(images: int, limits: Array | None, most: int) -> Array:
+    """[B] int32 within 0..most; compared in their own dtype, as what no int32 holds would become a negative one."""
+    if limits is None:
+        return jnp.full(images, most, jnp.int32)
+    return jnp.clip(limits, 0, min(most, jnp.iinfo(limits.dtype).max)).astype(jnp.int32)
 
 
 @partial(jax.jit, static_argnames=("config", "mean", "std"))
