@@ -519,6 +519,7 @@ def test_what_is_not_compiled_is_refused_by_name(engine, reader, pixels):
         (Job(pixels[0], searched, alternatives=1), "alternatives"),
         (Job(pixels[0], reader.defaults, sample=-1), "sample"),
         (Job(pixels[0], searched, sample=3), "sample"),
+        (Job(pixels[0], reader.defaults, sample=2**31), "sample"),
         (
             Job(pixels[0][..., :1], reader.defaults),
             "pixels must be uint8 of shape .32, 512, 3., not uint8 of .32, 512, 1.",

@@ -119,8 +119,8 @@ class Engine:
             raise ValueError(f"pixels must be uint8 of shape {shape}, not {job.pixels.dtype} of {job.pixels.shape}")
         if not 0 <= job.alternatives <= (0 if searched else device.MAX_ALTERNATIVES):
             raise ValueError(f"alternatives are at most {device.MAX_ALTERNATIVES}, and none with beams")
-        if job.sample < 0 or searched and job.sample >= config.num_beams:
-            raise ValueError("sample is at least 0, and with beams less than their number")
+        if not 0 <= job.sample < (config.num_beams if searched else 2**31):  # as the device has int32 of it
+            raise ValueError("sample is at least 0, below 2**31, and with beams less than their number")
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queues jobs, all or none.
