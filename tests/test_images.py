@@ -165,6 +165,29 @@ def test_the_first_of_several_frames(kind: str) -> None:
     assert (FIRST_OF_SEVERAL in image.info) == (kind == "TIFF"), "the other kinds are animations"
 
 
+def with_kinds(pages: list[Image.Image], kinds: list[int]) -> bytes:
+    """A TIFF whose pictures say what they are: 0 a page, 1 a smaller copy, 2 a page of several, 4 a mask."""
+    for page, kind in zip(pages, kinds, strict=True):
+        page.encoderinfo = {"tiffinfo": {254: kind}}
+    return encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:], tiffinfo={254: kinds[0]})
+
+
+def test_smaller_copies_and_masks_in_a_tiff_are_no_pages() -> None:
+    """As in the pyramids of archives and the thumbnails of scanners."""
+    pages = [drawn().resize((width, 48)) for width in (300, 150, 75, 200, 100, 200)]
+    data = with_kinds(pages, [0, 1, 1, 2, 5, 4])
+    assert count_pages(data) == 2 and [load_page(data, number).width for number in (1, 2)] == [300, 200]
+    with pytest.raises(ImageError):
+        load_page(data, 3)
+    assert FIRST_OF_SEVERAL in load(data).info and FIRST_OF_SEVERAL not in load(with_kinds(pages[:3], [0, 1, 1])).info
+    assert count_pages(with_kinds(pages[:2], [1, 0])) == 2, "what comes first is read, whatever it is called"
+
+
+def test_a_tiff_of_nothing_but_copies_is_not_looked_through() -> None:
+    pages = [Image.new("L", (8, 8)) for _ in range(80)]
+    assert FIRST_OF_SEVERAL in load(with_kinds(pages, [0] + 79 * [1])).info
+
+
 def test_a_damaged_page_of_a_tiff_counts_and_cannot_be_read() -> None:
     """Whoever asks for it is told."""
     page = Image.new("RGB", (8, 8), "red")

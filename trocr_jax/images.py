@@ -11,6 +11,8 @@ import io
 import os
 import re
 import stat
+from collections.abc import Iterator
+from itertools import count, islice
 from typing import IO, Any, BinaryIO, Protocol
 
 import numpy as np
@@ -89,6 +91,8 @@ have thousands. In coded pixels 0xff is never followed by 0xda. Of a PPM in plai
 to 1 MB: of 18 MB of them decoding took three minutes.
 """
 _TILE_TAGS = 322, 323
+_KIND_TAG, _COPY_OR_MASK = 254, 1 | 4
+_MOST_COPIES = 64  # of a page; to pass over a file of nothing else would take minutes
 _UNSEEN = 24  # grey levels between the darkest and the lightest pixel
 FIRST_OF_SEVERAL = "first_of_several"
 """Key of a loaded image's `info`: it is the first page of a TIFF that has more."""
@@ -153,17 +157,7 @@ def count_pages(file: File) -> int:
     """Pages of a TIFF file, a damaged one included; 1 of any other file. Raises ImageError where it is no image."""
     with _open(file) as stream:
         image = _opened(stream)
-        if not isinstance(image, TiffImageFile):
-            return 1
-        count = 1
-        while True:
-            try:
-                image.seek(count)
-            except EOFError:
-                return count
-            except Exception:  # whoever asks for this page is told that it is damaged; where the next one lies, nobody knows
-                return count + 1
-            count += 1
+        return sum(1 for _ in _pages(image)) if isinstance(image, TiffImageFile) else 1
 
 
 def load_page(file: File, number: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -171,10 +165,32 @@ def load_page(file: File, number: int, max_pixels: int = MAX_PIXELS) -> Image.Im
     with _open(file) as stream:
         image = _opened(stream)
         try:
-            image.seek(number - 1)
+            places = _pages(image) if isinstance(image, TiffImageFile) else iter((0,))
+            image.seek(next(islice(places, number - 1, None)))
         except Exception as error:
             raise _failure(error) from None
         return _decode(image, max_pixels)
+
+
+def _pages(image: TiffImageFile) -> Iterator[int]:
+    """Where a TIFF's pages are among its pictures: smaller copies, as of a pyramid, and masks are none."""
+    copies = 0
+    for place in count():
+        try:
+            image.seek(place)
+        except EOFError:
+            return
+        except Exception:  # whoever asks for this page is told that it is damaged; where the next one lies, nobody knows
+            yield place
+            return
+        copies = copies + 1 if place and _is_copy(image) else 0
+        if not 0 < copies <= _MOST_COPIES:
+            yield place
+
+
+def _is_copy(image: TiffImageFile) -> bool:
+    kind = image.tag_v2.get(_KIND_TAG)
+    return isinstance(kind, int) and bool(kind & _COPY_OR_MASK)
 
 
 def _open(file: File) -> BinaryIO:
@@ -219,17 +235,9 @@ def _count(stream: BinaryIO, sign: bytes) -> int:
 def _read(stream: BinaryIO, max_pixels: int) -> Image.Image:
     image = _opened(stream)
     picture = _decode(image, max_pixels)
-    if isinstance(image, TiffImageFile) and _has_another_page(image):
+    if isinstance(image, TiffImageFile) and len(list(islice(_pages(image), 2))) > 1:
         picture.info[FIRST_OF_SEVERAL] = True
     return picture
-
-
-def _has_another_page(image: TiffImageFile) -> bool:
-    try:
-        image.seek(1)
-    except Exception:  # EOFError where there is none, anything where it is damaged
-        return False
-    return True
 
 
 def _decoder(head: bytes) -> type[ImageFile]:
