@@ -345,6 +345,19 @@ def test_a_file_is_replaced_whole(tmp_path):
         files.write_atomically(tmp_path / "absent" / "x", b"")
 
 
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path):
+    for name in ("a" * 255, "\u5b57" * 85):
+        files.write_atomically(tmp_path / name, b"text")
+        assert (tmp_path / name).read_bytes() == b"text"
+    with files.new_directory(tmp_path / ("b" * 255)):
+        pass
+    assert len(list(tmp_path.iterdir())) == 3
+    with pytest.raises(files.FilesError, match="name too long"):
+        files.write_atomically(tmp_path / ("a" * 256), b"text")
+    with pytest.raises(files.FilesError, match="cannot be written"):
+        files.write_atomically(tmp_path / ("a" * 255) / "x", b"text")  # its folder is a file
+
+
 def test_a_directory_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(RuntimeError), files.new_directory(tmp_path / "m") as folder:
         (folder / "half").write_text("x")

@@ -22,6 +22,14 @@ def test_pages_that_would_overwrite_each_other_are_refused(tmp_path, other):
     assert all(str(path) in str(error.value) for path in (first, second, out / "1.alto.xml"))
 
 
+def test_a_page_whose_result_would_have_too_long_a_name_is_told_before_any_is_read(tmp_path):
+    page = tmp_path / f"{83 * chr(0x5B57)}.png"  # 249 and 4 bytes
+    page.touch()
+    check(Job("text", None, str(tmp_path / "out"), {}), sources([page]))
+    with pytest.raises(UsageError, match="name is too long"):
+        check(Job("alto", None, str(tmp_path / "out"), {}), sources([page]))
+
+
 @pytest.mark.parametrize("lines, form", [("", "page"), ("scan.page.xml", "page"), (None, "text")])
 def test_what_is_read_is_never_written_to(tmp_path, lines, form):
     """The lines, in a file or in a folder of them; and a picture with an odd name, by another way to it."""

@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,7 @@ def write_atomically(path: Path | str, data: bytes) -> None:
         FilesError: the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = _temporary(path)
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -176,7 +176,13 @@ def write_atomically(path: Path | str, data: bytes) -> None:
     except OSError as error:
         raise FilesError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # whatever is wrong with its folder has been said
+            temporary.unlink()
+
+
+def _temporary(path: Path) -> Path:
+    """A hidden name beside a path's own, of which it holds the beginning: a name may be as long as names can be."""
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}")
 
 
 @contextmanager
@@ -192,7 +198,7 @@ def new_directory(path: Path | str, replace: bool = False) -> Iterator[Path]:
     path = expand(path).resolve()
     if not (replace and path.is_dir()):
         check_free(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = _temporary(path)
     try:
         temporary.mkdir(parents=True)
         yield temporary

@@ -5,6 +5,7 @@ Every page of a TIFF is a page. One that cannot be read is reported and does not
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from ..pages.outlines import MAX_BYTES, PageFormatError, parse_lines
 
 PAGE_BREAK = "\f"  # between the texts of pages, as other programs have it
 SUFFIXES = {"text": ".txt", "tsv": ".tsv", "json": ".json", "hocr": ".hocr", "alto": ".alto.xml", "page": ".page.xml"}
+LONGEST_NAME = 255  # bytes, in nearly every file system
 DOUBTS = {
     UNLIKELY: "have what the model hardly sees (below 1 in 100); a pattern may have forced them",
     "repetition": "repeat themselves at the end, as of a model that is lost",
@@ -120,6 +122,8 @@ def _check_names(pages: list[Source], job: Job) -> None:
     first: dict[Path, Source] = {}
     for source in pages:
         other = first.setdefault(target := _target(source, job), source)
+        if len(os.fsencode(target.name)) > LONGEST_NAME:
+            raise UsageError(f"{source} would be written to a file whose name is too long, {target.name}")
         if other != source:  # the same page twice is written twice
             raise UsageError(f"{other} and {source} would both be written to {target}: read them one by one, into other folders")
 
