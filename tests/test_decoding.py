@@ -391,6 +391,8 @@ def test_a_length_that_is_no_whole_number_of_chunks(small):
         {"num_return_sequences": 2}, {"do_sample": True, "num_beams": 2}, {"early_stopping": "maybe"},
         {"length_penalty": float("nan")}, {"length_penalty": float("-inf")}, {"temperature": float("inf")},
         {"min_new_tokens": 99, "max_new_tokens": 9}, {"do_sample": "false"}, {"do_sample": 1}, {"num_beams": True},
+        {"length_penalty": -(10**400)}, {"temperature": 10**400}, {"temperature": np.float32("inf")},
+        {"length_penalty": np.float32("nan")},
         {"min_new_tokens": -1}, {"no_repeat_ngram_size": -1}, {"num_return_sequences": 0, "do_sample": True},
     ],
 )  # fmt: skip

@@ -95,8 +95,8 @@ class GenerateConfig:
             "max_new_tokens must be at least 1": self.max_new_tokens >= 1,
             "min_new_tokens must lie between 0 and max_new_tokens": 0 <= self.min_new_tokens <= self.max_new_tokens,
             "num_beams must be at least 1": self.num_beams >= 1,
-            "temperature must be a number above 0": 0 < self.temperature < math.inf,
-            "length_penalty must be a finite number": math.isfinite(self.length_penalty),
+            "temperature must be a number above 0": self.temperature > 0 and _finite(self.temperature),
+            "length_penalty must be a finite number": _finite(self.length_penalty),
             "top_k must be 0 (off) or more": self.top_k >= 0,
             "top_p must lie between 0 and 1": 0 <= self.top_p <= 1,
             "no_repeat_ngram_size must be 0 (off) or more": self.no_repeat_ngram_size >= 0,
@@ -156,6 +156,13 @@ def nothing(config: GenerateConfig) -> Generation:
     of_tokens, whole, real = (*shape, config.max_new_tokens), jnp.int32, jnp.float32
     tokens, logprobs = jnp.zeros(of_tokens, whole), jnp.zeros(of_tokens, real)
     return Generation(tokens, logprobs, jnp.zeros(shape, whole), jnp.zeros(shape, real), jnp.zeros(shape, bool))
+
+
+def _finite(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def _without_start(settings: dict[str, Any], of_new: str, of_all: str) -> int:
