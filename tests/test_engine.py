@@ -499,7 +499,8 @@ def test_top_k_of_the_defaults_is_drawn_from(reader, pixels):
     config = replace(drawn, num_return_sequences=4)
     images = jax.device_put(pixels[0][None])
     found = read_pixels(reader.model, images, config, reader.processor.mean, reader.processor.std, jnp.uint32([5]))
-    jobs = run(engine, [Job(pixels[0], drawn, seed=5 - 2**32, sample=r) for r in range(4)])  # as `read` takes any integer
+    seeds = (5 - 2**32, np.int32(5), jnp.uint32(5), 5)  # as `read` takes any integer
+    jobs = run(engine, [Job(pixels[0], drawn, seed=seed, sample=r) for r, seed in enumerate(seeds)])
     wanted = [found.tokens[0, r, : found.lengths[0, r]].tolist() for r in range(4)]
     assert [job.tokens for job in jobs] == wanted and len({tuple(tokens) for tokens in wanted}) > 1
 
@@ -520,6 +521,7 @@ def test_what_is_not_compiled_is_refused_by_name(engine, reader, pixels):
         (Job(pixels[0], reader.defaults, sample=-1), "sample"),
         (Job(pixels[0], searched, sample=3), "sample"),
         (Job(pixels[0], reader.defaults, sample=2**31), "sample"),
+        (Job(pixels[0], reader.defaults, seed=1.5), "seed must be a whole number, not 1.5"),
         (
             Job(pixels[0][..., :1], reader.defaults),
             "pixels must be uint8 of shape .32, 512, 3., not uint8 of .32, 512, 1.",

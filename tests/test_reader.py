@@ -391,8 +391,15 @@ def test_another_model_can_take_the_place(directory, drawn):
 
 
 def test_any_integer_is_a_seed(reader, drawn):
-    found = [texts(reader.read(drawn[:2], seed=seed, do_sample=True, max_new_tokens=8)) for seed in (-1, 2**32 - 1, 2**70)]
-    assert found[0] == found[1] and len(found[2]) == 2
+    seeds = (-1, 2**32 - 1, 2**70, np.int32(-1), jnp.uint32(2**32 - 1))
+    found = [texts(reader.read(drawn[:2], seed=seed, do_sample=True, max_new_tokens=8)) for seed in seeds]
+    assert found[0] == found[1] == found[3] == found[4] and len(found[2]) == 2
+
+
+@pytest.mark.parametrize("seed", [1.5, "7", None, jnp.zeros(1)])
+def test_what_is_no_integer_is_no_seed(reader, drawn, seed):
+    with pytest.raises(ValueError, match="seed must be a whole number, not "):
+        reader.stream(drawn, seed=seed)
 
 
 def test_draws_belong_to_the_image_and_not_to_its_batch(reader, drawn):

@@ -43,6 +43,7 @@ from .batching.slot_jobs import SlotJobs
 from .decoding import GenerateConfig
 from .generation.loop import bucket
 from .generation.packed import pack
+from .generation.sampling import small_seed
 from .lanes import Lanes
 from .model import TrOCR
 from .network.layers import Array
@@ -119,6 +120,7 @@ class Engine:
             raise ValueError(f"pixels must be uint8 of shape {shape}, not {job.pixels.dtype} of {job.pixels.shape}")
         if not 0 <= job.alternatives <= (0 if searched else device.MAX_ALTERNATIVES):
             raise ValueError(f"alternatives are at most {device.MAX_ALTERNATIVES}, and none with beams")
+        small_seed(job.seed)
         if not 0 <= job.sample < (config.num_beams if searched else 2**31):  # as the device has int32 of it
             raise ValueError("sample is at least 0, below 2**31, and with beams less than their number")
 

@@ -33,7 +33,7 @@ from .checkpoints.generation_files import read_settings
 from .cores import usable_cores
 from .decoding import GenerateConfig, Generation, read_pixels
 from .generation.packed import Packed, pack
-from .generation.sampling import image_seed
+from .generation.sampling import image_seed, small_seed
 from .lanes import Lanes
 from .line import NO_NUMBERS, NO_TEXT, Line, line_from_tokens
 from .model import TrOCR
@@ -149,12 +149,12 @@ class Reader:
                 for a much longer one: the more, the faster as a whole, and the later the first line.
 
         Raises:
-            ValueError: at once, for options that this reader cannot follow, for sizes that are no whole numbers from 1 on, and
-                for a single image, whose letters would be names of files.
+            ValueError: at once, for options that this reader cannot follow, for sizes that are no whole numbers from 1 on, for a
+                seed that is no whole number, and for a single image, whose letters would be names of files.
         """
         if images.is_source(sources) and not hasattr(sources, "__array__"):
             raise ValueError("stream reads many images; for one there is read")
-        config = self.configured(**options)
+        config, seed = self.configured(**options), small_seed(seed)
         size = self.batch_size if batch_size is None else batch_size
         if not all(isinstance(n, Integral) and n >= 1 for n in (size, together)):
             raise ValueError(f"batch_size and together must be whole numbers, at least 1, not {size} and {together}")

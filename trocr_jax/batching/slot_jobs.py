@@ -14,6 +14,7 @@ import numpy as np
 from ..config import TrOCRConfig
 from ..generation.loop import GenerateConfig
 from ..generation.packed import Packed
+from ..generation.sampling import small_seed
 from ..network.layers import Array
 from . import device
 from .jobs import Counts, Job, Status
@@ -78,7 +79,7 @@ class SlotJobs:
         settings = device.Settings(nowhere, *(np.zeros(n, t) for t in (np.int32, np.uint32, np.int32, np.float32, np.float32)))
         for slot, row, job in placed:
             settings.slot[row], settings.limit[row] = slot, job.config.max_new_tokens
-            settings.seed[row], settings.sample[row] = job.seed % 2**32, job.sample
+            settings.seed[row], settings.sample[row] = small_seed(job.seed), job.sample
             settings.temperature[row] = job.config.temperature if job.config.do_sample else 0.0
             settings.top_p[row] = job.config.top_p
         return settings

@@ -5,8 +5,9 @@ Letters: B rows (images x samples), P places for tokens, S image tokens, E their
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -46,14 +47,22 @@ class State:
     cache: KVCache
 
 
-def image_seed(index: N, seed: int) -> N:
+def image_seed(index: N, seed: Any) -> N:
     """The seed, below 2**32, of image `index` in a call with `seed`: Knuth's multiplicative hash, which keeps them apart.
 
     Args:
         index: one, or an array [B] of uint64, which the product needs.
-        seed: any integer.
+        seed: any integer, see `small_seed`.
     """
-    return (index * 2654435761 + seed % 2**32) % 2**32
+    return (index * 2654435761 + small_seed(seed)) % 2**32
+
+
+def small_seed(seed: Any) -> int:
+    """Any integer, a numpy or JAX scalar too, as the seed below 2**32 that stands for it. Raises ValueError for anything else."""
+    try:
+        return operator.index(seed) % 2**32  # those scalars have no room for 2**32 themselves
+    except TypeError:
+        raise ValueError(f"seed must be a whole number, not {seed!r:.80}") from None
 
 
 def sample(
