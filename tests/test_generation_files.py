@@ -74,7 +74,21 @@ def test_what_is_not_followed_is_said(folder):
         assert read_settings(folder, TrOCRConfig()) == {"num_beams": 2}
 
 
-NEUTRAL = {"decoder_start_token_id": 2, "eos_token_id": [2], "repetition_penalty": 1.0, "do_sample": False}
+@pytest.mark.parametrize("name, value", [("forced_eos_token_id", 2), ("renormalize_logits", True), ("guidance_scale", 1.5)])
+def test_what_changes_scores_without_a_draw_is_not_passed_over(folder, name, value):
+    write(folder, **{name: value})
+    with pytest.warns(UserWarning, match=f"not followed when decoding: {name} = {value}"):
+        read_settings(folder, TrOCRConfig())
+
+
+NEUTRAL = {
+    "guidance_scale": 1,
+    "renormalize_logits": False,
+    "decoder_start_token_id": 2,
+    "eos_token_id": [2],
+    "repetition_penalty": 1.0,
+    "do_sample": False,
+}
 
 
 @pytest.mark.parametrize("settings", [{}, NEUTRAL])

@@ -24,7 +24,8 @@ NOT_FOLLOWED: dict[str, Any] = {
     "do_sample": False, "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0,
     "bad_words_ids": None, "suppress_tokens": None, "begin_suppress_tokens": None, "forced_bos_token_id": None,
     "num_beam_groups": 1, "diversity_penalty": 0.0, "penalty_alpha": None, "constraints": None, "force_words_ids": None,
-    "sequence_bias": None, "exponential_decay_length_penalty": None,
+    "sequence_bias": None, "exponential_decay_length_penalty": None, "forced_eos_token_id": None, "renormalize_logits": False,
+    "guidance_scale": 1.0,
 }  # fmt: skip
 
 
