@@ -141,6 +141,17 @@ def test_alive_but_not_ready_while_it_compiles(monkeypatch):
         wait_until(lambda: client.get("/readyz").status_code == 200, 10)
 
 
+def test_it_serves_whether_or_not_somebody_reads_where():
+    """A program that starts servers may close its end of their stdout, or write it to a disk that is full."""
+    with process(wait=False) as server:
+        server.process.stdout.close()
+        wait_until(lambda: server.log and server.log[-1]["event"] == "nobody reads stdout", 120)
+        time.sleep(0.5)
+        assert server.process.poll() is None
+        server.terminate()
+        assert server.wait() == 0 and server.log[-1]["event"] == "stopped"
+
+
 def test_a_device_that_fails_at_the_start_ends_the_server(monkeypatch):
     def fail(*_):
         raise RuntimeError("out of memory")

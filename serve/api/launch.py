@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import os
 import socket
+import sys
 import threading
 
 import uvicorn
@@ -22,7 +23,7 @@ from .connection import Server, protocol
 from .fetch import is_host
 from .guard import Guard
 from .keys import ENVIRONMENT, Keys, read_keys
-from .logs import configure
+from .logs import configure, log
 from .service import Service
 
 MOST_ENCODED = 32
@@ -71,7 +72,7 @@ def _serve(service: Service, server: Server, listener: socket.socket) -> int:
     def ready() -> None:
         gc.collect()
         gc.freeze()  # models and libraries stay: a full collection looks at all of them, 0.1 s in which nobody is answered
-        print(f"trocr-jax serves {', '.join(service.models)} at {url}", flush=True)
+        _announce(f"trocr-jax serves {', '.join(service.models)} at {url}")
 
     def fail() -> None:
         failed.set()
@@ -80,6 +81,17 @@ def _serve(service: Service, server: Server, listener: socket.socket) -> int:
     service.on_ready, service.on_failed = ready, fail
     server.run([listener])
     return int(failed.is_set())
+
+
+def _announce(line: str) -> None:
+    """Prints a line where somebody may read it. A program that started us may have closed its end, or a disk be full: no reason
+    not to serve, nor, at Python's exit, to end with another code.
+    """
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        log("nobody reads stdout", level=logging.WARNING, error=error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _service(config: Config, keys: Keys) -> Service:
