@@ -112,7 +112,7 @@ def test_old_config_json_files_list_every_setting_and_set_none(tmp_path):
 )
 def test_values_of_another_type_are_refused_by_name(folder, settings):
     write(folder, **settings)
-    with pytest.raises(ValueError, match=next(iter(settings))):
+    with pytest.raises(ValueError, match=f"{folder}: .*generation_config.json.* {next(iter(settings))}"):
         Reader.from_pretrained(folder)
 
 

@@ -322,6 +322,12 @@ def default_batch_size() -> int:
 
 
 def default_generation(directory: Path, model: TrOCR) -> GenerateConfig:
-    """What the checkpoint says of decoding, where it says something; lines of up to 128 tokens where it does not."""
+    """What the checkpoint says of decoding, where it says something; lines of up to 128 tokens where it does not.
+
+    Raises ValueError, which names the checkpoint, for settings that cannot be.
+    """
     settings = read_settings(directory, model.config)
-    return GenerateConfig.from_hf(settings, model.config.decoder.max_positions)
+    try:
+        return GenerateConfig.from_hf(settings, model.config.decoder.max_positions)
+    except ValueError as error:
+        raise ValueError(f"{directory}: its settings of decoding (generation_config.json, config.json): {error}") from None
