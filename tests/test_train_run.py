@@ -149,8 +149,8 @@ def test_who_interrupts_twice_does_not_wait(straight, tmp_path, monkeypatch):
         for _ in range(3):
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("trocr_jax.train.loop.Run._report", hurry)
-    monkeypatch.setattr("trocr_jax.train.loop.os._exit", codes.append)
+    monkeypatch.setattr("trocr_jax.train.loop.Loop._report", hurry)
+    monkeypatch.setattr("trocr_jax.train.interruption.os._exit", codes.append)
     assert train(tiny.config(straight, out=tmp_path / "run", steps=1)) in (0, 130)
     assert codes == [130, 130] and [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
@@ -384,7 +384,7 @@ def test_a_mistake_in_the_validation_data_is_said_before_the_first_step(tmp_path
 
 
 def test_an_evaluation_that_fails_costs_no_steps(tmp_path, monkeypatch):
-    monkeypatch.setattr("trocr_jax.train.loop.evaluate", lambda *_: 1 / 0)
+    monkeypatch.setattr("trocr_jax.train.scores.evaluate", lambda *_: 1 / 0)
     config = tiny.config(tmp_path, steps=2)
     with pytest.raises(ZeroDivisionError):
         train(config)
@@ -398,11 +398,11 @@ def test_an_evaluation_that_fails_costs_no_steps(tmp_path, monkeypatch):
 def test_what_a_sigterm_left_unevaluated_is_evaluated_when_the_run_goes_on(tmp_path, monkeypatch):
     """And published, where it is the best: here it is the only one."""
 
-    def stop(run, step):
-        run.terminated = step == 2
-        return run.terminated
+    def stop(interruption, step):
+        interruption.asked = step == 2
+        return interruption.asked
 
-    monkeypatch.setattr("trocr_jax.train.loop.Run._stop_asked", stop)
+    monkeypatch.setattr("trocr_jax.train.interruption.Interruption.after", stop)
     config = tiny.config(tmp_path, steps=2)
     assert train(config) == 0
     assert not [e for e in read_log(config.out) if e["kind"] in ("eval", "done")]
@@ -430,7 +430,7 @@ def test_scores_of_another_validation_set_are_not_compared(tmp_path):
 def test_hosts_ask_each_other_about_patience_after_evaluations_alone(straight, tmp_path, monkeypatch):
     """Every question makes all of them wait for the slowest."""
     asked = []
-    monkeypatch.setattr("trocr_jax.train.loop._on_all_hosts", lambda first: asked.append(first) or first)
+    monkeypatch.setattr("trocr_jax.train.hosts.agreed", lambda first: asked.append(first) or first)
     assert train(tiny.config(straight, out=tmp_path / "run", steps=6, eval_every=2, patience=9)) == 0
     assert asked == [False] * 3, "before the first step and after 2 and 4; 6 is the end"
 
@@ -458,12 +458,12 @@ def test_the_start_weights_take_no_memory_beside_the_state(straight, tmp_path, m
     """From the first step on, neither a device's nor the host's; the checks before it have used them."""
     before, beside = jax.live_arrays(), []
 
-    def keep(run, step, state, *_):
+    def keep(loop, step, state, *_):
         known = {id(x) for x in [*before, *jax.tree.leaves(state)]}
         beside.append([x.shape for x in jax.live_arrays() if id(x) not in known and x.dtype == "float32" and x.ndim])
-        assert {type(x) for x in run.model.parameters.values()} == {jax.ShapeDtypeStruct}
+        assert {type(x) for x in loop.run.model.parameters.values()} == {jax.ShapeDtypeStruct}
 
-    monkeypatch.setattr("trocr_jax.train.loop.Run._keep", keep)
+    monkeypatch.setattr("trocr_jax.train.loop.Loop._keep", keep)
     assert train(tiny.config(straight, out=tmp_path / "run", steps=2, preflight=PreflightConfig(lines=20))) == 0
     assert beside == [[], []]
 
