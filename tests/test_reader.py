@@ -77,7 +77,7 @@ def test_where_compiling_takes_long_the_last_batch_is_filled_up(directory, drawn
     options = {"batch_size": 4, "max_new_tokens": 5}
     expected = reader.read(images, **options), reader.read(images, do_sample=True, **options)
     decoding.read_pixels.clear_cache()
-    reader.fills = True
+    reader.pads_last_batch = True
     found = reader.read(images, **options)
     assert decoding.read_pixels._cache_size() == 1
     assert texts(found) == texts(expected[0]) and texts(reader.read(images, do_sample=True, **options)) == texts(expected[1])

@@ -79,7 +79,7 @@ class Reader:
         self.model, self.tokenizer, self.processor, self.defaults, self.name = model, tokenizer, processor, defaults, name
         self.mesh, self._lanes, self.batch_size = mesh, Lanes(), default_batch_size() * sharding.rows_for(1, mesh)
         self.together, self.ahead = TOGETHER, AHEAD
-        self.fills = jax.default_backend() != "cpu"  # where a program takes longer to compile than rows in vain to read
+        self.pads_last_batch = jax.default_backend() != "cpu"  # a program for fewer rows takes longer to compile than to pad
         self._packed: tuple[TrOCR, Packed] | None = None
         self._constraint = lru_cache(PATTERNS)(partial(constraint, tokenizer=tokenizer))
         if model.config.encoder.num_channels != 3:
@@ -158,16 +158,15 @@ class Reader:
         size = self.batch_size if batch_size is None else batch_size
         if not all(isinstance(n, Integral) and n >= 1 for n in (size, together)):
             raise ValueError(f"batch_size and together must be whole numbers, at least 1, not {size} and {together}")
-        counts: deque[int] = deque()  # of the pieces of every image that is being read
-        pieces = in_pieces(self.prepare_all(sources, size + size * together), counts)
-        return whole(by_place(self._read(batches(pieces, size, size * together), config, seed)), counts, config.do_sample)
+        pieces = in_pieces(self.prepare_all(sources, size + size * together))
+        return whole(by_place(self._read(batches(pieces, size, size * together), config, seed)), config.do_sample)
 
-    def _read(self, batches: Iterable[list[Piece]], config: GenerateConfig, seed: int) -> Iterator[tuple[int, Line]]:
-        """(place, Line) of every piece, in the order of the batches."""
+    def _read(self, batches: Iterable[list[Piece]], config: GenerateConfig, seed: int) -> Iterator[tuple[Piece, Line]]:
+        """Every piece and its Line, in the order of the batches."""
         pending: deque[tuple[list[Piece], Wait | None]] = deque()
         rows = 0
         for batch in batches:
-            rows = max(rows, len(batch)) if self.fills else 0
+            rows = max(rows, len(batch)) if self.pads_last_batch else 0
             pending.append((batch, self._submit(batch, config, seed, rows)))
             if len(pending) > self.ahead:
                 yield from self._lines(*pending.popleft())
@@ -253,7 +252,7 @@ class Reader:
         return replace(line, flags=tuple(f for f in line.flags if f != NO_TEXT)) if sure else Line(flags=flags)
 
     def start(self, pixels: np.ndarray, config: GenerateConfig, seeds: np.ndarray | None = None) -> Wait:
-        """`generate` for a device that does not dispatch by itself: returns a function that gives the result when called."""
+        """Begins to read a batch, see `generate`; the function that it returns waits for the result."""
         result = self.generate(pixels, config, seeds)
         return lambda: result
 
@@ -261,7 +260,7 @@ class Reader:
         """None where no image of the batch could be prepared. Fewer than so many rows are filled up with copies of the last one:
         they would take a program of their own.
         """
-        readable = [(source, item.pixels) for _, source, item in batch if item.pixels is not None]
+        readable = [(piece.source, piece.item.pixels) for piece in batch if piece.item.pixels is not None]
         if not readable:
             return None
         index = np.array([source for source, _ in readable], np.uint64)
@@ -269,11 +268,11 @@ class Reader:
         pixels = np.stack([pixels for _, pixels in readable] + [readable[-1][1]] * copies)
         return self.start(pixels, config, image_seed(np.pad(index, (0, copies), "edge"), seed))
 
-    def _lines(self, batch: list[Piece], wait: Wait | None) -> Iterator[tuple[int, Line]]:
-        readable = [item for _, _, item in batch if item.pixels is not None]
+    def _lines(self, batch: list[Piece], wait: Wait | None) -> Iterator[tuple[Piece, Line]]:
+        readable = [piece.item for piece in batch if piece.item.pixels is not None]
         lines = self.lines(wait(), [item.flags for item in readable]) if wait else iter(())
-        for place, _, item in batch:
-            yield place, Line.failed(item.error) if item.error else next(lines)
+        for piece in batch:
+            yield piece, Line.failed(piece.item.error) if piece.item.error else next(lines)
 
 
 def cache_compilations() -> None:

@@ -21,11 +21,13 @@ class Piece(NamedTuple):
         place: the piece's index among all pieces of all sources.
         source: the index of the image.
         item: the piece.
+        last: whether it is the last one of its image.
     """
 
     place: int
     source: int
     item: Prepared
+    last: bool
 
 
 def in_order(futures: Iterable[Future[T]], ahead: int) -> Iterator[T]:
@@ -43,18 +45,23 @@ def in_order(futures: Iterable[Future[T]], ahead: int) -> Iterator[T]:
             future.cancel()
 
 
-def in_pieces(images: Iterable[Prepared], counts: deque[int]) -> Iterator[Piece]:
-    """All pieces of all images, in order; how many each image has goes into `counts`, for `whole`."""
+def in_pieces(images: Iterable[Prepared]) -> Iterator[Piece]:
+    """All pieces of all images, in order."""
     place = itertools.count()
     for source, image in enumerate(images):
-        counts.append(len(image.pieces))
-        yield from (Piece(next(place), source, piece) for piece in image.pieces)
+        *others, last = image.pieces
+        yield from (Piece(next(place), source, piece, last=False) for piece in others)
+        yield Piece(next(place), source, last, last=True)
 
 
-def whole(lines: Iterator[Line], counts: deque[int], drawn: bool) -> Iterator[Line]:
-    """Puts the lines of pieces together to lines of images; `drawn` tells whether they were drawn at random."""
-    for line in lines:
-        yield joined([line, *itertools.islice(lines, counts.popleft() - 1)], drawn=drawn)
+def whole(read: Iterable[tuple[Piece, Line]], drawn: bool) -> Iterator[Line]:
+    """Puts the lines of pieces, in order, together to lines of images; `drawn` tells whether they were drawn at random."""
+    lines: list[Line] = []
+    for piece, line in read:
+        lines.append(line)
+        if piece.last:
+            yield joined(lines, drawn=drawn)
+            lines = []
 
 
 def batches(pieces: Iterator[Piece], size: int, together: int) -> Iterator[list[Piece]]:
@@ -65,12 +72,12 @@ def batches(pieces: Iterator[Piece], size: int, together: int) -> Iterator[list[
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def by_place(lines: Iterable[tuple[int, Line]]) -> Iterator[Line]:
-    """The lines 0, 1, 2, ..., each as soon as those before it have come."""
-    done: dict[int, Line] = {}
+def by_place(read: Iterable[tuple[Piece, Line]]) -> Iterator[tuple[Piece, Line]]:
+    """The pieces 0, 1, 2, ... with their lines, each as soon as those before it have come."""
+    done: dict[int, tuple[Piece, Line]] = {}
     first = 0
-    for place, line in lines:
-        done[place] = line
+    for piece, line in read:
+        done[piece.place] = piece, line
         while first in done:
             yield done.pop(first)
             first += 1
