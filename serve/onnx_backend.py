@@ -27,7 +27,7 @@ import numpy as np
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.cores import usable_cores
 from trocr_jax.decoding import GenerateConfig
-from trocr_jax.generation.loop import Generation
+from trocr_jax.generation.result import Generation
 from trocr_jax.model import TrOCR
 from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.prepared import Prepared, prepare, used_width

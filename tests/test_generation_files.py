@@ -12,7 +12,7 @@ from conftest import ROOT, shared
 from trocr_jax import Reader, TrOCR
 from trocr_jax.checkpoints.generation_files import read_settings
 from trocr_jax.config import TrOCRConfig
-from trocr_jax.generation.loop import GenerateConfig
+from trocr_jax.generation.config import GenerateConfig
 from trocr_jax.pretrained import companions, save
 
 PACKAGED = ROOT / "trocr_jax" / "tiny-print"

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 LEAVES = {
     "images", "image_paths", "containers", "prepared", "line", "streaming", "tokens", "metrics", "files", "config", "chips",
-    "cores", "agreement", "program_text", "tesseract",
+    "cores", "buckets", "agreement", "program_text", "tesseract",
     "pixels.image_processor", "pixels.ink", "pixels.line_cutting", "pixels.line_normalization", "pixels.strokes",
     "pages.binarization", "pages.deskew", "pages.letters", "pages.line_detection", "pages.orientation", "pages.outlines",
     "pages.paper", "pages.rules", "pages.sheet",
@@ -20,12 +20,13 @@ ORDER = [
         "config checkpoints.fairseq checkpoints.weights pretrained "
         "network.trial network.flash network.fused network.mesh_axes network.layers network.kv_cache network.attention "
         "network.encoder network.decoder_layer network.step_layers network.decoder model "
-        "generation.packed generation.processors generation.constraint generation.loop generation.sampling generation.beam "
+        "generation.packed generation.constraint generation.config generation.result generation.processors generation.loop "
+        "generation.sampling generation.beam "
         "decoding patterns reader"
     ).split(),
     "lanes batching.search_jobs engine engine_thread".split(),
     "lanes reader".split(),
-    "generation.loop batching.jobs".split(),
+    "generation.config batching.jobs".split(),
     "decoding batching.device batching.jobs batching.slot_jobs engine".split(),
     "decoding batching.jobs batching.search batching.search_jobs engine".split(),
     "reader commands.read commands.doctor".split(),

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from .generation.beam import beam_search
-from .generation.loop import GenerateConfig, Generation, nothing
+from .generation.config import GenerateConfig
 from .generation.packed import Packed, layers_of, model_of
+from .generation.result import Generation, empty_generation
 from .generation.sampling import sample
 from .model import TrOCR, normalize
 from .network.layers import Array
@@ -51,7 +52,7 @@ def generate(
     _check_memory(memory, model.config.memory_size)
     _check_rows(memory.shape[0], seeds, limits)
     if memory.shape[0] == 0:
-        return nothing(config)
+        return empty_generation(config)
     limits = _limits(memory.shape[0], limits, config.max_new_tokens)
     if config.num_beams > 1:
         return beam_search(model, layers, memory, config, limits)

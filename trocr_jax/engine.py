@@ -40,8 +40,8 @@ from .batching import device
 from .batching.jobs import Counts, Job, Queue, QueueClosedError, QueueFullError, Status
 from .batching.search_jobs import SearchJobs
 from .batching.slot_jobs import SlotJobs
+from .buckets import bucket, buckets
 from .decoding import GenerateConfig
-from .generation.loop import bucket
 from .generation.packed import pack
 from .generation.sampling import small_seed
 from .lanes import Lanes
@@ -265,8 +265,3 @@ class Engine:
     def _image_shape(self) -> tuple[int, int, int]:
         encoder = self.model.config.encoder
         return *encoder.image_size, encoder.num_channels
-
-
-def buckets(largest: int) -> list[int]:
-    """All buckets up to the largest."""
-    return [1 << i for i in range(largest.bit_length())]

@@ -28,9 +28,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from . import decoding
+from .buckets import bucket
 from .checkpoints import weights
 from .decoding import GenerateConfig, Generation
-from .generation.loop import bucket
 from .model import TrOCR
 from .network.attention import for_one_device, plain_attention
 from .network.layers import Array

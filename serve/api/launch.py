@@ -12,9 +12,9 @@ import threading
 
 import uvicorn
 
+from trocr_jax.buckets import bucket
 from trocr_jax.cli import UsageError, check_pattern
 from trocr_jax.files import expand
-from trocr_jax.generation.loop import bucket
 from trocr_jax.reader import Reader, cache_compilations, default_batch_size
 
 from .app import create_app

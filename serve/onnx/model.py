@@ -14,7 +14,7 @@ import onnx
 
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.decoding import GenerateConfig
-from trocr_jax.generation.loop import Generation
+from trocr_jax.generation.result import Generation
 from trocr_jax.model import TrOCR
 
 from . import export as onnx_export
@@ -141,7 +141,7 @@ class _Found:
         self.ended[rows] |= tokens == self._ids.eos_token_id
 
     def _ruled(self, rows: np.ndarray, place: int, logprobs: np.ndarray) -> np.ndarray:
-        """Log-probabilities with -inf where a token may not come, as in `loop.process`."""
+        """Log-probabilities with -inf where a token may not come, as in `processors.process`."""
         ruled = logprobs
         if place < self._min_new_tokens:
             ruled = logprobs.copy()

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..config import TrOCRConfig
-from ..decoding import GenerateConfig
-from ..generation.loop import follow, process
+from ..generation.config import GenerateConfig
 from ..generation.packed import Packed, layers_of, model_of
+from ..generation.processors import advance_constraint, process
 from ..generation.sampling import draw, sample_key
 from ..model import TrOCR, normalize
 from ..network.kv_cache import KVCache
@@ -152,31 +152,20 @@ def advance(model: TrOCR | Packed, slots: Slots, rules: GenerateConfig, full: bo
 
 
 def _step(model: TrOCR, layers: StepLayers | Unrolled, slots: Slots, rules: GenerateConfig, full: bool) -> tuple[Slots, Progress]:
-    ids, rows = model.config, jnp.arange(slots.done.shape[0])
+    model_config, rows = model.config, jnp.arange(slots.done.shape[0])
     scores, cache = model.decoder.step(slots.tokens[rows, slots.position], slots.memory, slots.cache, slots.position, layers)
     scores = scores.astype(jnp.float32)
     logprobs = jax.nn.log_softmax(scores, axis=-1)
-    token = _choose(_forbid(scores, slots, rules, ids), slots, rules.top_k, full)
-    token = jnp.where(slots.done, ids.pad_token_id, token)
+    token = _choose(process(scores, slots.tokens, slots.states, slots.position, rules, model_config), slots, rules.top_k, full)
+    token = jnp.where(slots.done, model_config.pad_token_id, token)
     position = jnp.where(slots.done, slots.position, slots.position + 1)
     best_logprobs, best = jax.lax.top_k(logprobs, min(MAX_ALTERNATIVES, logprobs.shape[-1]) if full else 0)
     progress = Progress(token, jnp.take_along_axis(logprobs, token[:, None], axis=1)[:, 0], best.astype(jnp.int32), best_logprobs)
     tokens = slots.tokens.at[rows, position].set(jnp.where(slots.done, slots.tokens[rows, position], token))
-    done = slots.done | (token == ids.eos_token_id) | (position >= slots.limit)
-    states = follow(slots.states, token, rules)
+    done = slots.done | (token == model_config.eos_token_id) | (position >= slots.limit)
+    states = advance_constraint(slots.states, token, rules)
     slots = replace(slots, tokens=tokens, position=position, done=done, states=states, cache=cache)
     return slots, progress
-
-
-def _forbid(scores: Array, slots: Slots, rules: GenerateConfig, ids: TrOCRConfig) -> Array:
-    """The rules of `loop.process` on scores [B,V], each row at its own position."""
-    if not (rules.no_repeat_ngram_size or rules.min_new_tokens or rules.constraint):
-        return scores
-
-    def row(scores: Array, tokens: Array, state: Array, position: Array) -> Array:
-        return process(scores[None], tokens[None], state[None], position, rules, ids)[0]
-
-    return jax.vmap(row)(scores, slots.tokens, slots.states, slots.position)
 
 
 def _choose(scores: Array, slots: Slots, top_k: int, draws: bool) -> Array:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..generation.loop import GenerateConfig
+from ..generation.config import GenerateConfig
 
 Status = Literal["waiting", "running", "stop", "length", "cancelled", "expired", "failed"]
 

@@ -11,11 +11,12 @@ from functools import partial
 import jax
 
 from ..config import TrOCRConfig
-from ..decoding import GenerateConfig, Generation
 from ..generation import beam
 from ..generation.beam import Beams, BeamState
+from ..generation.config import GenerateConfig
 from ..generation.loop import STEPS_PER_CHUNK, chunk, whole_chunks, widths
 from ..generation.packed import Packed, layers_of, model_of
+from ..generation.result import Generation
 from ..network.layers import Array
 
 STEPS = STEPS_PER_CHUNK
@@ -46,7 +47,7 @@ def _widened(state: BeamState, width: int) -> BeamState:
     return replace(state, cache=state.cache.widened(width))
 
 
-@partial(jax.jit, static_argnames=("config", "ids"))
-def result(best: Beams, limits: Array, config: GenerateConfig, ids: TrOCRConfig) -> Generation:
+@partial(jax.jit, static_argnames=("config", "model_config"))
+def result(best: Beams, limits: Array, config: GenerateConfig, model_config: TrOCRConfig) -> Generation:
     """What was found for images that are done. Of the state only what it needs: the same program for every width of the cache."""
-    return beam.result(best, limits, config, ids)
+    return beam.result(best, limits, config, model_config)

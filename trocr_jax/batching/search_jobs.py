@@ -14,10 +14,11 @@ import jax
 import numpy as np
 
 from ..config import TrOCRConfig
-from ..decoding import GenerateConfig, Generation
 from ..generation.beam import BeamState
+from ..generation.config import GenerateConfig
 from ..generation.loop import whole_chunks, widths
 from ..generation.packed import Packed
+from ..generation.result import Generation
 from ..lanes import Lanes
 from ..network.layers import Array
 from . import search
@@ -41,14 +42,14 @@ class SearchJobs:
     """The batch that is being searched, one at a time.
 
     Args:
-        ids: with the numbers of special tokens.
+        model_config: has the numbers of special tokens.
         defaults: how to decode, except for the limit of new tokens, which every job sets for itself.
         beams: numbers of beams, above 1, that jobs may have.
         lanes: for steps that are to run beside those of the slots.
     """
 
-    def __init__(self, packed: Packed, ids: TrOCRConfig, defaults: GenerateConfig, beams: Iterable[int], lanes: Lanes):
-        self._packed, self._ids, self._lanes = packed, ids, lanes
+    def __init__(self, packed: Packed, model_config: TrOCRConfig, defaults: GenerateConfig, beams: Iterable[int], lanes: Lanes):
+        self._packed, self._model_config, self._lanes = packed, model_config, lanes
         self._configs = {b: replace(defaults, num_beams=b, num_return_sequences=b) for b in beams}
         self._batch: _Batch | None = None
 
@@ -103,7 +104,7 @@ class SearchJobs:
         self._leave_if_over()
 
     def _found(self, batch: _Batch) -> Generation:
-        return search.result(batch.state.best, batch.state.limits, batch.config, self._ids)
+        return search.result(batch.state.best, batch.state.limits, batch.config, self._model_config)
 
     def drop_unwanted(self, now: float) -> list[Job]:
         """Takes jobs that nobody waits for from the search and returns them."""

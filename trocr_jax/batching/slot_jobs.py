@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from ..config import TrOCRConfig
-from ..generation.loop import GenerateConfig
+from ..generation.config import GenerateConfig
 from ..generation.packed import Packed
 from ..generation.sampling import small_seed
 from ..network.layers import Array

@@ -21,7 +21,10 @@ from ..network.kv_cache import KVCache
 from ..network.layers import Array
 from ..network.mesh_axes import varying
 from ..network.step_layers import StepLayers, Unrolled
-from .loop import GenerateConfig, Generation, finalize, follow, process, put, run, whole_chunks, widths
+from .config import GenerateConfig
+from .loop import put, run, whole_chunks, widths
+from .processors import advance_constraint, process
+from .result import Generation, finalize
 
 NEVER = -1.0e9  # the score of a sequence that does not exist; transformers' value, kept because sums with it decide ties
 
@@ -81,10 +84,10 @@ def beam_search(model: TrOCR, layers: StepLayers | Unrolled, memory: Array, conf
     return result(state.best, limits, config, model.config)
 
 
-def result(best: Beams, limits: Array, config: GenerateConfig, ids: TrOCRConfig) -> Generation:
+def result(best: Beams, limits: Array, config: GenerateConfig, model_config: TrOCRConfig) -> Generation:
     """The best sequences so far: of an image that is done, those that were looked for."""
     T, R = config.max_new_tokens, config.num_return_sequences
-    found = finalize(best.tokens[:, :R, 1 : T + 1], best.logprobs[:, :R, :T], best.scores[:, :R], limits, ids)
+    found = finalize(best.tokens[:, :R, 1 : T + 1], best.logprobs[:, :R, :T], best.scores[:, :R], limits, model_config)
     there = (best.ended[:, :R] & ~_repeats(found.tokens)).at[:, 0].set(True)  # also of a model that gives no numbers
     return replace(found, lengths=jnp.where(there, found.lengths, 0))
 
@@ -97,8 +100,10 @@ def _repeats(tokens: Array) -> Array:
 
 def begin(model: TrOCR, config: GenerateConfig, limits: Array) -> BeamState:
     """The state before the first step, of images with limits [B] of new tokens; the cache has the first of its `widths`."""
-    images, K, ids, P = len(limits), config.num_beams, model.config, whole_chunks(config.max_new_tokens)
-    tokens = jnp.full((images, K, P + 1), ids.pad_token_id, jnp.int32).at[..., 0].set(ids.decoder_start_token_id)
+    images, K, model_config, P = len(limits), config.num_beams, model.config, whole_chunks(config.max_new_tokens)
+    tokens = (
+        jnp.full((images, K, P + 1), model_config.pad_token_id, jnp.int32).at[..., 0].set(model_config.decoder_start_token_id)
+    )
     shape = (images, K)
     scores = jnp.full(shape, NEVER, jnp.float32)  # of a dtype that stays, or the first step would be another program
     nothing = Beams(tokens, jnp.zeros((*shape, P), jnp.float32), scores, jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32))
@@ -155,7 +160,7 @@ def _extend(state: BeamState, logprobs: Array, config: GenerateConfig, eos: int)
     chosen = jnp.take_along_axis(logprobs.reshape(B, K * V), parents * V + token, axis=1)
     picked = running.pick(parents)
     ended = (token == eos) | (position + 1 >= state.limits[:, None])
-    tokens, states = put(picked.tokens, token, position + 1), follow(picked.states, token, config)
+    tokens, states = put(picked.tokens, token, position + 1), advance_constraint(picked.states, token, config)
     return Beams(tokens, put(picked.logprobs, chosen, position), scores, ended, states), parents
 
 

@@ -20,7 +20,10 @@ from ..network.layers import Array
 from ..network.mesh_axes import varying
 from ..network.step_layers import StepLayers, Unrolled
 from . import processors
-from .loop import GenerateConfig, Generation, finalize, follow, process, put, run, whole_chunks, widths
+from .config import GenerateConfig
+from .loop import put, run, whole_chunks, widths
+from .processors import advance_constraint, process
+from .result import Generation, finalize
 
 N = TypeVar("N", int, np.ndarray)
 
@@ -69,7 +72,7 @@ def sample(
     model: TrOCR, layers: StepLayers | Unrolled, memory: Array, config: GenerateConfig, seeds: Array | None, limits: Array
 ) -> Generation:
     """memory [B,S,E], seeds [B] for sampling, limits [B] of new tokens -> Generation."""
-    R, ids = config.num_return_sequences, model.config
+    R, model_config = config.num_return_sequences, model.config
     rows = memory.shape[0] * R
     keys = None
     if seeds is not None:
@@ -81,17 +84,19 @@ def sample(
         current = jax.lax.dynamic_index_in_dim(state.tokens, state.position, axis=1, keepdims=False)
         scores, cache = model.decoder.step(current, memory, state.cache, state.position, layers)
         scores = scores.astype(jnp.float32)
-        token = choose(process(scores, state.tokens, state.states, state.position, config, ids), config, keys, state.position)
+        token = choose(
+            process(scores, state.tokens, state.states, state.position, config, model_config), config, keys, state.position
+        )
         logprob = jnp.take_along_axis(jax.nn.log_softmax(scores, axis=-1), token[:, None], axis=1)[:, 0]
-        token = jnp.where(state.done, ids.pad_token_id, token)
-        done = state.done | (token == ids.eos_token_id) | (state.position + 1 >= most)
+        token = jnp.where(state.done, model_config.pad_token_id, token)
+        done = state.done | (token == model_config.eos_token_id) | (state.position + 1 >= most)
         return State(
             tokens=put(state.tokens, token, state.position + 1),
             logprobs=put(state.logprobs, jnp.where(state.done, 0.0, logprob), state.position),
-            done=done, position=state.position + 1, states=follow(state.states, token, config), cache=cache,
+            done=done, position=state.position + 1, states=advance_constraint(state.states, token, config), cache=cache,
         )  # fmt: skip
 
-    return _result(run(step, state, places), limits, config, ids)
+    return _result(run(step, state, places), limits, config, model_config)
 
 
 def _start(model: TrOCR, rows: int, places: int, done: Array) -> State:
@@ -103,10 +108,10 @@ def _start(model: TrOCR, rows: int, places: int, done: Array) -> State:
     )  # fmt: skip
 
 
-def _result(state: State, limits: Array, config: GenerateConfig, ids: TrOCRConfig) -> Generation:
+def _result(state: State, limits: Array, config: GenerateConfig, model_config: TrOCRConfig) -> Generation:
     T, shape = config.max_new_tokens, (len(limits), config.num_return_sequences, config.max_new_tokens)
     tokens, logprobs = state.tokens[:, 1 : T + 1].reshape(shape), state.logprobs[:, :T].reshape(shape)
-    return finalize(tokens, logprobs, logprobs.sum(-1), limits, ids)
+    return finalize(tokens, logprobs, logprobs.sum(-1), limits, model_config)
 
 
 def choose(scores: Array, config: GenerateConfig, keys: Array | None, position: Array) -> Array:
