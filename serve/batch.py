@@ -246,7 +246,8 @@ def _share(job: BatchJob, worker: Worker, config: Config, began: float) -> Share
 
 
 def _reader(settings: dict[str, Any]) -> Reader:
-    from trocr_jax.reader import Reader, cache_compilations
+    from trocr_jax.compilation_cache import cache_compilations
+    from trocr_jax.reader import Reader
 
     cache_compilations()
     if settings["dtype"] == "int8":

@@ -10,7 +10,8 @@ from typing import Any
 
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult  # pyright: ignore[reportMissingImports]
 
-from trocr_jax.reader import Reader, cache_compilations
+from trocr_jax.compilation_cache import cache_compilations
+from trocr_jax.reader import Reader
 
 from .batch_job import output
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from trocr_jax.reader import Reader, cache_compilations
+from trocr_jax.compilation_cache import cache_compilations
+from trocr_jax.reader import Reader
 
 from .batch_job import output
 

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 LEAVES = {
     "images", "image_paths", "containers", "prepared", "line", "streaming", "tokens", "metrics", "files", "config", "chips",
-    "cores", "buckets", "agreement", "program_text", "tesseract",
+    "cores", "buckets", "flags", "agreement", "program_text", "tesseract",
     "pixels.image_processor", "pixels.ink", "pixels.line_cutting", "pixels.line_normalization", "pixels.strokes",
     "pages.binarization", "pages.deskew", "pages.letters", "pages.line_detection", "pages.orientation", "pages.outlines",
     "pages.paper", "pages.rules", "pages.sheet",
@@ -30,6 +30,7 @@ ORDER = [
     "decoding batching.device batching.jobs batching.slot_jobs engine".split(),
     "decoding batching.jobs batching.search batching.search_jobs engine".split(),
     "reader commands.read commands.doctor".split(),
+    "compilation_cache commands.read".split(),
     "decoding sharding reader".split(),
     "sharding ahead_of_time".split(),
     "pages.words pages.formats page commands.page commands.read".split(),

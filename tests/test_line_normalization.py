@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from trocr_jax.flags import SEVERAL_LINES
 from trocr_jax.pixels import line_cutting, line_normalization
 from trocr_jax.pixels.image_processor import ImageProcessor
 from trocr_jax.pixels.line_normalization import normalize_line
-from trocr_jax.prepared import SEVERAL_LINES, prepare, used_width
+from trocr_jax.prepared import prepare, used_width
 
 HEIGHT, WIDTH = 32, 512
 

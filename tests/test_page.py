@@ -18,11 +18,11 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy import ndimage
 
 from trocr_jax import Reader, cli, images, page
+from trocr_jax.flags import SEVERAL_PAGES
 from trocr_jax.line import Line, Token, Word, line_from_tokens
 from trocr_jax.pages.formats import Format, Page, PageLine, render
 from trocr_jax.pages.outlines import PageFormatError, parse_lines
 from trocr_jax.pixels import ink
-from trocr_jax.prepared import SEVERAL_PAGES
 
 
 @pytest.mark.parametrize("numbers", [range(8), pytest.param(range(8, 50), marks=pytest.mark.slow)], ids=["8 pages", "42 more"])

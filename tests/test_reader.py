@@ -21,10 +21,11 @@ from PIL import Image
 
 from trocr_jax import decoding
 from trocr_jax.buckets import bucket
+from trocr_jax.compilation_cache import cache_compilations
 from trocr_jax.cores import usable_cores
 from trocr_jax.line import NO_NUMBERS, Line, line_from_tokens
 from trocr_jax.pixels import ink
-from trocr_jax.reader import Prepared, Reader, cache_compilations
+from trocr_jax.reader import Prepared, Reader
 
 
 @pytest.fixture(scope="module")

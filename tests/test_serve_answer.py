@@ -12,7 +12,8 @@ from tokenizers import decoders, models
 
 from trocr_jax.batching.jobs import Job
 from trocr_jax.decoding import GenerateConfig
-from trocr_jax.line import CONTINUES, NO_TEXT, Line, Token, Word, joined
+from trocr_jax.flags import CONTINUES, NO_TEXT
+from trocr_jax.line import Line, Token, Word, joined
 from trocr_jax.serve.api.answer import LEAST_LOGPROB, Answer, JobPart, entry
 from trocr_jax.tokens import Tokenizer
 

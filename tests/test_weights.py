@@ -404,7 +404,6 @@ def test_saved_models_come_back(tmp_path, family, to):
     assert found.config == config and found.dtype == model.dtype
     same(weights.dump(TrOCR.from_pretrained(tmp_path / "m")), weights.dump(model))
     assert pretrained.companions(tmp_path / "m").items() >= COMPANIONS.items()
-    assert not pretrained.lacking(pretrained.companions(tmp_path / "m"))
     with pytest.raises(FilesError, match="exists and is not empty"):
         pretrained.save(model, tmp_path / "m", COMPANIONS, to=to)
 
@@ -482,10 +481,3 @@ def test_what_is_not_a_model(tmp_path):
     for reason, path in cases.items():
         with pytest.raises(FilesError, match=reason):
             pretrained.open_checkpoint(path)
-
-
-def test_lacking():
-    assert pretrained.lacking({}).startswith("no tokenizer")
-    assert pretrained.lacking({"vocab.json": b"", "preprocessor_config.json": b""}).startswith("no tokenizer")
-    assert pretrained.lacking({"sentencepiece.bpe.model": b""}) == "no preprocessor_config.json"
-    assert pretrained.lacking(COMPANIONS) == ""

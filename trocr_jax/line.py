@@ -11,20 +11,16 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Literal
 
-NO_TEXT = "no_text"
-"""The flag of an image without ink."""
-CONTINUES = "continues"
-"""The flag of a piece of a line that begins amid a word of the piece before; no line as a whole has it."""
-UNLIKELY = "unlikely"
-"""The flag of a text with a token below SEEN, which no free reading has: a pattern held the model to what it does not see."""
+from .flags import CONTINUES, NO_TEXT, REPETITION, UNLIKELY
+
 SEEN = math.log(0.01)
-"""The log-probability from which a token counts as seen. A token below it is in none of 1,800 drawn lines that the packaged
+"""The log-probability below which a token makes its text UNLIKELY. One below it is in none of 1,800 drawn lines that the packaged
 model read freely, in 10 of 1,132 that were read right while held to their pattern, and in 149 of 150 that are not dates and were
 held to a pattern for dates.
 """
 
 _TAIL = 200  # characters that can repeat themselves: the search takes the cube of the length of what it looks at
-REPETITION = re.compile(r"(.{2,}?)\1{3,}$|(\S)\2{11,}$|(\b\w+\b)(?:\W+\3\b){3,}$")
+_REPEATED_END = re.compile(r"(.{2,}?)\1{3,}$|(\S)\2{11,}$|(\b\w+\b)(?:\W+\3\b){3,}$")
 """A line that ends in the same piece four times, one sign a dozen times, or one word four times: how a lost decoder babbles."""
 
 
@@ -120,8 +116,8 @@ def line_from_tokens(
 
 def _doubts(text: str, logprobs: list[float]) -> Iterator[str]:
     """Flags of a text that the model may have been lost in."""
-    if REPETITION.search(text[-_TAIL:]):
-        yield "repetition"
+    if _REPEATED_END.search(text[-_TAIL:]):
+        yield REPETITION
     if min(logprobs, default=0.0) < SEEN:
         yield UNLIKELY
 

@@ -10,14 +10,11 @@ import numpy as np
 from PIL import Image
 
 from . import images
-from .line import CONTINUES, NO_TEXT
+from .flags import CONTINUES, NO_TEXT, SEVERAL_LINES, SEVERAL_PAGES
 from .pixels import ink
 from .pixels.image_processor import ImageProcessor
 from .pixels.line_normalization import Writing, find_writing
 from .pixels.strokes import varied_channel
-
-SEVERAL_LINES = "several_lines"
-SEVERAL_PAGES = "several_pages"
 
 
 @dataclass(frozen=True)

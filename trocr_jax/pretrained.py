@@ -95,13 +95,6 @@ def companions(directory: Path | str) -> dict[str, bytes]:
     return found
 
 
-def lacking(companions: Mapping[str, bytes]) -> str:
-    """What is missing for a complete model directory, in words; empty if nothing is."""
-    if not any(companions.keys() >= set(names) for names in files.TOKENIZERS):
-        return "no tokenizer (tokenizer.json, vocab.json with merges.txt, or sentencepiece.bpe.model)"
-    return "" if companions.keys() & set(files.PREPROCESSOR_FILES) else "no preprocessor_config.json"
-
-
 def save(
     model: Any, directory: Path | str, companions: Mapping[str, bytes], *, to: Format = "hub", replace: bool = False
 ) -> Path:
@@ -110,7 +103,7 @@ def save(
     Args:
         model: a TrOCR whose parameters this process can read.
         directory: must not exist, or be empty, unless `replace`.
-        companions: file name -> content, as `companions(other_directory)` reads them; `lacking` tells what is missing.
+        companions: file name -> content, as `companions(other_directory)` reads them.
         to: "hub" for `model.safetensors`, which transformers loads too; "orbax" for our stacked arrays.
         replace: whether it takes the place of a directory that is there, which stays until then.
 

@@ -9,10 +9,6 @@ compiled) and read while the next batch is prepared. Results come in the order o
 
 from __future__ import annotations
 
-import errno
-import logging
-import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,10 +28,11 @@ from .agreement import misreadings
 from .checkpoints.generation_files import read_settings
 from .cores import usable_cores
 from .decoding import GenerateConfig, Generation, read_pixels
+from .flags import NO_TEXT
 from .generation.packed import Packed, pack
 from .generation.sampling import image_seed, small_seed
 from .lanes import Lanes
-from .line import NO_NUMBERS, NO_TEXT, Line, line_from_tokens
+from .line import NO_NUMBERS, Line, line_from_tokens
 from .model import TrOCR
 from .patterns import constraint
 from .pixels.image_processor import ImageProcessor
@@ -273,34 +270,6 @@ class Reader:
         lines = self.lines(wait(), [item.flags for item in readable]) if wait else iter(())
         for piece in batch:
             yield piece, Line.failed(piece.item.error) if piece.item.error else next(lines)
-
-
-def cache_compilations() -> None:
-    """Keeps compiled programs on disk, so that the next process starts at once. JAX's own setting or variable wins.
-
-    Where there is no place for them every process compiles for itself, which the log tells.
-    """
-    if getattr(jax.config, "jax_compilation_cache_dir", None):
-        return
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "trocr-jax" / "xla"
-    except RuntimeError:  # a user without a home directory
-        return
-    if trouble := _unwritable(folder):
-        message = f"compiled programs cannot be kept in {folder} ({trouble}): set JAX_COMPILATION_CACHE_DIR to another folder"
-        logging.getLogger(__name__).warning(message)
-    if os.path.isdir(folder):  # one that is only there to be read saves compiling, too
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf if trouble else 0.2)
-
-
-def _unwritable(folder: Path) -> str:
-    """Why nothing can be written into a folder, which is made where it is missing; "" where something can."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return str(error.strerror)
-    return "" if os.access(folder, os.W_OK) else os.strerror(errno.EACCES)
 
 
 def _dtype_name(dtype: Any) -> str:

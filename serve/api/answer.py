@@ -14,7 +14,8 @@ from itertools import islice
 import numpy as np
 
 from trocr_jax.engine import Job
-from trocr_jax.line import NO_TEXT, Line, between, joined
+from trocr_jax.flags import NO_TEXT
+from trocr_jax.line import Line, between, joined
 from trocr_jax.reader import Reader
 from trocr_jax.tokens import Tokenizer
 

@@ -1,4 +1,4 @@
-"""Admission: how much is in the house, and how long a refused client should wait."""
+"""Admission: how much is under way, and how long a refused client should wait."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class RequestContext:
         id: x-request-id.
         key: a name for its API key, or "anonymous".
         started, deadline: on `time.monotonic`, the clock of the event loop too.
-        units: of it in the house: its images, each times its `n`, and of pages the lines.
+        units: what it counts for while it is under way: its images, each times its `n`, and of pages the lines.
         closers: called when the request is over, however it ends.
         over: whether it is.
         refusal: the code of the error that it was answered with.

@@ -139,27 +139,27 @@ def insert(slots: Slots, memory: Array, settings: Settings, config: TrOCRConfig)
     return replace(slots, **{name: getattr(slots, name).at[place].set(rows, mode="drop") for name, rows in new.items()})
 
 
-@partial(jax.jit, static_argnames=("rules", "full"), donate_argnames=("slots",))
-def advance(model: TrOCR | Packed, slots: Slots, rules: GenerateConfig, full: bool = False) -> tuple[Slots, Progress]:
+@partial(jax.jit, static_argnames=("rules", "sort"), donate_argnames=("slots",))
+def advance(model: TrOCR | Packed, slots: Slots, rules: GenerateConfig, sort: bool = False) -> tuple[Slots, Progress]:
     """STEPS decoding steps of every slot.
 
     Args:
         rules: static; of these the rules that forbid tokens are used, and top_k.
-        full: static; whether any slot has a temperature or wants alternatives, which sort the vocabulary for all of them.
+        sort: static; whether any slot draws or wants alternatives: then the vocabulary is sorted for every slot.
     """
     model, layers = model_of(model), layers_of(model)
-    return jax.lax.scan(lambda slots, _: _step(model, layers, slots, rules, full), slots, length=STEPS)
+    return jax.lax.scan(lambda slots, _: _step(model, layers, slots, rules, sort), slots, length=STEPS)
 
 
-def _step(model: TrOCR, layers: StepLayers | Unrolled, slots: Slots, rules: GenerateConfig, full: bool) -> tuple[Slots, Progress]:
+def _step(model: TrOCR, layers: StepLayers | Unrolled, slots: Slots, rules: GenerateConfig, sort: bool) -> tuple[Slots, Progress]:
     model_config, rows = model.config, jnp.arange(slots.done.shape[0])
     scores, cache = model.decoder.step(slots.tokens[rows, slots.position], slots.memory, slots.cache, slots.position, layers)
     scores = scores.astype(jnp.float32)
     logprobs = jax.nn.log_softmax(scores, axis=-1)
-    token = _choose(process(scores, slots.tokens, slots.states, slots.position, rules, model_config), slots, rules.top_k, full)
+    token = _choose(process(scores, slots.tokens, slots.states, slots.position, rules, model_config), slots, rules.top_k, sort)
     token = jnp.where(slots.done, model_config.pad_token_id, token)
     position = jnp.where(slots.done, slots.position, slots.position + 1)
-    best_logprobs, best = jax.lax.top_k(logprobs, min(MAX_ALTERNATIVES, logprobs.shape[-1]) if full else 0)
+    best_logprobs, best = jax.lax.top_k(logprobs, min(MAX_ALTERNATIVES, logprobs.shape[-1]) if sort else 0)
     progress = Progress(token, jnp.take_along_axis(logprobs, token[:, None], axis=1)[:, 0], best.astype(jnp.int32), best_logprobs)
     tokens = slots.tokens.at[rows, position].set(jnp.where(slots.done, slots.tokens[rows, position], token))
     done = slots.done | (token == model_config.eos_token_id) | (position >= slots.limit)

@@ -56,8 +56,8 @@ class SlotJobs:
 
     def warm_up(self, rules: GenerateConfig) -> None:
         """Compiles the steps, by taking some in empty slots."""
-        for full in (False, True):
-            self._slots, _ = device.advance(self._packed, self._slots, rules, full)
+        for sort in (False, True):
+            self._slots, _ = device.advance(self._packed, self._slots, rules, sort)
         jax.block_until_ready(self._slots)
 
     def insert(self, memory: Array, rows: Sequence[tuple[int, Job]]) -> None:
@@ -89,8 +89,8 @@ class SlotJobs:
         live = [job for job in self._jobs if job is not None]
         if not live:
             return
-        full = any(job.config.do_sample or job.alternatives for job in live)
-        self._slots, progress = device.advance(self._packed, self._slots, rules, full)
+        sort = any(job.config.do_sample or job.alternatives for job in live)
+        self._slots, progress = device.advance(self._packed, self._slots, rules, sort)
         self._advancing = list(self._jobs), progress
 
     def harvest(self) -> Iterator[tuple[Job, Status]]:

@@ -18,8 +18,9 @@ from PIL import Image
 
 from .. import files, images, page
 from ..cli import UsageError, remark
+from ..flags import REPETITION, UNLIKELY
 from ..image_paths import STDIN, standard_input
-from ..line import UNLIKELY, one_line, to_json
+from ..line import one_line, to_json
 from ..pages.formats import DOCUMENTS, Page, render
 from ..pages.outlines import MAX_BYTES, PageFormatError, parse_lines
 
@@ -28,7 +29,7 @@ SUFFIXES = {"text": ".txt", "tsv": ".tsv", "json": ".json", "hocr": ".hocr", "al
 LONGEST_NAME = 255  # bytes, in nearly every file system
 DOUBTS = {
     UNLIKELY: "have what the model hardly sees (below 1 in 100); a pattern may have forced them",
-    "repetition": "repeat themselves at the end, as of a model that is lost",
+    REPETITION: "repeat themselves at the end, as of a model that is lost",
     "length": "were cut off after as many tokens as they may have (--max-tokens)",
 }
 """What is told of a page whose lines have these flags or ends."""

@@ -15,17 +15,17 @@ import tyro
 
 from .. import images
 from ..cli import UsageError, check_pattern, int8_backend, remark
+from ..flags import NO_TEXT, REPETITION, SEVERAL_LINES, SEVERAL_PAGES, UNLIKELY
 from ..image_paths import STDIN, find_images, left_out, standard_input
-from ..line import NO_TEXT, UNLIKELY, Line, one_line, to_json
+from ..line import Line, one_line, to_json
 from ..pages.formats import DOCUMENTS
-from ..prepared import SEVERAL_LINES, SEVERAL_PAGES
 
 PROGRESS_FROM = 20
 REMARKS = {
     SEVERAL_PAGES: "has several pages; only the first was read",
     SEVERAL_LINES: "holds several lines, and the model reads one: --page finds and reads all",
     NO_TEXT: "shows no writing",
-    "repetition": "its text repeats itself at the end, as of a model that is lost",
+    REPETITION: "its text repeats itself at the end, as of a model that is lost",
     UNLIKELY: "its text has what the model hardly sees (below 1 in 100); a pattern may have forced it",
 }
 """What is told of an image whose line has a flag."""
@@ -186,7 +186,8 @@ def _read_pages(paths: list[Path], config: Config, options: dict[str, Any]) -> b
 
 def _make_reader(config: Config) -> Any:
     """A Reader, introduced on stderr."""
-    from ..reader import Reader, cache_compilations
+    from ..compilation_cache import cache_compilations
+    from ..reader import Reader
 
     cache_compilations()
     if config.dtype == "int8":
