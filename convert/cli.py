@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from trocr_jax.cli import UsageError, guarded
+from trocr_jax.terminal import UsageError, guarded
 
 if TYPE_CHECKING:
     from trocr_jax.config import TrOCRConfig

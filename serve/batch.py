@@ -25,11 +25,12 @@ import tyro
 
 from trocr_jax import files
 from trocr_jax.checkpoints import generation_files
-from trocr_jax.cli import UsageError, check_pattern, int8_backend
+from trocr_jax.cli import int8_backend
 from trocr_jax.cores import usable_cores
 from trocr_jax.files import FilesError
 from trocr_jax.page import is_lost
 from trocr_jax.pages.formats import Page
+from trocr_jax.terminal import UsageError, check_pattern
 
 from .batch_job import inputs, output
 from .batch_job.places import FetchError, PlaceError, absolute, root_of

@@ -24,13 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from trocr_jax import cli, sharding
-from trocr_jax.cli import UsageError
+from trocr_jax import cli, sharding, terminal
 from trocr_jax.config import PRESETS
 from trocr_jax.decoding import GenerateConfig, generate
 from trocr_jax.generation.packed import Packed, model_of, pack
 from trocr_jax.model import TrOCR
 from trocr_jax.network.attention import for_one_device
+from trocr_jax.terminal import UsageError
 
 from .benchmark import peers, roofline
 
@@ -134,7 +134,7 @@ def check(config: Config) -> None:
     if config.peers and (unknown := [part for part in config.only if not any(part in name for name in names)]):
         raise UsageError(f"--only: no peer here is called {', '.join(unknown)}; there are: {'; '.join(names)}")
     if config.plot is not None:
-        cli.check_writable(config.plot, "--plot")
+        terminal.check_writable(config.plot, "--plot")
         cli.load("matplotlib", "--plot", "train")
 
 
@@ -365,4 +365,4 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 
 
 if __name__ == "__main__":
-    raise SystemExit(cli.guarded(lambda: run(from_json(sys.argv[1:]))))
+    raise SystemExit(terminal.guarded(lambda: run(from_json(sys.argv[1:]))))

@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trocr_jax.cli import check_known, check_writable, load, program
+from trocr_jax.cli import load, program
 from trocr_jax.config import PRESETS, TrOCRConfig
 from trocr_jax.decoding import GenerateConfig, generate
 from trocr_jax.generation.packed import pack
 from trocr_jax.model import TrOCR
+from trocr_jax.terminal import check_known, check_writable
 
 from . import bench
 from .benchmark import roofline

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from trocr_jax import ahead_of_time, program_text
-from trocr_jax.cli import check_known, program
+from trocr_jax.cli import program
 from trocr_jax.config import PRESETS
 from trocr_jax.generation.packed import pack
 from trocr_jax.model import TrOCR
 from trocr_jax.network import attention
+from trocr_jax.terminal import check_known
 
 from . import tpu
 

@@ -29,7 +29,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from trocr_jax import cli
+from trocr_jax import cli, terminal
 from trocr_jax.engine import Engine, Job
 from trocr_jax.generation.loop import whole_chunks
 from trocr_jax.image_paths import find_images
@@ -84,7 +84,7 @@ class Level:
 def run(config: Config) -> int:
     """Measures and prints; the exit code."""
     if config.plot:
-        cli.check_writable(config.plot, "--plot")
+        terminal.check_writable(config.plot, "--plot")
         cli.load("matplotlib", "--plot", "train")
     reader = Reader.from_pretrained()
     paths = find_images(config.images)

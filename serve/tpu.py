@@ -25,12 +25,13 @@ from jax.stages import Compiled
 from trocr_jax import ahead_of_time, sharding
 from trocr_jax.batching import device
 from trocr_jax.chips import Chip, Cost, chip_of, estimate
-from trocr_jax.cli import check_known, program
+from trocr_jax.cli import program
 from trocr_jax.config import PRESETS
 from trocr_jax.decoding import GenerateConfig
 from trocr_jax.generation.loop import STEPS_PER_CHUNK, whole_chunks, widths
 from trocr_jax.generation.packed import Packed, model_of, pack
 from trocr_jax.model import TrOCR
+from trocr_jax.terminal import check_known
 
 HALF = (0.5, 0.5, 0.5)
 ALL, DATA = PartitionSpec(), PartitionSpec("data")

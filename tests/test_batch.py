@@ -20,7 +20,6 @@ import tiny
 from batching import batch, pictures
 from conftest import ROOT
 
-from trocr_jax.cli import UsageError
 from trocr_jax.prepared import Prepared
 from trocr_jax.reader import Reader
 from trocr_jax.serve import batch as batch_module
@@ -31,6 +30,7 @@ from trocr_jax.serve.batch_job import places as batch_places
 from trocr_jax.serve.batch_job.places import FetchError, read_file
 from trocr_jax.serve.batch_job.prepare import Decoded, decode
 from trocr_jax.serve.batch_job.units import Item
+from trocr_jax.terminal import UsageError
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ import batching
 import pytest
 from batching import pictures
 
-from trocr_jax.cli import UsageError
 from trocr_jax.containers import ContainerError, LineDatabase
 from trocr_jax.serve.batch_job import containers as batch_containers
 from trocr_jax.serve.batch_job import inputs as batch_inputs
@@ -24,6 +23,7 @@ from trocr_jax.serve.batch_job import places as batch_places
 from trocr_jax.serve.batch_job.places import FetchError, PlaceError, expand, read_file
 from trocr_jax.serve.batch_job.prepare import decode
 from trocr_jax.serve.batch_job.units import Columns, Unit
+from trocr_jax.terminal import UsageError
 from trocr_jax.train.sets.sources import table
 
 IMAGES = pictures(10)

@@ -13,13 +13,13 @@ import tiny
 from conftest import ROOT
 
 from trocr_jax import images
-from trocr_jax.cli import UsageError
 from trocr_jax.config import PRESETS
 from trocr_jax.model import TrOCR
 from trocr_jax.reader import Reader
 from trocr_jax.serve import bench, curves, refill
 from trocr_jax.serve.benchmark import lines as bench_lines
 from trocr_jax.serve.benchmark import roofline
+from trocr_jax.terminal import UsageError
 
 BASE = PRESETS["microsoft/trocr-base-handwritten"]
 

@@ -34,7 +34,6 @@ from transformers import (
 
 from trocr_jax import cli, pretrained
 from trocr_jax.checkpoints import tensor_files, weights
-from trocr_jax.cli import UsageError
 from trocr_jax.config import PRESETS, TrOCRConfig
 from trocr_jax.convert import verify
 from trocr_jax.convert.cli import _named_tokenizer, main
@@ -42,6 +41,7 @@ from trocr_jax.convert.warm_start import warm_start
 from trocr_jax.files import read_preprocessor
 from trocr_jax.model import TrOCR
 from trocr_jax.pixels.image_processor import ImageProcessor
+from trocr_jax.terminal import UsageError
 from trocr_jax.tokens import Tokenizer as OurTokenizer
 
 TOKENIZER = {"vocab.json": b'{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}', "merges.txt": b"#version: 0.2\n"}

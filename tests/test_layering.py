@@ -7,7 +7,7 @@ from conftest import ROOT
 
 LEAVES = {
     "images", "image_paths", "containers", "prepared", "line", "streaming", "tokens", "metrics", "files", "config", "chips",
-    "cores", "buckets", "flags", "agreement", "program_text", "tesseract",
+    "cores", "terminal", "buckets", "flags", "agreement", "program_text", "tesseract",
     "pixels.image_processor", "pixels.ink", "pixels.line_cutting", "pixels.line_normalization", "pixels.strokes",
     "pages.binarization", "pages.deskew", "pages.letters", "pages.line_detection", "pages.orientation", "pages.outlines",
     "pages.paper", "pages.rules", "pages.sheet",
@@ -34,7 +34,7 @@ ORDER = [
     "decoding sharding reader".split(),
     "sharding ahead_of_time".split(),
     "pages.words pages.formats page commands.page commands.read".split(),
-    "cli commands.page commands.read".split(),  # for its UsageError; cli names verbs and imports none of them
+    "cli commands.read".split(),  # cli names verbs and imports none of them
     "cli commands.doctor".split(),
     "cli __main__".split(),
 ]

@@ -20,7 +20,7 @@ from reference import VisionEncoderDecoderModel, close, nchw, ours, random_confi
 from trocr_jax.checkpoints import weights
 from trocr_jax.config import TrOCRConfig
 from trocr_jax.decoding import GenerateConfig, generate
-from trocr_jax.generation.packed import layers_of, pack
+from trocr_jax.generation.packed import pack, unpack
 from trocr_jax.model import TrOCR, cross_entropy, normalize, shift_right
 from trocr_jax.network import step_layers
 from trocr_jax.network.decoder import Decoder, sinusoidal_table
@@ -163,7 +163,7 @@ def test_layers_are_laid_out_beside_the_model_as_its_device_reads_them(monkeypat
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(step_layers, "TRANSPOSED_FROM", 1)
     model = TrOCR(random_config("A", 1), rngs=nnx.Rngs(0))
-    layers, kernel = layers_of(pack(model)), model.decoder.layers.mlp.fc1.kernel[0]
+    layers, kernel = unpack(pack(model))[1], model.decoder.layers.mlp.fc1.kernel[0]
     assert isinstance(layers, step_layers.Unrolled)
     np.testing.assert_array_equal(layers.layers[0].layer.mlp.fc1.kernel[...], kernel.T if transposes else kernel)
 

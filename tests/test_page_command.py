@@ -5,11 +5,11 @@ import json
 import pytest
 from PIL import Image
 
-from trocr_jax.cli import UsageError
 from trocr_jax.commands import page as page_command
 from trocr_jax.commands.page import Job, Source, check, sources
 from trocr_jax.line import Line
 from trocr_jax.pages.outlines import PageFormatError
+from trocr_jax.terminal import UsageError
 
 
 @pytest.mark.parametrize("other", ["b/1.png", "a/1.tif"])

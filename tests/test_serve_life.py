@@ -15,10 +15,10 @@ import httpx2
 import pytest
 from serving import MODEL, PICTURES, Running, chat, data_url, lines, process, serving, wait_until
 
-from trocr_jax.cli import UsageError
 from trocr_jax.serve.api import launch
 from trocr_jax.serve.api.config import Config
 from trocr_jax.serve.api.limits import Limits
+from trocr_jax.terminal import UsageError
 
 KEY = "sk-" + "c" * 24
 

@@ -16,9 +16,9 @@ from conftest import ROOT
 from PIL import Image, ImageFont
 
 from trocr_jax import images
-from trocr_jax.cli import UsageError
 from trocr_jax.files import FilesError
 from trocr_jax.pixels.image_processor import ImageProcessor
+from trocr_jax.terminal import UsageError
 from trocr_jax.train import cli, draw
 from trocr_jax.train import sheet as sheet_command
 from trocr_jax.train.config import FREE, PRESETS, Config, check, to_plain

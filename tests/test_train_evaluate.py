@@ -17,9 +17,9 @@ from PIL import ImageFont
 from test_packaged import EXAMPLES, ROOT
 
 from trocr_jax import Reader, metrics
-from trocr_jax.cli import UsageError
 from trocr_jax.line import Line
 from trocr_jax.pixels.image_processor import ImageProcessor
+from trocr_jax.terminal import UsageError
 from trocr_jax.train import evaluate
 from trocr_jax.train.benchmarks import BENCHMARKS, size_name
 from trocr_jax.train.config import Config as TrainConfig

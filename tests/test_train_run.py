@@ -21,7 +21,7 @@ import tiny
 from conftest import ROOT
 
 from trocr_jax import Reader, files, pretrained
-from trocr_jax.cli import UsageError
+from trocr_jax.terminal import UsageError
 from trocr_jax.train import vocabulary
 from trocr_jax.train.config import DataConfig, HostsConfig, LoraConfig, OptimizerConfig, PreflightConfig, StartConfig
 from trocr_jax.train.log import evaluations, read_log

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from trocr_jax.cli import UsageError
+from trocr_jax.terminal import UsageError
 from trocr_jax.train import tesseract
 from trocr_jax.train.tesseract import Config, run, words_of_pages
 

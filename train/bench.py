@@ -13,9 +13,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from trocr_jax.cli import check_known, program
+from trocr_jax.cli import program
 from trocr_jax.config import PRESETS, TrOCRConfig
 from trocr_jax.model import TrOCR
+from trocr_jax.terminal import check_known
 
 from . import mesh as meshes
 from .config import OptimizerConfig

@@ -15,7 +15,8 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from trocr_jax import files
-from trocr_jax.cli import UsageError, guarded, load
+from trocr_jax.cli import load
+from trocr_jax.terminal import UsageError, guarded
 
 from .config import PRESETS, Config
 

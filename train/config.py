@@ -14,7 +14,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from trocr_jax.cli import UsageError
+from trocr_jax.terminal import UsageError
 
 FONTS = Path("~/.cache/trocr-jax/fonts")
 """Where fetch_fonts.sh puts fonts: `training/FAMILY/` and `held-out/FAMILY/`."""

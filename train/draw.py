@@ -18,7 +18,8 @@ from numpy.random import Generator
 from PIL import Image
 
 from trocr_jax import files
-from trocr_jax.cli import UsageError, check_known, check_writable, program
+from trocr_jax.cli import program
+from trocr_jax.terminal import UsageError, check_known, check_writable
 
 from .config import SyntheticConfig
 from .drawing import fonts, synthesis

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trocr_jax import metrics
-from trocr_jax.cli import UsageError, check_known, check_writable
 from trocr_jax.compilation_cache import cache_compilations
 from trocr_jax.reader import TOGETHER, Reader
+from trocr_jax.terminal import UsageError, check_known, check_writable
 
 from .benchmarks import BENCHMARKS, Benchmark, Part, size_name
 from .config import SyntheticConfig

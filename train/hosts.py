@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from trocr_jax.cli import guarded
+from trocr_jax.terminal import guarded
 
 from .config import HostsConfig
 

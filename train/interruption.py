@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from trocr_jax.cli import INTERRUPTED
+from trocr_jax.terminal import INTERRUPTED
 
 
 class Interruption:

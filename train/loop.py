@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from trocr_jax import files, pretrained
-from trocr_jax.cli import INTERRUPTED
+from trocr_jax.terminal import INTERRUPTED
 
 from . import hosts
 from . import mesh as meshes

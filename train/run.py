@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from trocr_jax import sharding
-from trocr_jax.cli import UsageError
+from trocr_jax.terminal import UsageError
 
 from . import mesh as meshes
 from . import preflight, vocabulary

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from trocr_jax import files
-from trocr_jax.cli import UsageError
+from trocr_jax.terminal import UsageError
 
 from . import checkpoint
 from .config import FREE, Config, to_plain

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from trocr_jax.cli import UsageError, guarded
+from trocr_jax.terminal import UsageError, guarded
 
 from . import cli
 from .config import Config

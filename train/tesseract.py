@@ -23,9 +23,10 @@ from pathlib import Path
 from PIL import Image
 
 from trocr_jax import metrics
-from trocr_jax.cli import check_known, program
+from trocr_jax.cli import program
 from trocr_jax.cores import usable_cores
 from trocr_jax.reader import Reader
+from trocr_jax.terminal import check_known
 from trocr_jax.tesseract import read_lines
 
 from .config import SyntheticConfig

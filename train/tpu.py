@@ -20,9 +20,10 @@ from jax.stages import Compiled
 
 from trocr_jax import ahead_of_time
 from trocr_jax.chips import Chip, chip_of, estimate
-from trocr_jax.cli import check_known, program
+from trocr_jax.cli import program
 from trocr_jax.config import PRESETS
 from trocr_jax.model import TrOCR
+from trocr_jax.terminal import check_known
 
 from . import mesh as meshes
 from .config import OptimizerConfig

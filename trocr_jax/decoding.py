@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from .generation.beam import beam_search
 from .generation.config import GenerateConfig
-from .generation.packed import Packed, layers_of, model_of
+from .generation.packed import Packed, model_of, unpack
 from .generation.result import Generation, empty_generation
 from .generation.sampling import sample
 from .model import TrOCR, normalize
@@ -43,7 +43,7 @@ def generate(
         ValueError: sampling without seeds, seeds or limits that are not one whole number an image, memory of another model,
             more tokens than the checkpoint has positions, or arrays on a mesh with Explicit axes.
     """
-    model, layers = model_of(model), layers_of(model)
+    model, layers = unpack(model)
     refuse_explicit(model, memory)
     seeds, limits = (None if rows is None else jnp.asarray(rows) for rows in (seeds, limits))
     if config.do_sample and seeds is None:

@@ -13,10 +13,10 @@ import threading
 import uvicorn
 
 from trocr_jax.buckets import bucket
-from trocr_jax.cli import UsageError, check_pattern
 from trocr_jax.compilation_cache import cache_compilations
 from trocr_jax.files import expand
 from trocr_jax.reader import Reader, default_batch_size
+from trocr_jax.terminal import UsageError, check_pattern
 
 from .app import create_app
 from .config import Config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from trocr_jax.cli import UsageError
+from trocr_jax.terminal import UsageError
 
 VALUE_BYTES = 200
 """What a value of JSON weighs as Python's objects where it is small: a key and a text, with their place in a dictionary."""

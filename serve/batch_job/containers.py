@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import IO, Any, Self
 
-from trocr_jax.cli import UsageError
 from trocr_jax.containers import IMAGE_COLUMNS, ContainerError, LineDatabase, image_bytes
 from trocr_jax.image_paths import EXTENSIONS
+from trocr_jax.terminal import UsageError
 
 from .places import MAX_BYTES, PlaceError, opened
 from .units import Columns, Item, Unit

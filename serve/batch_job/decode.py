@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
-from trocr_jax.cli import UsageError
+from trocr_jax.terminal import UsageError
 
 from .places import FetchError
 

@@ -22,9 +22,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from trocr_jax.cli import UsageError, remark
 from trocr_jax.containers import FILE_COLUMNS
 from trocr_jax.image_paths import EXTENSIONS, UNREAD
+from trocr_jax.terminal import UsageError, remark
 
 from . import containers
 from .places import PlaceError, absolute, check_mounted, check_scheme, expand, is_url, join, opened, parent, steadily

@@ -23,9 +23,9 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, Any, TypeVar
 
-from trocr_jax.cli import UsageError
 from trocr_jax.image_paths import fixed, glob_files, natural
 from trocr_jax.images import MAX_PIXELS
+from trocr_jax.terminal import UsageError
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from trocr_jax import files
-from trocr_jax.cli import printable
+from trocr_jax.terminal import printable
 
 from .work import BatchJob
 
@@ -20,7 +20,7 @@ CALM = 10.0
 
 
 def remark(message: str) -> None:
-    """Says one line on stderr as `cli.remark` does, without breaking a bar that is drawn there."""
+    """Says one line on stderr as `terminal.remark` does, without breaking a bar that is drawn there."""
     tqdm.write(f"trocr-jax: {printable(message)}", file=sys.stderr)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..config import TrOCRConfig
 from ..generation.config import GenerateConfig
-from ..generation.packed import Packed, layers_of, model_of
+from ..generation.packed import Packed, model_of, unpack
 from ..generation.processors import advance_constraint, process
 from ..generation.sampling import draw, sample_key
 from ..model import TrOCR, normalize
@@ -147,7 +147,7 @@ def advance(model: TrOCR | Packed, slots: Slots, rules: GenerateConfig, sort: bo
         rules: static; of these the rules that forbid tokens are used, and top_k.
         sort: static; whether any slot draws or wants alternatives: then the vocabulary is sorted for every slot.
     """
-    model, layers = model_of(model), layers_of(model)
+    model, layers = unpack(model)
     return jax.lax.scan(lambda slots, _: _step(model, layers, slots, rules, sort), slots, length=STEPS)
 
 

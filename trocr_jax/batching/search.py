@@ -15,7 +15,7 @@ from ..generation import beam
 from ..generation.beam import Beams, BeamState
 from ..generation.config import GenerateConfig
 from ..generation.loop import STEPS_PER_CHUNK, chunk, whole_chunks, widths
-from ..generation.packed import Packed, layers_of, model_of
+from ..generation.packed import Packed, model_of, unpack
 from ..generation.result import Generation
 from ..network.layers import Array
 
@@ -32,7 +32,7 @@ def begin(packed: Packed, config: GenerateConfig, limits: Array) -> BeamState:
 @partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
 def advance(packed: Packed, memory: Array, config: GenerateConfig, state: BeamState) -> BeamState:
     """STEPS steps of all images, memory [n,S,E], in a cache that is wide enough for them (`widened`)."""
-    model, layers = model_of(packed), layers_of(packed)
+    model, layers = unpack(packed)
     return chunk(partial(beam.step, model, memory, config, layers), state)
 
 

@@ -18,7 +18,8 @@ import tyro
 
 from .. import files
 from ..checkpoints import generation_files
-from ..cli import package_version, remark
+from ..cli import package_version
+from ..terminal import remark
 
 if TYPE_CHECKING:
     from ..config import TrOCRConfig

@@ -17,12 +17,12 @@ import numpy as np
 from PIL import Image
 
 from .. import files, images, page
-from ..cli import UsageError, remark
 from ..flags import REPETITION, UNLIKELY
 from ..image_paths import STDIN, standard_input
 from ..line import one_line, to_json
 from ..pages.formats import DOCUMENTS, Page, render
 from ..pages.outlines import MAX_BYTES, PageFormatError, parse_lines
+from ..terminal import UsageError, remark
 
 PAGE_BREAK = "\f"  # between the texts of pages, as other programs have it
 SUFFIXES = {"text": ".txt", "tsv": ".tsv", "json": ".json", "hocr": ".hocr", "alto": ".alto.xml", "page": ".page.xml"}

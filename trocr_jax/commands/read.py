@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .. import images
-from ..cli import UsageError, check_pattern, int8_backend, remark
+from ..cli import int8_backend
 from ..flags import NO_TEXT, REPETITION, SEVERAL_LINES, SEVERAL_PAGES, UNLIKELY
 from ..image_paths import STDIN, find_images, left_out, standard_input
 from ..line import Line, one_line, to_json
 from ..pages.formats import DOCUMENTS
+from ..terminal import UsageError, check_pattern, remark
 
 PROGRESS_FROM = 20
 REMARKS = {

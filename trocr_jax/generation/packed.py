@@ -55,15 +55,13 @@ def _laid_out(model: TrOCR, backend: str) -> Unrolled:
     return model.decoder.step_layers().only_for(backend)
 
 
+def unpack(model: TrOCR | Packed) -> tuple[TrOCR, StepLayers | Unrolled]:
+    """The model, and the decoder's layers for its steps: those laid out beside it, or all layouts; inside a program."""
+    if isinstance(model, TrOCR):
+        return model, model.decoder.step_layers()
+    return jax.tree.unflatten(model.structure.treedef, model.leaves)
+
+
 def model_of(model: TrOCR | Packed) -> TrOCR:
-    """The model itself; inside a program."""
-    return model if isinstance(model, TrOCR) else _unpack(model)[0]
-
-
-def layers_of(model: TrOCR | Packed) -> StepLayers | Unrolled:
-    """The decoder's layers for its steps: those that were laid out beside the model, or all layouts; inside a program."""
-    return model.decoder.step_layers() if isinstance(model, TrOCR) else _unpack(model)[1]
-
-
-def _unpack(packed: Packed) -> tuple[TrOCR, Unrolled]:
-    return jax.tree.unflatten(packed.structure.treedef, packed.leaves)
+    """The model alone; inside a program."""
+    return model if isinstance(model, TrOCR) else unpack(model)[0]
