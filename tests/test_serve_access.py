@@ -157,6 +157,10 @@ def test_where_keys_come_from(tmp_path):
     file = tmp_path / "keys"
     file.write_text(f"# of the shop\n{KEY}  # ours\n\n{OTHER}\n")
     assert read_keys(str(file), None) == [KEY, OTHER]
+    file.write_text(f"{KEY}#1  # the first")
+    assert read_keys(str(file), None) == [f"{KEY}#1"], "a key that a # is part of is not cut"
+    file.write_text(f"# {KEY}\n{OTHER}\t# {KEY}")
+    assert read_keys(str(file), None) == [OTHER]
     assert read_keys(None, f" {KEY} , {OTHER},") == [KEY, OTHER]
     assert read_keys(None, None) == read_keys(None, "") == [] and read_keys(None, "a" * 16) == ["a" * 16]
     wrong = {b"# nothing\n": "holds no API key", b"short\n": "at least 16", b"\xc3\xa9" * 20: "plain", b"\xff": "no UTF-8"}

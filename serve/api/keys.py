@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from .errors import ApiError
 
 ENVIRONMENT = "TROCR_API_KEY"
 ANONYMOUS = "anonymous"
+_REMARK = re.compile(r"(^|\s)#.*")
 
 
 class Keys:
@@ -45,7 +47,7 @@ class Keys:
 
 
 def read_keys(file: str | None, environment: str | None) -> list[str]:
-    """Keys of a file (one a line, # for remarks) and of an environment variable (with commas between).
+    """Keys of a file (one a line; # at its start or behind a space begins a remark) and of a variable (commas between).
 
     Raises:
         ValueError: naming the source: the file cannot be read or holds no key, or a key is short enough to be guessed.
@@ -60,7 +62,7 @@ def _keys_of(file: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
         raise ValueError(f"--api-key-file {file}: {why}") from None
-    if keys := _checked([line.partition("#")[0].strip() for line in lines], f"--api-key-file {file}"):
+    if keys := _checked([_REMARK.sub("", line).strip() for line in lines], f"--api-key-file {file}"):
         return keys
     raise ValueError(f"--api-key-file {file}: holds no API key; write one a line")
 
