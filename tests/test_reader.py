@@ -139,7 +139,7 @@ def test_without_a_home_directory_every_process_compiles_for_itself(monkeypatch)
 
     monkeypatch.setattr(Path, "expanduser", homeless)
     monkeypatch.setattr(jax.config, "update", lambda *_: pytest.fail("nowhere to keep them"))
-    monkeypatch.setattr("trocr_jax.reader.jax", SimpleNamespace(config=SimpleNamespace(jax_compilation_cache_dir=None)))
+    monkeypatch.setattr("trocr_jax.compilation_cache.jax", SimpleNamespace(config=SimpleNamespace(jax_compilation_cache_dir=None)))
     cache_compilations()
 
 
@@ -147,7 +147,7 @@ def test_without_a_home_directory_every_process_compiles_for_itself(monkeypatch)
 def test_a_cache_that_cannot_be_written_is_told_once_and_not_by_jax(monkeypatch, tmp_path, caplog, there):
     folder, settings = tmp_path / "trocr-jax" / "xla", {}
     config = SimpleNamespace(jax_compilation_cache_dir=None, update=settings.__setitem__)
-    monkeypatch.setattr("trocr_jax.reader.jax", SimpleNamespace(config=config))
+    monkeypatch.setattr("trocr_jax.compilation_cache.jax", SimpleNamespace(config=config))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if there:
         monkeypatch.setattr("os.access", lambda *_: False)
