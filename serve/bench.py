@@ -33,6 +33,7 @@ from trocr_jax.network.attention import for_one_device
 from trocr_jax.terminal import UsageError
 
 from .benchmark import peers, roofline
+from .benchmark.random_model import random_model
 
 Read = peers.Read
 DTYPES = ("float32", "bfloat16")
@@ -148,14 +149,9 @@ def _check_lines(config: Config) -> None:
 
 def load(config: Config) -> TrOCR:
     """The model to measure, in the first dtype to measure."""
-    dtype = jnp.dtype(config.dtype[0])
-    if not config.random:
-        return TrOCR.from_pretrained(config.model, dtype=dtype)
-    rng = np.random.default_rng(config.seed)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(0.02 * rng.standard_normal(leaf.shape, np.float32), leaf.dtype),
-        TrOCR.abstract(PRESETS[config.model or ""], dtype),
-    )
+    if config.random:
+        return random_model(PRESETS[config.model or ""], config.dtype[0], config.seed)
+    return TrOCR.from_pretrained(config.model, dtype=jnp.dtype(config.dtype[0]))
 
 
 def draw_pixels(config: Config, model: TrOCR, batch: int) -> np.ndarray:

@@ -26,6 +26,7 @@ from trocr_jax.terminal import check_known, check_writable
 
 from . import bench
 from .benchmark import roofline
+from .benchmark.random_model import random_model
 
 
 @dataclass(frozen=True)
@@ -96,19 +97,18 @@ def points(config: Config) -> Iterator[Point]:
 
 def measure(point: Point, config: Config, limits: roofline.Ceilings) -> dict[str, Any]:
     """Seconds of both stages, and the least that the device's ceilings allow."""
-    abstract = TrOCR.abstract(point.config, jnp.dtype(config.dtype))
-    rng = np.random.default_rng(0)
-    model = jax.tree.map(lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32), x.dtype), abstract)
-    pixels = jnp.asarray(rng.uniform(-1, 1, (point.batch, *point.config.encoder.image_size, 3)), jnp.float32)
+    model = random_model(point.config, config.dtype)
+    shape = (point.batch, *point.config.encoder.image_size, 3)
+    pixels = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, shape), jnp.float32)
     encode, options = jax.jit(TrOCR.encode), GenerateConfig(point.tokens, min_new_tokens=point.tokens)
     memory, size = encode(model, pixels), jnp.dtype(config.dtype).itemsize
     stages = {
         "encode": (
-            roofline.best(encode, model, pixels, rounds=config.rounds),
+            roofline.fastest(encode, model, pixels, rounds=config.rounds),
             roofline.encoding(point.config, point.batch, size),
         ),
         "decode": (
-            roofline.best(generate, pack(model), memory, options, rounds=config.rounds),
+            roofline.fastest(generate, pack(model), memory, options, rounds=config.rounds),
             roofline.decoding(point.config, point.batch, point.tokens, size),
         ),
     }

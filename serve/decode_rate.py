@@ -64,7 +64,7 @@ def threads(images: list[str], processor: ImageProcessor, count: int, config: Co
     """Images a second."""
     one = partial(decode, processor=processor, pages=config.page)
     with ThreadPoolExecutor(count) as pool:
-        return best(lambda: list(pool.map(one, images)), len(images), config.rounds)
+        return highest_rate(lambda: list(pool.map(one, images)), len(images), config.rounds)
 
 
 def processes(images: list[str], processor: ImageProcessor, count: int, config: Config) -> float:
@@ -77,12 +77,12 @@ def processes(images: list[str], processor: ImageProcessor, count: int, config: 
 
     try:
         work([images[:1]] * 4 * count)  # until all of them are up
-        return best(partial(work, list(groups(images, CHUNK))), len(images), config.rounds)
+        return highest_rate(partial(work, list(groups(images, CHUNK))), len(images), config.rounds)
     finally:
         decoders.close()
 
 
-def best(work: Callable[[], object], count: int, rounds: int) -> float:
+def highest_rate(work: Callable[[], object], count: int, rounds: int) -> float:
     """The rate of the quickest of some rounds, in things a second."""
     seconds = []
     for _ in range(rounds):

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -41,13 +41,19 @@ EVIDENCE = 16
 """Tokens that these lines must have together: a sign or two may look like a letter whichever way they are turned."""
 
 
-def read_page(reader: Any, source: Any, polygons: Sequence[np.ndarray] | None = None, **options: Any) -> Page:
+class LineReader(Protocol):
+    """What a page is read with: a `Reader`, which is not imported here, as it needs jax."""
+
+    def read(self, source: Iterator[Image.Image], /, **options: Any) -> list[Line]: ...
+
+
+def read_page(reader: LineReader, source: Any, polygons: Sequence[np.ndarray] | None = None, **options: Any) -> Page:
     """Finds the lines of a page and reads them in order, columns one after the other.
 
     Where hardly any line can be read, the page is also read at quarter and half turns, as it may be on its side or upside down.
 
     Args:
-        reader: a Reader.
+        reader: a `Reader`, or whatever reads line images as it does.
         source: the page as a path, bytes, a PIL image or an array.
         polygons: the lines where they are known, in reading order: [n,2] x and y each, as `pages.outlines.parse_lines` gives
             them from another program's file; by default lines are found here.
@@ -81,7 +87,7 @@ def _sureness(page: Page) -> float:
     return math.exp(median(map(fmean, lines))) if lines else 1.0
 
 
-def _turned(reader: Any, image: Image.Image, upright: list[np.ndarray], found: Page, options: dict[str, Any]) -> Page:
+def _turned(reader: LineReader, image: Image.Image, upright: list[np.ndarray], found: Page, options: dict[str, Any]) -> Page:
     """The page read as one of its turns where that is clearly surer, else as it was found."""
     outlines = {0: upright, **{degrees: find_turned(image, degrees) for degrees in TURNS}}
     free = options | {"pattern": None, "constraint": None}  # text that is forced to match tells nothing about the page
@@ -98,7 +104,7 @@ def _some(outlines: list[np.ndarray]) -> list[np.ndarray]:
     return outlines[:: max(1, len(outlines) // SAMPLE)][:SAMPLE]
 
 
-def _read(reader: Any, image: Image.Image, outlines: list[np.ndarray], options: dict[str, Any]) -> Page:
+def _read(reader: LineReader, image: Image.Image, outlines: list[np.ndarray], options: dict[str, Any]) -> Page:
     ink: list[InkColumns] = []
 
     def lines() -> Iterator[Image.Image]:  # as they are read: together they may be larger than memory
@@ -107,7 +113,7 @@ def _read(reader: Any, image: Image.Image, outlines: list[np.ndarray], options: 
             ink.append(_ink(image, outline, line))
             yield line
 
-    found: list[Line] = reader.read(lines(), **options)
+    found = reader.read(lines(), **options)
     return _layout(image, outlines, ink).page(found)
 
 

@@ -57,10 +57,10 @@ def ceilings(dtype: Any) -> Ceilings:
         start = time.perf_counter()
         buffer = copy(buffer).block_until_ready()
         seconds.append(time.perf_counter() - start)
-    return Ceilings(2 * n**3 / best(product, square), 2 * COPIED / min(seconds[1:]))
+    return Ceilings(2 * n**3 / fastest(product, square), 2 * COPIED / min(seconds[1:]))
 
 
-def best(function: Any, *arguments: Any, rounds: int = 5) -> float:
+def fastest(function: Any, *arguments: Any, rounds: int = 5) -> float:
     """Seconds of the fastest call after one that compiles."""
     seconds = []
     for _ in range(rounds + 1):
