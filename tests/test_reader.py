@@ -139,7 +139,8 @@ def test_without_a_home_directory_every_process_compiles_for_itself(monkeypatch)
 
     monkeypatch.setattr(Path, "expanduser", homeless)
     monkeypatch.setattr(jax.config, "update", lambda *_: pytest.fail("nowhere to keep them"))
-    monkeypatch.setattr("trocr_jax.compilation_cache.jax", SimpleNamespace(config=SimpleNamespace(jax_compilation_cache_dir=None)))
+    config = SimpleNamespace(jax_compilation_cache_dir=None)
+    monkeypatch.setattr("trocr_jax.compilation_cache.jax", SimpleNamespace(config=config))
     cache_compilations()
 
 
